@@ -1,0 +1,15 @@
+//! The mesh's vocabulary and its decisions: who a workload is, where a service lives, what a policy
+//! allows and where a connection goes.
+//!
+//! Nothing here knows a runtime, a socket or a clock: time, bytes and randomness come in as arguments,
+//! so that every rule is a table in a test. The wire forms of these types are the crate `api`'s.
+
+pub mod identity;
+pub mod policy;
+pub mod service;
+pub mod workload;
+
+pub use identity::{Namespace, ServiceAccount, SpiffeId, TrustDomain};
+pub use policy::{Authorization, PolicyName};
+pub use service::{Service, ServiceName};
+pub use workload::{Network, NetworkAddress, Workload, WorkloadUid};

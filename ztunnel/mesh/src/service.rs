@@ -1,0 +1,95 @@
+//! Services: the names and virtual addresses clients call, and the ports behind them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::identity::{Namespace, name};
+use crate::workload::NetworkAddress;
+
+name!(
+    /// A service's full host name, such as `web.shop.svc.cluster.local`.
+    Hostname
+);
+
+/// A service's name: its namespace and host name, written `namespace/hostname`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// The service's namespace.
+    pub namespace: Namespace,
+    /// The service's host name.
+    pub hostname: Hostname,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.hostname)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Service port -> target port. Target 0 means that each endpoint states its own (named ports).
+pub type PortMap = BTreeMap<u16, u16>;
+
+/// A property by which load balancing prefers endpoints that share it with the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Same region.
+    Region,
+    /// Same zone.
+    Zone,
+    /// Same subzone.
+    Subzone,
+    /// Same node.
+    Node,
+    /// Same cluster.
+    Cluster,
+    /// Same network.
+    Network,
+}
+
+/// What becomes of the preference when no endpoint satisfies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Prefer the best rank, fall back to the others.
+    #[default]
+    Failover,
+    /// Only endpoints that match every scope.
+    Strict,
+    /// The original destination, unchanged.
+    Passthrough,
+}
+
+/// How endpoints are chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct LoadBalancing {
+    /// In order of importance.
+    pub routing_preference: Vec<Scope>,
+    /// What when none matches.
+    pub mode: Mode,
+    /// Endpoints that are not ready are chosen too (`publishNotReadyAddresses`).
+    pub allow_unhealthy: bool,
+}
+
+/// A service as the control plane describes it (WDS `istio.workload.Service`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and host name.
+    pub name: ServiceName,
+    /// The short name, as in the manifest.
+    pub short_name: String,
+    /// Virtual addresses; none for a headless service.
+    pub vips: Vec<NetworkAddress>,
+    /// Ports and their targets.
+    pub ports: PortMap,
+    /// Identities its endpoints may prove beside their own.
+    pub subject_alt_names: Vec<String>,
+    /// How endpoints are chosen.
+    pub load_balancing: LoadBalancing,
+    /// It is reached through a waypoint, which this build does not speak to: connections are refused, not let past it.
+    pub has_waypoint: bool,
+}

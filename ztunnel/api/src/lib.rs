@@ -1,1 +1,5 @@
-//! Placeholder of the first build.
+//! The wire: the messages of xDS, WDS, CA and ZDS, their codecs, and their conversion to `mesh` types.
+#![forbid(unsafe_code)]
+
+pub mod proto;
+pub mod type_url;

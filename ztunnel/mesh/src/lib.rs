@@ -4,6 +4,8 @@
 //! Nothing here knows a runtime, a socket or a clock: time, bytes and randomness come in as arguments,
 //! so that every rule is a table in a test. The wire forms of these types are the crate `api`'s.
 
+#![forbid(unsafe_code)]
+
 pub mod identity;
 pub mod policy;
 pub mod service;

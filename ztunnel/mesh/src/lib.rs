@@ -6,12 +6,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod authorize;
+pub mod balance;
 pub mod identity;
 pub mod policy;
+pub mod ports;
+pub mod route;
 pub mod service;
+pub mod state;
 pub mod workload;
 
 pub use identity::{Namespace, ServiceAccount, SpiffeId, TrustDomain};
 pub use policy::{Authorization, PolicyName};
 pub use service::{Service, ServiceName};
+pub use state::State;
 pub use workload::{Network, NetworkAddress, Workload, WorkloadUid};

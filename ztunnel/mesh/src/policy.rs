@@ -3,6 +3,7 @@
 //! and a match when all its stated fields do.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -31,6 +32,24 @@ impl fmt::Display for PolicyName {
 impl fmt::Debug for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no policy's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not of the form namespace/name")]
+pub struct InvalidPolicyName(pub String);
+
+impl FromStr for PolicyName {
+    type Err = InvalidPolicyName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { namespace: namespace.into(), name: name.into() })
+            }
+            _ => Err(InvalidPolicyName(text.to_owned())),
+        }
     }
 }
 
@@ -67,6 +86,20 @@ pub struct Authorization {
     pub rules: Vec<Rule>,
     /// Only logged, never enforced.
     pub dry_run: bool,
+}
+
+/// A policy that was received and cannot be enforced as written. What it means is unknown, so it refuses
+/// whatever it may apply to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedPolicy {
+    /// Namespace and name.
+    pub name: PolicyName,
+    /// Which workloads it applies to; [`PolicyScope::Global`] where even that could not be read.
+    pub scope: PolicyScope,
+    /// It would only have been logged, and so refuses nothing.
+    pub dry_run: bool,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// AND of its clauses.

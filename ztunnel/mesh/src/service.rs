@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use crate::identity::{Namespace, name};
 use crate::workload::NetworkAddress;
@@ -29,6 +30,26 @@ impl fmt::Display for ServiceName {
 impl fmt::Debug for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no service's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not of the form namespace/hostname")]
+pub struct InvalidServiceName(pub String);
+
+impl FromStr for ServiceName {
+    type Err = InvalidServiceName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, hostname))
+                if !namespace.is_empty() && !hostname.is_empty() && !hostname.contains('/') =>
+            {
+                Ok(Self { namespace: namespace.into(), hostname: hostname.into() })
+            }
+            _ => Err(InvalidServiceName(text.to_owned())),
+        }
     }
 }
 

@@ -1,0 +1,289 @@
+//! What the mesh looks like: workloads, services and policies, each found by what it is asked for by.
+//!
+//! `State` is a plain value. A process holds one in a `RwLock`: a batch of updates takes the write lock once,
+//! decisions take the read lock for microseconds and return owned data (`Arc`s), so that no lock is held
+//! across an await. An update costs O(log n) per index it touches (plus the endpoints' O(log n) per service of
+//! the workload), whatever the size of the mesh; nothing is ever rebuilt.
+//!
+//! Invariants: every index entry leads to an entry of `workloads`, `services` or `policies`; no index keeps an
+//! empty entry; workloads on their node's network are not found by address.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::balance::Endpoints;
+use crate::identity::{Namespace, ServiceAccount};
+use crate::policy::{Authorization, PolicyName, PolicyScope, RejectedPolicy};
+use crate::service::{Service, ServiceName};
+use crate::workload::{NetworkAddress, NetworkMode, Workload, WorkloadUid};
+
+/// A policy as it was received.
+#[derive(Clone, Debug)]
+pub enum Policy {
+    /// It could be read.
+    Valid(Arc<Authorization>),
+    /// It could not.
+    Rejected(Arc<RejectedPolicy>),
+}
+
+impl Policy {
+    /// Which workloads it applies to.
+    pub fn scope(&self) -> PolicyScope {
+        match self {
+            Self::Valid(policy) => policy.scope,
+            Self::Rejected(policy) => policy.scope,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &PolicyName {
+        match self {
+            Self::Valid(policy) => &policy.name,
+            Self::Rejected(policy) => &policy.name,
+        }
+    }
+}
+
+/// The mesh, as the control plane describes it.
+#[derive(Debug, Default)]
+pub struct State {
+    workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    /// Where two workloads state one address (a pod's address is given to the next pod before the end of the
+    /// first is known), the one that came last counts.
+    by_address: HashMap<NetworkAddress, Vec<WorkloadUid>>,
+    by_pod: HashMap<(Namespace, String), Vec<WorkloadUid>>,
+    services: HashMap<ServiceName, Arc<Service>>,
+    by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
+    /// Also of services that are not known (yet).
+    endpoints: HashMap<ServiceName, Endpoints>,
+    policies: HashMap<PolicyName, Policy>,
+    by_namespace: HashMap<Namespace, BTreeSet<PolicyName>>,
+    global: BTreeSet<PolicyName>,
+}
+
+impl State {
+    /// An empty mesh.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the workload or replaces what was known of it.
+    pub fn upsert_workload(&mut self, workload: Workload) {
+        let workload = Arc::new(workload);
+        let old = self.workloads.insert(workload.uid.clone(), Arc::clone(&workload));
+        if let Some(old) = old {
+            self.unlink_workload(&old, Some(&workload));
+        }
+        for address in indexed_addresses(&workload) {
+            push_unique(self.by_address.entry(address).or_default(), &workload.uid);
+        }
+        push_unique(self.by_pod.entry(pod_key(&workload)).or_default(), &workload.uid);
+        for service in workload.services.keys() {
+            self.endpoints.entry(service.clone()).or_default().upsert(Arc::clone(&workload));
+        }
+    }
+
+    /// Forgets the workload. Whether there was one.
+    pub fn remove_workload(&mut self, uid: &WorkloadUid) -> bool {
+        let Some(old) = self.workloads.remove(uid) else { return false };
+        self.unlink_workload(&old, None);
+        true
+    }
+
+    /// Takes `old` out of every index entry that `new` does not have.
+    fn unlink_workload(&mut self, old: &Workload, new: Option<&Workload>) {
+        let kept: Vec<NetworkAddress> = new.map(|new| indexed_addresses(new).collect()).unwrap_or_default();
+        for address in indexed_addresses(old).filter(|address| !kept.contains(address)) {
+            remove_from_list(&mut self.by_address, &address, &old.uid);
+        }
+        if new.is_none_or(|new| pod_key(new) != pod_key(old)) {
+            remove_from_list(&mut self.by_pod, &pod_key(old), &old.uid);
+        }
+        for service in old.services.keys() {
+            if new.is_some_and(|new| new.services.contains_key(service)) {
+                continue;
+            }
+            if let Some(endpoints) = self.endpoints.get_mut(service) {
+                endpoints.remove(&old.uid);
+                if endpoints.is_empty() {
+                    self.endpoints.remove(service);
+                }
+            }
+        }
+    }
+
+    /// Adds the service or replaces what was known of it. Its endpoints are the workloads that name it.
+    pub fn upsert_service(&mut self, service: Service) {
+        let service = Arc::new(service);
+        if let Some(old) = self.services.insert(service.name.clone(), Arc::clone(&service)) {
+            self.unlink_service(&old);
+        }
+        for vip in &service.vips {
+            self.by_vip.entry(vip.clone()).or_default().insert(service.name.clone());
+        }
+    }
+
+    /// Forgets the service. Whether there was one.
+    pub fn remove_service(&mut self, name: &ServiceName) -> bool {
+        let Some(old) = self.services.remove(name) else { return false };
+        self.unlink_service(&old);
+        true
+    }
+
+    fn unlink_service(&mut self, old: &Service) {
+        for vip in &old.vips {
+            remove_from_set(&mut self.by_vip, vip, &old.name);
+        }
+    }
+
+    /// Forgets the workload or the service of this resource name. Whether there was one.
+    pub fn remove_address(&mut self, resource: &str) -> bool {
+        // A uid may look like a service's name, so what is there decides.
+        self.remove_workload(&WorkloadUid::from(resource))
+            || resource.parse().is_ok_and(|name| self.remove_service(&name))
+    }
+
+    /// Adds the policy or replaces what was known of it.
+    pub fn upsert_policy(&mut self, policy: Authorization) {
+        self.insert_policy(Policy::Valid(Arc::new(policy)));
+    }
+
+    /// Puts a policy that cannot be read in the place of what was known of it: it refuses what it applies to.
+    pub fn reject_policy(&mut self, policy: RejectedPolicy) {
+        self.insert_policy(Policy::Rejected(Arc::new(policy)));
+    }
+
+    fn insert_policy(&mut self, policy: Policy) {
+        let name = policy.name().clone();
+        self.remove_policy(&name);
+        match policy.scope() {
+            PolicyScope::Global => {
+                self.global.insert(name.clone());
+            }
+            PolicyScope::Namespace => {
+                self.by_namespace.entry(name.namespace.clone()).or_default().insert(name.clone());
+            }
+            PolicyScope::WorkloadSelector => {}
+        }
+        self.policies.insert(name, policy);
+    }
+
+    /// Forgets the policy. Whether there was one.
+    pub fn remove_policy(&mut self, name: &PolicyName) -> bool {
+        self.global.remove(name);
+        remove_from_set(&mut self.by_namespace, &name.namespace, name);
+        self.policies.remove(name).is_some()
+    }
+
+    /// The workload of this uid.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that has this address to itself.
+    pub fn workload_by_address(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.workloads.get(self.by_address.get(address)?.last()?)
+    }
+
+    /// The workload of a pod that runs here, known by name, namespace and service account (from ZDS).
+    pub fn workload_by_pod(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        service_account: &ServiceAccount,
+    ) -> Option<&Arc<Workload>> {
+        let uids = self.by_pod.get(&(namespace.clone(), name.to_owned()))?;
+        uids.iter()
+            .rev()
+            .filter_map(|uid| self.workloads.get(uid))
+            .find(|workload| workload.service_account == *service_account)
+    }
+
+    /// The service of this name.
+    pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// The service with this virtual address: of several, the one of the client's namespace, else the first by
+    /// name.
+    pub fn service_by_vip(&self, vip: &NetworkAddress, client: &Namespace) -> Option<&Arc<Service>> {
+        let names = self.by_vip.get(vip)?;
+        let name = names.iter().find(|name| name.namespace == *client).or_else(|| names.first())?;
+        self.services.get(name)
+    }
+
+    /// The service's endpoints; `None` where it has none.
+    pub fn endpoints(&self, service: &ServiceName) -> Option<&Endpoints> {
+        self.endpoints.get(service)
+    }
+
+    /// The policy of this name.
+    pub fn policy(&self, name: &PolicyName) -> Option<&Policy> {
+        self.policies.get(name)
+    }
+
+    /// The policies that apply to the workload: of the mesh, of its namespace, and those it names. A name that
+    /// is not known comes with `None`.
+    pub fn policies_for<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> impl Iterator<Item = (&'a PolicyName, Option<&'a Policy>)> {
+        let of_namespace = self.by_namespace.get(&workload.namespace).into_iter().flatten();
+        self.global
+            .iter()
+            .chain(of_namespace)
+            .chain(&workload.authorization_policies)
+            .map(|name| (name, self.policies.get(name)))
+    }
+
+    /// All workloads, in no order that means anything.
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// All services, in no order that means anything.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All policies, in no order that means anything.
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = &Policy> {
+        self.policies.values()
+    }
+}
+
+/// The addresses by which the workload is found.
+fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> {
+    let own = workload.network_mode == NetworkMode::Standard;
+    let addresses = if own { &workload.addresses[..] } else { &[] };
+    addresses.iter().map(|ip| NetworkAddress { network: workload.network.clone(), ip: *ip })
+}
+
+fn pod_key(workload: &Workload) -> (Namespace, String) {
+    (workload.namespace.clone(), workload.name.clone())
+}
+
+fn push_unique(list: &mut Vec<WorkloadUid>, uid: &WorkloadUid) {
+    if !list.contains(uid) {
+        list.push(uid.clone());
+    }
+}
+
+fn remove_from_list<K: Eq + Hash>(index: &mut HashMap<K, Vec<WorkloadUid>>, key: &K, uid: &WorkloadUid) {
+    if let Some(list) = index.get_mut(key) {
+        list.retain(|other| other != uid);
+        if list.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+fn remove_from_set<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,1 +1,34 @@
-//! Placeholder of the first build.
+//! What the kernel programs and the agent agree on: map layouts, counters, marks and ports, and the packet parser.
+//!
+//! The parser lives here, not in `ebpf/`, so that the very code the kernel runs is tested in user space.
+//!
+//! Invariants: every type that crosses the border is `#[repr(C)]` without implicit padding (checked at compile time below each
+//! type), and [`LAYOUT_VERSION`] changes whenever one of them, or the kind or size of a map, does. The agent pins maps under a path
+//! that carries this number, so two versions can stand side by side during an upgrade.
+
+#![cfg_attr(not(test), no_std)]
+#![warn(missing_docs)]
+
+mod address;
+mod counter;
+mod layout;
+pub mod packet;
+
+pub use address::Address;
+pub use counter::{Counter, Decision};
+pub use layout::{ProbeFlow, ProbeTarget};
+
+/// Version of all layouts and map definitions together; part of the path the agent pins them under.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Mark of packets that were turned round into `lo`; routed to table 100. Values and mask are Istio's.
+pub const MARK_CAPTURED: u32 = 0x111;
+/// Bits of the mark that are ours; the others belong to the CNI.
+pub const MARK_MASK: u32 = 0xfff;
+
+/// In-pod listener for connections the pod's applications open.
+pub const PORT_OUTBOUND: u16 = 15001;
+/// In-pod listener for HBONE; dialled directly, never redirected.
+pub const PORT_HBONE: u16 = 15008;
+/// Interface index of `lo`; the same in every network namespace (`LOOPBACK_IFINDEX` of the kernel).
+pub const LOOPBACK_INDEX: u32 = 1;

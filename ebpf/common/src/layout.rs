@@ -1,0 +1,55 @@
+//! Keys of the maps that are more than a number.
+
+use crate::Address;
+
+/// Key of `PROBE_TARGETS`: a port that a pod of this node declares for a probe or lifecycle hook.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(Debug))]
+pub struct ProbeTarget {
+    /// The pod's address.
+    pub address: Address,
+    /// The port, in host byte order.
+    pub port: u16,
+    /// Zero; keys are compared byte by byte.
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<ProbeTarget>() == 20 && align_of::<ProbeTarget>() == 2);
+
+impl ProbeTarget {
+    /// The target `address:port`, the port in host byte order.
+    #[inline(always)]
+    pub const fn new(address: Address, port: u16) -> Self {
+        Self { address, port, reserved: 0 }
+    }
+}
+
+/// Key of `PROBES`: one connection of kubelet to a pod, as the pod sees it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(Debug))]
+pub struct ProbeFlow {
+    /// The pod's address.
+    pub pod: Address,
+    /// Kubelet's address.
+    pub peer: Address,
+    /// The pod's port, in host byte order.
+    pub pod_port: u16,
+    /// Kubelet's port, in host byte order.
+    pub peer_port: u16,
+}
+
+const _: () = assert!(size_of::<ProbeFlow>() == 36 && align_of::<ProbeFlow>() == 2);
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Address, ProbeFlow, ProbeTarget};
+
+    // SAFETY: repr(transparent) over an array of bytes.
+    unsafe impl aya::Pod for Address {}
+    // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
+    unsafe impl aya::Pod for ProbeTarget {}
+    // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
+    unsafe impl aya::Pod for ProbeFlow {}
+}

@@ -1,0 +1,179 @@
+//! Egress of a pod's devices: the applications' TCP is turned to `lo`, where `tc_lo` hands it to the listener.
+//!
+//! What leaves instead, in the order it is asked:
+//! 1. packets that are not TCP;
+//! 2. those of ztunnel's sockets, by cgroup;
+//! 3. those of sockets that stay outside of the mesh, by cookie: open before the pod joined (`PRE_MESH`), or learnt (`OUTSIDE`);
+//! 4. the answer to a connection that kubelet opened to a probe target, whose socket is learnt by it;
+//! 5. while the pod is leaving, the first packet of a new connection, whose socket is learnt by it;
+//! 6. what the kernel says for no application: a reset, acknowledgement or SYN-cookie answer without payload, unless ztunnel's end of
+//!    a captured connection is there to receive it.
+//!
+//! A segment that no socket owns any more (its application was killed, or the other end timed out) is none of these and goes to
+//! `lo`, where the kernel resets it: bytes of a captured connection never leave in the clear.
+//!
+//! There is a program for each mode of the pod and each kind of device instead of a map that tells them apart: the kernel
+//! offers tc programs no key for a namespace before 6.12, and swapping the program under a link is atomic.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_F_INGRESS,
+    helpers::{bpf_redirect, bpf_skb_cgroup_id, bpf_skb_change_head, bpf_skb_store_bytes},
+    macros::classifier,
+    programs::TcContext,
+};
+use ebpf_common::{
+    Counter, LOOPBACK_INDEX, MARK_CAPTURED, MARK_MASK, ProbeFlow,
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Parsed, Segment, Unparsed},
+};
+
+use crate::{
+    count::{count, decide},
+    maps::{EXEMPT_CGROUPS, OUTSIDE, PRE_MESH, PROBES},
+    skb::{self, DROP, PASS},
+};
+
+/// Length of an Ethernet header.
+const ETHERNET: u32 = 14;
+
+/// A pod in the mesh, device with Ethernet headers.
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    egress::<false, false>(&ctx)
+}
+
+/// A pod in the mesh, device without link-layer headers.
+#[classifier]
+pub fn tc_egress_bare(ctx: TcContext) -> i32 {
+    egress::<true, false>(&ctx)
+}
+
+/// A pod that is leaving, device with Ethernet headers.
+#[classifier]
+pub fn tc_egress_drain(ctx: TcContext) -> i32 {
+    egress::<false, true>(&ctx)
+}
+
+/// A pod that is leaving, device without link-layer headers.
+#[classifier]
+pub fn tc_egress_bare_drain(ctx: TcContext) -> i32 {
+    egress::<true, true>(&ctx)
+}
+
+#[inline(always)]
+fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
+    let parsed = skb::parse(ctx);
+    if matches!(parsed, Parsed::Other) {
+        count(Counter::PassedNotTcp);
+        return PASS;
+    }
+    // SAFETY: the context is the one the kernel gave; the helper returns 0 for packets without a full socket.
+    let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
+    if EXEMPT_CGROUPS.get_ptr(&cgroup).is_some() {
+        count(Counter::ExemptProxy);
+        return PASS;
+    }
+    let cookie = skb::socket_cookie(ctx);
+    if PRE_MESH.get_ptr(&cookie).is_some() {
+        count(Counter::PassedPreMesh);
+        return PASS;
+    }
+    if let Some(reason) = OUTSIDE.get_ptr(&cookie) {
+        // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
+        let draining = unsafe { *reason } == Counter::PassedDraining as u32;
+        count(if draining { Counter::PassedDraining } else { Counter::ExemptProbeReply });
+        return PASS;
+    }
+    let segment = match parsed {
+        Parsed::Tcp(segment) => segment,
+        Parsed::MaybeTcp(reason) => {
+            count(unparsed(reason));
+            return DROP;
+        }
+        Parsed::Other => return PASS,
+    };
+    if let Some(counter) = stays_outside::<DRAINING>(ctx, &segment, cookie) {
+        decide(ctx, &segment, counter);
+        return PASS;
+    }
+    capture::<BARE>(ctx, &segment)
+}
+
+/// The counter a packet that may not be parsed is dropped under.
+#[inline(always)]
+pub fn unparsed(reason: Unparsed) -> Counter {
+    match reason {
+        Unparsed::Fragment => Counter::DroppedFragment,
+        Unparsed::Truncated => Counter::DroppedTruncated,
+        Unparsed::Malformed => Counter::DroppedMalformed,
+        Unparsed::Extension => Counter::DroppedExtension,
+    }
+}
+
+/// Whether a segment whose socket is not known yet stays outside of the mesh: 4 to 6 of the module's list.
+#[inline(always)]
+fn stays_outside<const DRAINING: bool>(ctx: &TcContext, segment: &Segment, cookie: u64) -> Option<Counter> {
+    if segment.flags.answers() {
+        let flow = ProbeFlow {
+            pod: segment.source,
+            peer: segment.destination,
+            pod_port: segment.source_port,
+            peer_port: segment.destination_port,
+        };
+        if PROBES.get_ptr(&flow).is_some() {
+            return Some(learn(cookie, Counter::ExemptProbeReply));
+        }
+    }
+    if DRAINING && cookie != 0 && (segment.flags.opens() || segment.flags.answers()) {
+        return Some(learn(cookie, Counter::PassedDraining));
+    }
+    if segment.is_empty
+        && segment.flags.may_be_control()
+        && skb::is_ownerless(ctx)
+        && !skb::has_receiver(ctx, segment, true)
+    {
+        return Some(Counter::PassedControlReply);
+    }
+    None
+}
+
+/// Leaves a socket alone from now on. The child of a half-open connection has its cookie too.
+#[inline(always)]
+fn learn(cookie: u64, counter: Counter) -> Counter {
+    if cookie != 0 {
+        // An LRU map makes room; if it fails nevertheless, the socket's next segment is captured and reset.
+        let _ = OUTSIDE.insert(&cookie, &(counter as u32), 0);
+    }
+    counter
+}
+
+#[inline(always)]
+fn capture<const BARE: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
+    // SAFETY: reads of the context, which the verifier checks.
+    let (mark, tagged) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).vlan_present != 0) };
+    if tagged || segment.is_tagged {
+        decide(ctx, segment, Counter::DroppedTagged);
+        return DROP;
+    }
+    decide(ctx, segment, Counter::CapturedOutbound);
+    ctx.set_mark((mark & !MARK_MASK) | MARK_CAPTURED);
+    if BARE && !add_ethernet_header(ctx, segment.is_v4) {
+        decide(ctx, segment, Counter::DroppedRedirect);
+        return DROP;
+    }
+    // SAFETY: no pointers are involved; a failure is TC_ACT_SHOT, so the packet is dropped.
+    unsafe { bpf_redirect(LOOPBACK_INDEX, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// `lo` expects the header that devices such as `tun` do not have; its addresses do not matter, since `tc_lo` sets the packet's type.
+#[inline(always)]
+fn add_ethernet_header(ctx: &TcContext, is_v4: bool) -> bool {
+    let ethertype = if is_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    let [high, low] = ethertype.to_be_bytes();
+    let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low];
+    // SAFETY: the helpers check lengths; no pointer into the packet is held across them.
+    unsafe {
+        bpf_skb_change_head(ctx.skb.skb, ETHERNET, 0) == 0
+            && bpf_skb_store_bytes(ctx.as_ptr().cast(), 0, header.as_ptr().cast(), ETHERNET, 0) == 0
+    }
+}

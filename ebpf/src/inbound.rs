@@ -1,0 +1,134 @@
+//! Inbound: new connections from outside go to the pod's inbound listener.
+//!
+//! `sk_lookup_inbound` is asked once for each new connection and costs established ones nothing. `tc_ingress` decides the same for
+//! each packet where the former cannot be had (before Linux 5.17). Both find the listener by the pod's address, in a
+//! map of all pods of the node, since `sk_lookup` programs cannot tell which namespace they run for.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    macros::{classifier, sk_lookup},
+    programs::{SkLookupContext, TcContext},
+};
+use ebpf_common::{
+    Address, Counter, LOOPBACK_INDEX, PORT_HBONE, ProbeFlow,
+    packet::{Parsed, Segment},
+};
+
+use crate::{
+    count::{count, decide},
+    egress::unparsed,
+    maps::{LISTENERS, PROBES},
+    skb::{self, DROP, PASS},
+};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+
+/// Why a connection is not for the inbound listener.
+#[inline(always)]
+fn passes(flow: &ProbeFlow) -> Option<Counter> {
+    if flow.pod == flow.peer || flow.peer.is_loopback() || flow.pod.is_loopback() {
+        Some(Counter::PassedSelf)
+    } else if flow.pod_port == PORT_HBONE {
+        Some(Counter::PassedHbone)
+    } else if PROBES.get_ptr(flow).is_some() {
+        Some(Counter::ExemptProbe)
+    } else {
+        None
+    }
+}
+
+/// Chooses the socket of a new connection.
+#[sk_lookup]
+pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
+    // SAFETY: reads of the context, which the verifier checks.
+    let (protocol, interface) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex) };
+    // Over `lo` come ztunnel's connections to the application and the pod's own.
+    if protocol != IPPROTO_TCP || interface == LOOPBACK_INDEX {
+        return SK_PASS;
+    }
+    let flow = flow(&ctx);
+    if let Some(counter) = passes(&flow) {
+        count(counter);
+        return SK_PASS;
+    }
+    if LISTENERS.redirect_sk_lookup(&ctx, flow.pod, 0).is_ok() {
+        count(Counter::CapturedInbound);
+        SK_PASS
+    } else {
+        count(Counter::DroppedNoInboundListener);
+        SK_DROP
+    }
+}
+
+#[inline(always)]
+fn flow(ctx: &SkLookupContext) -> ProbeFlow {
+    let lookup = ctx.lookup;
+    // SAFETY: reads of the context, which the verifier checks, each of a whole field.
+    unsafe {
+        let (pod, peer) = if (*lookup).family == AF_INET {
+            (
+                Address::v4((*lookup).local_ip4.to_ne_bytes()),
+                Address::v4((*lookup).remote_ip4.to_ne_bytes()),
+            )
+        } else {
+            (Address::from_words((*lookup).local_ip6), Address::from_words((*lookup).remote_ip6))
+        };
+        // The local port is in host byte order already.
+        ProbeFlow {
+            pod,
+            peer,
+            pod_port: (*lookup).local_port as u16,
+            peer_port: u16::from_be((*lookup).remote_port),
+        }
+    }
+}
+
+/// Hands packets that open a connection, and those that nobody here receives, to the inbound listener.
+#[classifier]
+pub fn tc_ingress(ctx: TcContext) -> i32 {
+    let segment = match skb::parse(&ctx) {
+        Parsed::Tcp(segment) => segment,
+        Parsed::Other => return PASS,
+        Parsed::MaybeTcp(reason) => {
+            count(unparsed(reason));
+            return DROP;
+        }
+    };
+    // SAFETY: a read of the context, which the verifier checks.
+    if segment.is_tagged || unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        // It comes by again on the VLAN's own device; without one the stack drops it.
+        return PASS;
+    }
+    if segment.destination_port == PORT_HBONE {
+        return PASS;
+    }
+    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment, false) {
+        return PASS;
+    }
+    let counter = open(&ctx, &segment);
+    decide(&ctx, &segment, counter);
+    if counter as u32 == Counter::DroppedNoInboundListener as u32 { DROP } else { PASS }
+}
+
+#[inline(always)]
+fn open(ctx: &TcContext, segment: &Segment) -> Counter {
+    let flow = ProbeFlow {
+        pod: segment.destination,
+        peer: segment.source,
+        pod_port: segment.destination_port,
+        peer_port: segment.source_port,
+    };
+    if let Some(counter) = passes(&flow) {
+        return counter;
+    }
+    // The helper that chooses the socket has the same number and arguments for both kinds of program; only the context differs. Here
+    // the kernel also checks that the listener is of this namespace.
+    let as_lookup = SkLookupContext::new(ctx.as_ptr().cast());
+    if LISTENERS.redirect_sk_lookup(&as_lookup, flow.pod, 0).is_ok() {
+        Counter::CapturedInbound
+    } else {
+        Counter::DroppedNoInboundListener
+    }
+}

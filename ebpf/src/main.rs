@@ -1,0 +1,39 @@
+//! The kernel programs of Culvert.
+//!
+//! | program | where | what |
+//! |---|---|---|
+//! | `tc_egress*` | egress of every device of a pod but `lo` | turns the applications' TCP to `lo` |
+//! | `tc_lo` | ingress of a pod's `lo` | hands what was turned there to the outbound listener |
+//! | `sk_lookup_inbound` | a pod's network namespace | hands new connections from outside to the inbound listener |
+//! | `tc_ingress` | ingress of every device of a pod but `lo` | the same, where `sk_lookup` cannot be had |
+//! | `probe_connect4/6`, `probe_sockops` | the root of the cgroups | recognise kubelet's probes |
+//!
+//! Invariants:
+//! - **A mark routes, it never exempts**: pods can set marks. Exempt is a socket by its cgroup or by its cookie, both of which the
+//!   kernel gives and no pod can choose.
+//! - **Whatever is or may be TCP and cannot be handed to a listener is dropped and counted**: every miss fails closed.
+//! - The programs keep no state per connection of the mesh. `OUTSIDE` and `PROBES` name the few connections that stay outside of it.
+//! - They need Linux 5.15; `sk_lookup_inbound` needs 5.17 (it reads the interface the packet came in by) and is loaded only there.
+//!
+//! Licence: dual MIT / GPL-2.0, as the kernel offers some helpers to GPL-compatible programs only.
+
+#![no_std]
+#![no_main]
+
+mod count;
+mod egress;
+mod inbound;
+mod loopback;
+mod maps;
+mod probe;
+mod skb;
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // Unreachable: the verifier admits no program from which this could be called and not return.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,51 @@
+//! The maps, all of them shared by every pod of the node and pinned by the agent.
+//!
+//! Sizes are part of the layout: a change of one needs a new `ebpf_common::LAYOUT_VERSION`. Memory is taken as entries come
+//! (`BPF_F_NO_PREALLOC`), except in the LRU maps and the counters, which the kernel always allocates whole (about 2 MiB together).
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, LruHashMap, PerCpuArray, SockHash},
+};
+use ebpf_common::{Address, Counter, ProbeFlow, ProbeTarget};
+
+/// Cgroup ids of ztunnel, past ones included, and of the agent, whose cgroup the sockets inherit that are accepted from the listeners
+/// it made. Ids are never used twice, so old ones are harmless. Written by the agent.
+#[map]
+pub static EXEMPT_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+
+/// Cgroup ids of kubelet. Written by the agent.
+#[map]
+pub static KUBELET_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+
+/// What kubelet may probe past the mesh. Written by the agent from the pods' specs.
+#[map]
+pub static PROBE_TARGETS: HashMap<ProbeTarget, u8> = HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+
+/// Cookies of kubelet's sockets between `connect` and the choice of their port.
+#[map]
+pub static PROBE_SOCKETS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(2048, 0);
+
+/// Kubelet's open connections to probe targets, with the cookie of its socket. An entry leaves when its socket closes, before the
+/// port can be anybody else's.
+#[map]
+pub static PROBES: LruHashMap<ProbeFlow, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Cookies of sockets that were open before their pod joined. Written by the agent; entries must not be evicted, hence no LRU.
+#[map]
+pub static PRE_MESH: HashMap<u64, u8> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+
+/// Cookies of sockets that the programs themselves learnt to leave alone, with the counter of the reason: those that answered a
+/// probe, and those opened while their pod was leaving. Cookies are never used twice, so stale entries exempt nobody; one that is
+/// evicted while in use gets its connection reset.
+#[map]
+pub static OUTSIDE: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0);
+
+/// The inbound listener of each pod by each of its addresses. Written by the agent.
+#[map]
+pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
+
+/// Decisions by reason; the slot is the number of the `Counter`.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);

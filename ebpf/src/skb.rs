@@ -1,0 +1,205 @@
+//! Reading packets and their sockets from a tc program.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    helpers::{
+        bpf_get_socket_cookie, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release,
+        bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
+};
+use ebpf_common::packet::{self, Parsed, Segment, Source, Unparsed};
+
+/// The packet goes on to the next program, and on its way.
+pub const PASS: i32 = -1;
+/// The packet is dropped.
+pub const DROP: i32 = 2;
+
+/// `BPF_F_CURRENT_NETNS`.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// Headers of at most this many bytes are made contiguous when they are not.
+const HEADERS_AT_MOST: u32 = 512;
+
+// States of `enum tcp_state` in the kernel's tcp_states.h.
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+const SOCK_RAW: u32 = 3;
+
+/// A packet read from its network header on, so that it does not matter whether the device has a link-layer header.
+struct FromNetworkHeader<'a>(&'a TcContext);
+
+impl Source for FromNetworkHeader<'_> {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0_u8; N];
+        // SAFETY: the helper writes exactly N bytes, or fails; it checks the offset itself.
+        let result = unsafe {
+            bpf_skb_load_bytes_relative(
+                self.0.as_ptr(),
+                offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+                BPF_HDR_START_NET as u32,
+            )
+        };
+        (result == 0).then_some(bytes)
+    }
+}
+
+/// Parses the packet. The helper above reads contiguous memory only, so a packet that seems truncated gets its headers pulled
+/// together once and is looked at again.
+#[inline(always)]
+pub fn parse(ctx: &TcContext) -> Parsed {
+    let mut segment = MaybeUninit::uninit();
+    let mut outcome = parse_into(ctx.skb.skb, &mut segment);
+    if outcome == TRUNCATED {
+        let length = ctx.len().min(HEADERS_AT_MOST);
+        if ctx.skb.pull_data(length).is_ok() {
+            outcome = parse_into(ctx.skb.skb, &mut segment);
+        }
+    }
+    match outcome {
+        // SAFETY: written in exactly this case.
+        TCP => Parsed::Tcp(unsafe { segment.assume_init() }),
+        OTHER => Parsed::Other,
+        FRAGMENT => Parsed::MaybeTcp(Unparsed::Fragment),
+        MALFORMED => Parsed::MaybeTcp(Unparsed::Malformed),
+        EXTENSION => Parsed::MaybeTcp(Unparsed::Extension),
+        _ => Parsed::MaybeTcp(Unparsed::Truncated),
+    }
+}
+
+// `Parsed` as a register can hold it: a function of the kernel's returns no more than that.
+const TCP: u64 = 0;
+const OTHER: u64 = 1;
+const TRUNCATED: u64 = 2;
+const FRAGMENT: u64 = 3;
+const MALFORMED: u64 = 4;
+const EXTENSION: u64 = 5;
+
+/// A function of its own, since a program and its stack of 512 bytes cannot hold the parser twice.
+#[inline(never)]
+fn parse_into(skb: *mut __sk_buff, segment: &mut MaybeUninit<Segment>) -> u64 {
+    let ctx = TcContext::new(skb);
+    let ethertype = u16::from_be(ctx.skb.protocol() as u16);
+    match packet::parse(&FromNetworkHeader(&ctx), ethertype) {
+        Parsed::Tcp(parsed) => {
+            segment.write(parsed);
+            TCP
+        }
+        Parsed::Other => OTHER,
+        Parsed::MaybeTcp(Unparsed::Truncated) => TRUNCATED,
+        Parsed::MaybeTcp(Unparsed::Fragment) => FRAGMENT,
+        Parsed::MaybeTcp(Unparsed::Malformed) => MALFORMED,
+        Parsed::MaybeTcp(Unparsed::Extension) => EXTENSION,
+    }
+}
+
+/// The cookie of the socket that sends the packet, 0 if it has none.
+#[inline(always)]
+pub fn socket_cookie(ctx: &TcContext) -> u64 {
+    // SAFETY: the context is the one the kernel gave; the helper accepts packets without a socket.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// Whether the packet belongs to no application's socket: it has none, or only what is left of one, or one of the kernel's own.
+///
+/// What stands there depends on the kernel. Resets and the acknowledgements of TIME_WAIT come from a raw socket of the kernel for
+/// IPv4 and from none for IPv6; from 6.13 on from the socket in TIME_WAIT itself, or the listener. The answer of a SYN cookie has none.
+#[inline(always)]
+pub fn is_ownerless(ctx: &TcContext) -> bool {
+    // SAFETY: `sk` is read through the context, which the verifier turns into a checked pointer or null.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return true;
+    }
+    // SAFETY: not null.
+    let state = unsafe { (*sk).state };
+    if state == TCP_TIME_WAIT || state == TCP_LISTEN {
+        return true;
+    }
+    // SAFETY: not null; the helper returns null for sockets that are not full.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    // SAFETY: checked for null first.
+    !full.is_null() && unsafe { (*full).type_ } == SOCK_RAW
+}
+
+/// The flow of `segment`, in the direction the kernel's lookups take it.
+#[inline(always)]
+fn tuple(segment: &Segment, reversed: bool, destination_port: u16) -> (bpf_sock_tuple, u32) {
+    let (source, destination, source_port) = if reversed {
+        (&segment.destination, &segment.source, segment.destination_port)
+    } else {
+        (&segment.source, &segment.destination, segment.source_port)
+    };
+    let (sport, dport) = (source_port.to_be(), destination_port.to_be());
+    if segment.is_v4 {
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: u32::from_ne_bytes(source.mapped_octets()),
+            daddr: u32::from_ne_bytes(destination.mapped_octets()),
+            sport,
+            dport,
+        };
+        (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }, 12)
+    } else {
+        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: source.words(),
+            daddr: destination.words(),
+            sport,
+            dport,
+        };
+        (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }, 36)
+    }
+}
+
+/// Whether a socket of this namespace that is no listener receives `segment` or, reversed, its answers.
+#[inline(never)]
+pub fn has_receiver(ctx: &TcContext, segment: &Segment, reversed: bool) -> bool {
+    let port = if reversed { segment.source_port } else { segment.destination_port };
+    let (mut tuple, size) = tuple(segment, reversed, port);
+    // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+    let sk = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null.
+    let state = unsafe { (*sk).state };
+    // SAFETY: not null, and not used afterwards.
+    unsafe { bpf_sk_release(sk.cast()) };
+    state != TCP_LISTEN
+}
+
+/// What came of handing a packet to a listener.
+pub enum Assigned {
+    Yes,
+    NoListener,
+    Refused,
+}
+
+/// Gives the packet to the listener of this namespace on `port`, whatever its destination.
+#[inline(never)]
+pub fn assign_to_port(ctx: &TcContext, segment: &Segment, port: u16) -> Assigned {
+    let (mut tuple, size) = tuple(segment, false, port);
+    // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+    let listener = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0) };
+    if listener.is_null() {
+        return Assigned::NoListener;
+    }
+    // An established socket on that very port would take a packet that is not its own.
+    // SAFETY: not null.
+    let result = if unsafe { (*listener).state } == TCP_LISTEN {
+        // SAFETY: a referenced socket of this namespace; the packet takes a reference of its own.
+        unsafe { bpf_sk_assign(ctx.as_ptr(), listener.cast(), 0) }
+    } else {
+        -1
+    };
+    // SAFETY: not null, and not used afterwards.
+    unsafe { bpf_sk_release(listener.cast()) };
+    if result == 0 { Assigned::Yes } else { Assigned::Refused }
+}

@@ -1,1 +1,12 @@
-//! Placeholder of the first build.
+//! What each process of the mesh shares: logging, the admin endpoint, metrics, readiness and drain.
+//!
+//! Nothing here knows what the process does. What it serves and reports is handed in.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod drain;
+pub mod limits;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;

@@ -1,0 +1,11 @@
+//! Sockets: in which namespace, with which marks, bound to what.
+
+mod dial;
+mod listen;
+mod netns;
+mod options;
+
+pub use dial::{ApplicationDialError, DialError, LEG_PORTS, dial_application, dial_network};
+pub use listen::{Accepted, accept, adopt_listener, bind_listener, canonical};
+pub use netns::{Netns, NetnsInode};
+pub use options::{InterceptPort, SocketMark, TcpOptions, reset};

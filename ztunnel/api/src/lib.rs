@@ -1,5 +1,7 @@
 //! The wire: the messages of xDS, WDS, CA and ZDS, their codecs, and their conversion to `mesh` types.
 #![forbid(unsafe_code)]
 
+pub mod convert;
 pub mod proto;
 pub mod type_url;
+pub mod zds;

@@ -1,7 +1,11 @@
 //! The wire: the messages of xDS, WDS, CA and ZDS, their codecs, and their conversion to `mesh` types.
 #![forbid(unsafe_code)]
 
+pub mod ca;
+pub mod channel;
 pub mod convert;
+pub mod delta;
 pub mod proto;
 pub mod type_url;
+pub mod xds_client;
 pub mod zds;

@@ -1,1 +1,130 @@
-//! Placeholder of the first build.
+//! The harness of the end-to-end tests: one sandbox for the tests of a file, which run one after the other.
+//!
+//! A test is a named function that returns or panics. It is skipped only for a kernel feature that is not there, by
+//! returning [`Skip`], which is printed and counted; whatever else is missing is a failure. The output's shape is the
+//! standard harness's, so that one reader serves both.
+#![forbid(unsafe_code)]
+
+mod places;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub use places::{binaries, echo, options, run_directory};
+
+/// A test: what holds, as a sentence in snake case, and the check.
+pub type Case<C> = (&'static str, fn(&mut C) -> anyhow::Result<()>);
+
+/// The reason a test cannot run on this kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The kernel feature that is not there.
+    pub kernel_feature: String,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel feature missing: {}", self.kernel_feature)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Makes the context, runs every case whose name contains the first command line argument, and takes the context down.
+pub fn run<C>(
+    start: impl FnOnce() -> anyhow::Result<C>,
+    cases: &[Case<C>],
+    explain: impl Fn(&C) -> String,
+) -> ExitCode {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    if std::env::args().any(|argument| argument == "--list") {
+        cases.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let selected: Vec<&Case<C>> = cases.iter().filter(|(name, _)| name.contains(&filter)).collect();
+    println!("\nrunning {} tests", selected.len());
+    let begin = Instant::now();
+    let mut tally = Tally { filtered: cases.len() - selected.len(), ..Tally::default() };
+    match start() {
+        Ok(mut context) => {
+            for (name, check) in selected {
+                let outcome = catch_unwind(AssertUnwindSafe(|| check(&mut context)));
+                if !tally.record(name, outcome) {
+                    println!("{}", explain(&context));
+                }
+            }
+        }
+        Err(error) => {
+            println!("the sandbox could not be made: {error:#}");
+            for (name, _) in selected {
+                println!("test {name} ... FAILED");
+                tally.failed += 1;
+            }
+        }
+    }
+    tally.finish(begin)
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    filtered: usize,
+}
+
+impl Tally {
+    /// Counts and prints the outcome of a test; tells whether it is one to be content with.
+    fn record(&mut self, name: &str, outcome: std::thread::Result<anyhow::Result<()>>) -> bool {
+        match outcome {
+            Ok(Ok(())) => {
+                println!("test {name} ... ok");
+                self.passed += 1;
+            }
+            Ok(Err(error)) if error.is::<Skip>() => {
+                println!("test {name} ... ignored, {error}");
+                self.skipped += 1;
+            }
+            Ok(Err(error)) => {
+                println!("test {name} ... FAILED\n{error:#}");
+                self.failed += 1;
+                return false;
+            }
+            // The panic's message was printed by the panic hook.
+            Err(_) => {
+                println!("test {name} ... FAILED");
+                self.failed += 1;
+                return false;
+            }
+        }
+        true
+    }
+
+    fn finish(&self, begin: Instant) -> ExitCode {
+        let Self { passed, failed, skipped, filtered } = self;
+        let result = if *failed == 0 { "ok" } else { "FAILED" };
+        println!(
+            "\ntest result: {result}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {filtered} filtered out; finished in {:.2}s",
+            begin.elapsed().as_secs_f64()
+        );
+        if *failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_kernel_feature_counts_as_skipped() {
+        let mut tally = Tally::default();
+        let skip = Skip { kernel_feature: "TCX (6.6)".into() };
+        assert!(tally.record("a", Ok(Ok(()))));
+        assert!(tally.record("b", Ok(Err(skip.into()))));
+        assert!(!tally.record("c", Ok(Err(anyhow::anyhow!("no binary")))));
+        assert!(!tally.record("d", Err(Box::new("panic"))));
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (1, 2, 1));
+    }
+}

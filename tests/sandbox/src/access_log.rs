@@ -1,0 +1,131 @@
+//! ztunnel's access log: the facts about a connection as the two ends that verified them wrote them down.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::wait;
+
+/// Which end of a connection wrote an entry.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The client's node.
+    Outbound,
+    /// The server's node.
+    Inbound,
+}
+
+/// One connection as one end saw it; written when it ends.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AccessEntry {
+    /// Which end wrote it.
+    pub direction: Direction,
+    /// The client's address.
+    #[serde(rename = "src.addr")]
+    pub source: SocketAddr,
+    /// The client's identity, if one was verified.
+    #[serde(rename = "src.identity")]
+    pub source_identity: Option<String>,
+    /// The server's identity, if one was verified.
+    #[serde(rename = "dst.identity")]
+    pub destination_identity: Option<String>,
+    /// The workload that was reached.
+    #[serde(rename = "dst.workload")]
+    pub destination_workload: Option<String>,
+    /// `same_node`, `other_node`, `passthrough` or `refused`.
+    pub path: Option<String>,
+    /// Such as `TLSv1.3`; absent without TLS.
+    #[serde(rename = "tls.version")]
+    pub tls_version: Option<String>,
+    /// Such as `X25519MLKEM768`; absent without TLS.
+    #[serde(rename = "tls.group")]
+    pub tls_group: Option<String>,
+    /// The policy that refused it, `namespace/name`.
+    pub policy: Option<String>,
+    /// The same at both ends.
+    pub trace_id: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The whole entry.
+    #[serde(flatten)]
+    pub others: HashMap<String, Value>,
+}
+
+/// The logs of every ztunnel of a sandbox.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    files: Vec<PathBuf>,
+}
+
+impl AccessLog {
+    /// The log made of these files.
+    pub fn new(files: Vec<PathBuf>) -> Self {
+        Self { files }
+    }
+
+    /// Every entry so far.
+    pub fn entries(&self) -> Vec<AccessEntry> {
+        self.files.iter().flat_map(|file| entries(file)).collect()
+    }
+
+    /// Waits for an entry that `wanted` accepts, the newest of each file first.
+    pub fn find(
+        &self,
+        deadline: Duration,
+        what: impl FnOnce() -> String,
+        wanted: impl Fn(&AccessEntry) -> bool,
+    ) -> Result<AccessEntry> {
+        wait::until(deadline, what, || self.entries().into_iter().rev().find(|entry| wanted(entry)))
+    }
+
+    /// Waits for what one end wrote about the connection that `client` made.
+    pub fn of(&self, client: SocketAddr, direction: Direction, deadline: Duration) -> Result<AccessEntry> {
+        let what = || format!("an {direction:?} access log entry for the connection from {client}");
+        self.find(deadline, what, |entry| entry.direction == direction && entry.source == client)
+    }
+}
+
+/// The access log entries among the lines of a log. Lines of other kinds, and one still being written, are passed over.
+fn entries(file: &Path) -> Vec<AccessEntry> {
+    let text = std::fs::read(file).unwrap_or_default();
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{"));
+    let values = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let access = values.filter(|value| value["scope"] == "access" && value.get("direction").is_some());
+    access.filter_map(|value| serde_json::from_value(value).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_found_among_other_lines_by_the_clients_address() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            concat!(
+                "starting\n",
+                r#"{"level":"info","scope":"ztunnel::proxy","message":"ready"}"#,
+                "\n",
+                r#"{"level":"info","scope":"access","message":"connection complete","direction":"outbound","src.addr":"[fd00::1]:4000","dst.addr":"[fd00::2]:8080","path":"other_node","tls.version":"TLSv1.3","bytes_sent":3}"#,
+                "\n",
+                r#"{"level":"info","scope":"access","mess"#,
+            ),
+        )
+        .unwrap();
+        let log = AccessLog::new(vec![file.path().to_owned()]);
+        let entry = log.of("[fd00::1]:4000".parse().unwrap(), Direction::Outbound, Duration::ZERO).unwrap();
+        assert_eq!(
+            (entry.path.as_deref(), entry.tls_version.as_deref()),
+            (Some("other_node"), Some("TLSv1.3"))
+        );
+        assert_eq!(entry.others["bytes_sent"], 3);
+        assert!(log.of("[fd00::1]:4000".parse().unwrap(), Direction::Inbound, Duration::ZERO).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! Ctrl-C, SIGTERM and SIGHUP: a sandbox is taken down before the process ends.
+//!
+//! Whoever waits with [`wait`] is woken by the first signal and takes its sandbox down in its own order. Any other
+//! signal ends all runs of the process from the watching thread, and the process with 128 + the signal's number.
+
+use std::sync::{Condvar, Mutex, Once, PoisonError};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{During, Result};
+use crate::run;
+
+/// What the waiting thread and the watching thread share.
+#[derive(Debug, Default)]
+struct Waiting {
+    waiting: bool,
+    signalled: bool,
+}
+
+static STATE: Mutex<Waiting> = Mutex::new(Waiting { waiting: false, signalled: false });
+static CHANGED: Condvar = Condvar::new();
+
+/// Starts to watch for signals; once per process, later calls do nothing.
+pub(crate) fn watch() -> Result<()> {
+    static STARTED: Once = Once::new();
+    let mut result = Ok(());
+    STARTED.call_once(|| result = start());
+    result
+}
+
+/// Waits for a signal that asks the process to end.
+pub fn wait() -> Result<()> {
+    watch()?;
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    state.waiting = true;
+    while !state.signalled {
+        state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+    state.waiting = false;
+    Ok(())
+}
+
+fn start() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .during(|| "starting a runtime for signals".into())?;
+    let mut signals = Vec::new();
+    {
+        let _context = runtime.enter();
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            signals.push((
+                kind,
+                signal(kind).during(|| format!("watching for signal {}", kind.as_raw_value()))?,
+            ));
+        }
+    }
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                let waits = signals.iter_mut().map(|(kind, signal)| {
+                    let kind = *kind;
+                    Box::pin(async move {
+                        signal.recv().await;
+                        kind
+                    })
+                });
+                let (kind, ..) = futures::future::select_all(waits).await;
+                handle(kind);
+            }
+        });
+    });
+    Ok(())
+}
+
+fn handle(kind: SignalKind) {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.waiting && !state.signalled {
+        state.signalled = true;
+        CHANGED.notify_all();
+        return;
+    }
+    drop(state);
+    eprintln!("\ninterrupted: taking the sandbox down");
+    run::end_all();
+    std::process::exit(128 + kind.as_raw_value());
+}

@@ -1,0 +1,308 @@
+//! The mesh's programs on a sandbox: one control plane, and on each node with pods an agent and a ztunnel.
+//!
+//! They are started as an operator would start them: with their documented flags, a bootstrap token per node, and
+//! default paths, which each node's own `/run` and BPF file system make possible.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::access_log::AccessLog;
+use crate::error::{During, Error, Result};
+use crate::namespace::NetNamespace;
+use crate::node::Node;
+use crate::process::{Process, Program, tail};
+use crate::wait;
+use crate::world::{CONTROL_NODE, Sandbox};
+
+const CONTROL_PORT: u16 = 15012;
+const AGENT_READINESS_PORT: u16 = 15012;
+const ZTUNNEL_READINESS_PORT: u16 = 15021;
+const READINESS_PATH: &str = "/healthz/ready";
+
+/// How long a program may take to become ready; on a busy 2-core machine an agent needs about a second.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long one probe may take.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a short-lived command may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The mesh's binaries.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    /// `culvert`: control plane, agent and command line.
+    pub culvert: PathBuf,
+    /// `ztunnel`.
+    pub ztunnel: PathBuf,
+}
+
+/// How the agents take packets at the pods' devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirection {
+    /// The best the kernel has.
+    #[default]
+    Auto,
+    /// TCX links (kernel 6.6).
+    Tcx,
+    /// Classifiers on a clsact queueing discipline.
+    Clsact,
+}
+
+impl Redirection {
+    /// As the agent's option spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// How a mesh is started.
+#[derive(Clone, Debug)]
+pub struct MeshOptions {
+    /// The binaries.
+    pub binaries: Binaries,
+    /// How packets are taken.
+    pub redirection: Redirection,
+    /// `RUST_LOG` of all programs.
+    pub log: String,
+}
+
+/// A running mesh. Its programs end when it is dropped.
+#[derive(Debug)]
+pub struct Mesh {
+    options: MeshOptions,
+    directory: PathBuf,
+    control: Process,
+    control_address: SocketAddr,
+    agents: BTreeMap<String, Process>,
+    ztunnels: BTreeMap<String, Process>,
+}
+
+impl Mesh {
+    /// Starts the control plane, then an agent and a ztunnel on each node with pods, and waits until all are ready.
+    /// `progress` is told each step.
+    pub fn start(sandbox: &Sandbox, options: MeshOptions, mut progress: impl FnMut(&str)) -> Result<Self> {
+        let directory = sandbox.directory().join("mesh");
+        fs::create_dir_all(&directory).during(|| format!("making {}", directory.display()))?;
+        progress("control plane");
+        let node = sandbox.node(CONTROL_NODE)?;
+        let [v4, _] = node.addresses();
+        let control_address = SocketAddr::new(v4, CONTROL_PORT);
+        let program = Program::new(&options.binaries.culvert)
+            .named("control")
+            .arg("control")
+            .arg("--manifests")
+            .arg(sandbox.manifests_directory())
+            .arg("--state")
+            .arg(directory.join("state"))
+            .args(["--listen", &control_address.to_string()])
+            .env("RUST_LOG", &options.log);
+        let mut control = program.spawn(&node.place("control")?, &directory.join("control.log"))?;
+        wait_ready(&mut control, || accepts(node.net(), control_address))?;
+        let (agents, ztunnels) = (BTreeMap::new(), BTreeMap::new());
+        let mut mesh = Self { options, directory, control, control_address, agents, ztunnels };
+        for node in sandbox.pod_nodes() {
+            mesh.issue_token(sandbox, node.name())?;
+            progress(&format!("agent on {}", node.name()));
+            mesh.start_agent(node)?;
+        }
+        for node in sandbox.pod_nodes() {
+            progress(&format!("ztunnel on {}", node.name()));
+            mesh.start_ztunnel(node)?;
+        }
+        for node in sandbox.pod_nodes() {
+            progress(&format!("readiness of {}", node.name()));
+            mesh.wait_ready(node)?;
+        }
+        Ok(mesh)
+    }
+
+    /// Waits until agent and ztunnel of a node serve its pods.
+    pub fn wait_ready(&mut self, node: &Node) -> Result<()> {
+        wait_ready(process(&mut self.ztunnels, node.name())?, || ready(node.net(), ZTUNNEL_READINESS_PORT))?;
+        wait_ready(process(&mut self.agents, node.name())?, || ready(node.net(), AGENT_READINESS_PORT))
+    }
+
+    /// Starts the agent of a node, without waiting for it; a running one must have been ended before.
+    pub fn start_agent(&mut self, node: &Node) -> Result<()> {
+        let kubelet = node.place("kubelet")?;
+        let program = Program::new(&self.options.binaries.culvert)
+            .named(format!("agent {}", node.name()))
+            .args(["agent", "--node", node.name()])
+            .args(["--control", &format!("https://{}", self.control_address)])
+            .arg("--control-ca")
+            .arg(self.directory.join("state/root.pem"))
+            .arg("--token")
+            .arg(self.token_file(node.name()))
+            .args(["--run-dir", "/run/culvert", "--bpffs", "/sys/fs/bpf"])
+            .arg("--cgroup-root")
+            .arg(node.cgroup().path())
+            .arg("--kubelet-cgroup")
+            .arg(kubelet.cgroup.path())
+            .args(["--redirection", self.options.redirection.as_str()])
+            .env("RUST_LOG", &self.options.log);
+        let log = self.directory.join(format!("agent-{}.log", node.name()));
+        let process = program.spawn(&node.place("agent")?, &log)?;
+        self.agents.insert(node.name().to_owned(), process);
+        Ok(())
+    }
+
+    /// Starts the ztunnel of a node, without waiting for it; a running one is replaced only if it has ended.
+    pub fn start_ztunnel(&mut self, node: &Node) -> Result<()> {
+        let program = Program::new(&self.options.binaries.ztunnel)
+            .named(format!("ztunnel {}", node.name()))
+            .env("NODE_NAME", node.name())
+            .env("XDS_ADDRESS", "unix:///run/culvert/xds.sock")
+            .env("CA_ADDRESS", "unix:///run/culvert/xds.sock")
+            .env("INPOD_UDS", "/run/culvert/zds.sock")
+            .env("LOG_FORMAT", "json")
+            .env("RUST_LOG", &self.options.log);
+        let process = program.spawn(&node.place("ztunnel")?, &self.ztunnel_log(node.name()))?;
+        self.ztunnels.insert(node.name().to_owned(), process);
+        Ok(())
+    }
+
+    /// The agent of a node.
+    pub fn agent(&mut self, node: &str) -> Result<&mut Process> {
+        process(&mut self.agents, node)
+    }
+
+    /// The ztunnel of a node.
+    pub fn ztunnel(&mut self, node: &str) -> Result<&mut Process> {
+        process(&mut self.ztunnels, node)
+    }
+
+    /// Ends the ztunnel of a node as a crash would.
+    pub fn kill_ztunnel(&mut self, node: &str) -> Result<()> {
+        self.ztunnel(node)?.kill()
+    }
+
+    /// Asks the ztunnel of a node to drain and end, without waiting for it.
+    pub fn drain_ztunnel(&mut self, node: &str) -> Result<()> {
+        self.ztunnel(node)?.signal(Signal::SIGTERM)
+    }
+
+    /// The access logs of all ztunnels.
+    pub fn access_log(&self) -> AccessLog {
+        AccessLog::new(self.ztunnels.keys().map(|node| self.ztunnel_log(node)).collect())
+    }
+
+    /// An error, with the end of its log, when any program has ended.
+    pub fn check_alive(&mut self) -> Result<()> {
+        let all = self.agents.values_mut().chain(self.ztunnels.values_mut());
+        std::iter::once(&mut self.control).chain(all).try_for_each(Process::check_alive)
+    }
+
+    /// The end of every program's log, for a report of a failure.
+    pub fn log_tails(&self) -> String {
+        let all = std::iter::once(&self.control).chain(self.agents.values()).chain(self.ztunnels.values());
+        all.map(|process| {
+            format!("{} ({}):\n{}", process.name(), process.log().display(), tail(process.log()))
+        })
+        .collect()
+    }
+
+    /// Asks every ztunnel to drain and end, so that the connections still open are in the access log.
+    pub fn stop_ztunnels(&mut self, grace: Duration) -> Result<()> {
+        for process in self.ztunnels.values_mut() {
+            process.signal(Signal::SIGTERM)?;
+        }
+        self.ztunnels.values_mut().try_for_each(|process| process.stop(grace).map(|_| ()))
+    }
+
+    fn issue_token(&self, sandbox: &Sandbox, node: &str) -> Result<()> {
+        let program = Program::new(&self.options.binaries.culvert)
+            .named("culvert token create")
+            .args(["token", "create", node, "--state"])
+            .arg(self.directory.join("state"));
+        let output = program.output(&sandbox.node(CONTROL_NODE)?.place("session")?, COMMAND_DEADLINE)?;
+        if !output.status.success() {
+            let reason = format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            return Err(Error::Program { program: format!("culvert token create {node}"), reason });
+        }
+        let file = self.token_file(node);
+        let mut target = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&file)
+            .during(|| format!("opening {}", file.display()))?;
+        target.write_all(&output.stdout).during(|| format!("writing {}", file.display()))
+    }
+
+    fn token_file(&self, node: &str) -> PathBuf {
+        self.directory.join(format!("token-{node}"))
+    }
+
+    fn ztunnel_log(&self, node: &str) -> PathBuf {
+        self.directory.join(format!("ztunnel-{node}.log"))
+    }
+
+    /// The directory with the programs' logs and the control plane's state.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+fn process<'a>(processes: &'a mut BTreeMap<String, Process>, node: &str) -> Result<&'a mut Process> {
+    processes
+        .get_mut(node)
+        .ok_or_else(|| Error::Unknown { what: format!("program of the mesh on node {node}") })
+}
+
+/// Waits until `look` succeeds; an end of the program meanwhile is an error with its log.
+fn wait_ready(
+    process: &mut Process,
+    mut look: impl FnMut() -> Result<std::result::Result<(), String>>,
+) -> Result<()> {
+    let (name, log) = (process.name().to_owned(), process.log().to_owned());
+    wait::try_until(
+        READY_DEADLINE,
+        || format!("readiness of {name}"),
+        || match process.check_alive().and_then(|()| look()) {
+            Ok(Ok(())) => Ok(Ok(())),
+            Ok(Err(reason)) => Err(format!("{reason}; its log {} ends with:\n{}", log.display(), tail(&log))),
+            Err(error) => Ok(Err(error)),
+        },
+    )?
+}
+
+/// Whether something listens at an address, as seen from a namespace.
+fn accepts(net: &NetNamespace, address: SocketAddr) -> Result<std::result::Result<(), String>> {
+    net.run(|| {
+        TcpStream::connect_timeout(&address, PROBE_DEADLINE).map(|_| ()).map_err(|error| error.to_string())
+    })
+}
+
+/// Asks a readiness endpoint on the node's loopback.
+fn ready(net: &NetNamespace, port: u16) -> Result<std::result::Result<(), String>> {
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    net.run(|| match get(address, READINESS_PATH) {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+        Ok(answer) => Err(format!("{address}{READINESS_PATH} says {:?}", answer.trim())),
+        Err(error) => Err(format!("{address}{READINESS_PATH}: {error}")),
+    })
+}
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PROBE_DEADLINE)?;
+    stream.set_read_timeout(Some(PROBE_DEADLINE))?;
+    stream.write_all(
+        format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes(),
+    )?;
+    let mut answer = Vec::new();
+    stream.take(64 << 10).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}

@@ -1,0 +1,168 @@
+//! The sandbox as a whole: fabric, nodes and pods of one directory of manifests, made together and taken down together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::capture::Capture;
+use crate::error::{During, Error, Result};
+use crate::interrupt;
+use crate::manifest::{Manifests, PodSpec};
+use crate::namespace::NetNamespace;
+use crate::node::{self, Node};
+use crate::pod::{Images, Pod, Surroundings};
+use crate::process::Program;
+use crate::run::{Run, check_requirements};
+
+/// The node that runs no pods but the control plane.
+pub const CONTROL_NODE: &str = "control";
+
+/// What a sandbox is made from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where runs keep their files, such as `target/sandbox`.
+    pub parent: PathBuf,
+    /// A directory of manifests. It is copied, so that a test may change its copy.
+    pub manifests: PathBuf,
+    /// The binary for each image the manifests name.
+    pub images: Images,
+    /// A program that waits for ever, which holds a pod's namespaces.
+    pub pause: Program,
+}
+
+/// Nodes and pods on one fabric. Dropping it ends every process and removes everything it made.
+#[derive(Debug)]
+pub struct Sandbox {
+    pods: BTreeMap<String, Pod>,
+    nodes: BTreeMap<String, Node>,
+    fabric: NetNamespace,
+    manifests: Manifests,
+    // The last to be dropped: it ends what the others did not.
+    run: Run,
+}
+
+impl Sandbox {
+    /// Makes the nodes that the manifests' pods name and [`CONTROL_NODE`], and starts the pods.
+    pub fn start(options: &Options) -> Result<Self> {
+        check_requirements()?;
+        interrupt::watch()?;
+        let manifests = Manifests::read(&options.manifests)?;
+        let run = Run::begin(&options.parent)?;
+        copy_manifests(&options.manifests, &run.directory().join("manifests"))?;
+        let fabric = node::fabric()?;
+        let mut names: Vec<String> = manifests.pods.iter().map(|pod| pod.node.clone()).collect();
+        names.push(CONTROL_NODE.to_owned());
+        names.sort();
+        names.dedup();
+        let mut nodes = BTreeMap::new();
+        for (order, name) in (0..).zip(names) {
+            nodes.insert(name.clone(), Node::attach(&name, order, &fabric, run.cgroup())?);
+        }
+        let mut sandbox = Self { pods: BTreeMap::new(), nodes, fabric, manifests, run };
+        sandbox.route()?;
+        for spec in sandbox.manifests.pods.clone() {
+            sandbox.start_pod(spec, options)?;
+        }
+        Ok(sandbox)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.get(name).ok_or_else(|| Error::Unknown { what: format!("node {name}") })
+    }
+
+    /// The nodes that run pods.
+    pub fn pod_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|node| node.name() != CONTROL_NODE)
+    }
+
+    /// The pod `namespace/name`.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods.get(name).ok_or_else(|| Error::Unknown { what: format!("pod {name}") })
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// An error when a container of any pod has ended.
+    pub fn check_alive(&mut self) -> Result<()> {
+        self.pods.values_mut().try_for_each(Pod::check_alive)
+    }
+
+    /// The run's files: logs, the control plane's state, and the copy of the manifests.
+    pub fn directory(&self) -> &Path {
+        self.run.directory()
+    }
+
+    /// The copy of the manifests the mesh of this sandbox is to read.
+    pub fn manifests_directory(&self) -> PathBuf {
+        self.run.directory().join("manifests")
+    }
+
+    /// The manifests as they were at the start.
+    pub fn manifests(&self) -> &Manifests {
+        &self.manifests
+    }
+
+    /// Leaves the run's files in place at the end, for the logs in them.
+    pub fn keep_files(&self) {
+        self.run.keep_files();
+    }
+
+    /// Starts to record what crosses the fabric's port of `node`, looking for any of `markers`.
+    pub fn capture(&self, node: &str, markers: &[&[u8]]) -> Result<Capture> {
+        let here = self.node(node)?;
+        let own = self.addresses_on(|name| name == here.name());
+        let others = self.addresses_on(|name| name != here.name() && name != CONTROL_NODE);
+        Capture::start(&self.fabric, here.name(), (own, others), markers)
+    }
+
+    /// Ends every process and removes everything, with an error when that fails. Dropping does the same, but can
+    /// only print the error.
+    pub fn end(self) -> Result<()> {
+        self.run.end()
+    }
+
+    fn addresses_on(&self, wanted: impl Fn(&str) -> bool) -> Vec<std::net::IpAddr> {
+        let nodes = self.nodes.values().filter(|node| wanted(node.name())).flat_map(|node| node.addresses());
+        let pods = self.manifests.pods.iter().filter(|pod| wanted(&pod.node));
+        nodes.chain(pods.flat_map(|pod| pod.addresses.clone())).collect()
+    }
+
+    fn route(&self) -> Result<()> {
+        for here in self.nodes.values() {
+            for there in self.nodes.values().filter(|there| there.name() != here.name()) {
+                let pods = self.manifests.pods.iter().filter(|pod| pod.node == there.name());
+                here.route_to(there, pods.flat_map(|pod| pod.addresses.clone()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_pod(&mut self, spec: PodSpec, options: &Options) -> Result<()> {
+        let node = self.node(&spec.node)?;
+        let around = Surroundings {
+            node,
+            number: self.pods.len(),
+            hosts: self.manifests.hosts(&spec.namespace),
+            directory: self.run.directory(),
+            images: &options.images,
+            pause: &options.pause,
+        };
+        let pod = Pod::start(spec, &around)?;
+        self.pods.insert(pod.name(), pod);
+        Ok(())
+    }
+}
+
+fn copy_manifests(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).during(|| format!("making {}", to.display()))?;
+    let listing = fs::read_dir(from).during(|| format!("reading {}", from.display()))?;
+    for entry in listing.filter_map(|entry| entry.ok()).filter(|entry| entry.path().is_file()) {
+        let target = to.join(entry.file_name());
+        fs::copy(entry.path(), &target).during(|| format!("copying to {}", target.display()))?;
+    }
+    Ok(())
+}

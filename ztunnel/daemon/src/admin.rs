@@ -1,10 +1,35 @@
-//! A small HTTP/1.1 server for operators and probes: TCP or a unix socket, a table of routes.
+//! A small HTTP/1.1 server for operators and probes: TCP or a unix socket, a table of exact paths, bounded requests.
+//!
+//! Binding is separate from serving: an address in use is an error before the process promises anything.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+/// A peer that does not finish its request head in this time is dropped (Istio contract 2.8: 2 s).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The largest request body, bytes.
+const MAX_BODY: usize = 1024 * 1024;
+/// How long the acceptor rests when the kernel refuses a connection, mostly for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long requests in progress may take to end once the server stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A request with its body, which was read whole (1 MiB at most).
 pub type AdminRequest = Request<Bytes>;
@@ -18,6 +43,15 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix socket, made with mode 0600; a stale one is replaced. The directory is the caller's.
     Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// The listener could not be made.
@@ -39,14 +73,19 @@ pub enum BindError {
         /// The flag that sets it.
         flag: &'static str,
         /// What the kernel said.
-        error: std::io::Error,
+        error: io::Error,
     },
 }
+
+type Answer = Pin<Box<dyn Future<Output = AdminResponse> + Send>>;
+type Handler = Box<dyn Fn(AdminRequest) -> Answer + Send + Sync>;
 
 /// What is served: exact paths, each with the methods it takes. An unknown path is answered 404, a method that
 /// a path does not take 405; HEAD is answered as GET.
 #[derive(Default)]
-pub struct Routes {}
+pub struct Routes {
+    paths: HashMap<&'static str, Vec<(Method, Handler)>>,
+}
 
 impl Routes {
     /// None yet.
@@ -61,7 +100,7 @@ impl Routes {
         H: Fn(AdminRequest) -> F + Send + Sync + 'static,
         F: Future<Output = AdminResponse> + Send + 'static,
     {
-        todo!()
+        self.route(Method::GET, path, handler)
     }
 
     /// Answers POST of `path`.
@@ -71,46 +110,276 @@ impl Routes {
         H: Fn(AdminRequest) -> F + Send + Sync + 'static,
         F: Future<Output = AdminResponse> + Send + 'static,
     {
-        todo!()
+        self.route(Method::POST, path, handler)
+    }
+
+    fn route<H, F>(mut self, method: Method, path: &'static str, handler: H) -> Self
+    where
+        H: Fn(AdminRequest) -> F + Send + Sync + 'static,
+        F: Future<Output = AdminResponse> + Send + 'static,
+    {
+        let handler: Handler = Box::new(move |request| Box::pin(handler(request)));
+        self.paths.entry(path).or_default().push((method, handler));
+        self
+    }
+
+    async fn answer(&self, request: AdminRequest) -> AdminResponse {
+        let Some(methods) = self.paths.get(request.uri().path()) else {
+            let mut known: Vec<&str> = self.paths.keys().copied().collect();
+            known.sort_unstable();
+            return status(StatusCode::NOT_FOUND, format!("not found; there is: {}\n", known.join(" ")));
+        };
+        let wanted = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        match methods.iter().find(|(method, _)| method == wanted) {
+            Some((_, handler)) => handler(request).await,
+            None => status(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+        }
     }
 }
 
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
 /// A bound server that does not serve yet.
-pub struct Admin {}
+pub struct Admin {
+    listener: Listener,
+}
 
 impl Admin {
-    /// Binds. `flag` is what the error tells people to change.
+    /// Binds, within a tokio runtime. `flag` is what the error tells people to change.
     pub fn bind(address: &Address, flag: &'static str) -> Result<Self, BindError> {
-        todo!()
+        let bound = match address {
+            Address::Tcp(address) => bind_tcp(*address).map(Listener::Tcp),
+            Address::Unix(path) => bind_unix(path).map(Listener::Unix),
+        };
+        match bound {
+            Ok(listener) => Ok(Self { listener }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Err(BindError::InUse { address: address.to_string(), flag })
+            }
+            Err(error) => Err(BindError::Failed { address: address.to_string(), flag, error }),
+        }
     }
 
     /// The address that it listens on, where that is TCP.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        todo!()
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(_) => None,
+        }
     }
 
     /// Serves until `stop`; requests in progress are answered.
     pub async fn serve(self, routes: Routes, stop: impl Future<Output = ()> + Send) {
-        todo!()
+        let routes = Arc::new(routes);
+        let connections = GracefulShutdown::new();
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                accepted = accept(&self.listener) => accepted,
+            };
+            match accepted {
+                Ok(stream) => {
+                    let connection =
+                        http1().serve_connection(TokioIo::new(stream), answering(routes.clone()));
+                    let connection = connections.watch(connection);
+                    tokio::spawn(async move {
+                        if let Err(error) = connection.await {
+                            tracing::debug!(%error, "admin connection ended early");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting an admin connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // A peer that reads nothing must not keep the process alive.
+        let _ = tokio::time::timeout(STOP_DEADLINE, connections.shutdown()).await;
     }
+}
+
+/// Either kind of stream.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
+    Ok(match listener {
+        Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
+        Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+    })
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    // Whoever answers on it is alive; a socket nobody answers on is what a killed process left.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn http1() -> hyper::server::conn::http1::Builder {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+}
+
+fn answering(
+    routes: Arc<Routes>,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = Response<Full<Bytes>>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send,
+> {
+    service_fn(move |request: Request<Incoming>| {
+        let routes = routes.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let response = match Limited::new(body, MAX_BODY).collect().await {
+                Ok(body) => routes.answer(Request::from_parts(head, body.to_bytes())).await,
+                Err(_) => {
+                    status(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large or was cut off\n")
+                }
+            };
+            Ok(response.map(Full::new))
+        }
+    })
 }
 
 /// 200 with a text.
 pub fn text(body: impl Into<Bytes>) -> AdminResponse {
-    todo!()
+    status(StatusCode::OK, body)
 }
 
 /// 200 with JSON.
 pub fn json(value: &serde_json::Value) -> AdminResponse {
-    todo!()
+    let mut response = Response::new(Bytes::from(format!("{value:#}\n")));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// Another status with a text.
-pub fn status(status: http::StatusCode, body: impl Into<Bytes>) -> AdminResponse {
-    todo!()
+pub fn status(status: StatusCode, body: impl Into<Bytes>) -> AdminResponse {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 /// The first value of a query parameter, percent-decoded.
 pub fn query(request: &AdminRequest, name: &str) -> Option<String> {
-    todo!()
+    let pairs = request.uri().query()?.split('&');
+    let (_, value) =
+        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).find(|(key, _)| *key == name)?;
+    Some(percent_decoded(value))
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let decoded = (first == b'%')
+            .then(|| tail.get(..2))
+            .flatten()
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match decoded {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(if first == b'+' { b' ' } else { first });
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn routes() -> Routes {
+        Routes::new().get("/level", |request| async move { text(query(&request, "of").unwrap_or_default()) })
+    }
+
+    async fn exchange(request: &str) -> String {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let serving =
+            tokio::spawn(http1().serve_connection(TokioIo::new(server), answering(Arc::new(routes()))));
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).await.unwrap();
+        serving.await.unwrap().unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn requests_get_the_reply_of_their_path_and_method() {
+        let cases = [
+            ("a known path", "GET /level?of=a%3Ddebug+x HTTP/1.1", "200 OK", "\r\n\r\na=debug x"),
+            ("an unknown path", "GET /nothing HTTP/1.1", "404 Not Found", "there is: /level"),
+            ("another method", "POST /level HTTP/1.1", "405 Method Not Allowed", ""),
+            ("HEAD as GET", "HEAD /level?of=debug HTTP/1.1", "200 OK", "content-length: 5"),
+        ];
+        for (name, line, status, content) in cases {
+            let reply = exchange(&format!("{line}\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{name}: {reply}");
+            assert!(reply.contains(content), "{name}: {reply}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_finishes_its_request_is_dropped() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let serving =
+            tokio::spawn(http1().serve_connection(TokioIo::new(server), answering(Arc::new(routes()))));
+        client.write_all(b"GET /level HTTP/1.1\r\n").await.unwrap();
+        let begun = tokio::time::Instant::now();
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!(serving.await.unwrap().is_err());
+        assert!(begun.elapsed() >= HEADER_TIMEOUT && begun.elapsed() < HEADER_TIMEOUT * 2);
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_with_the_flag_that_changes_it() {
+        let loopback = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let first = Admin::bind(&loopback, "--admin").unwrap();
+        let taken = Address::Tcp(first.local_addr().unwrap());
+        let error = Admin::bind(&taken, "--admin").err().unwrap().to_string();
+        assert!(error.contains(&taken.to_string()) && error.contains("--admin"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = Address::Unix(directory.path().join("admin.sock"));
+        drop(Admin::bind(&address, "--socket").unwrap());
+        let live = Admin::bind(&address, "--socket").unwrap();
+        assert!(matches!(Admin::bind(&address, "--socket"), Err(BindError::InUse { .. })));
+        drop(live);
+    }
 }

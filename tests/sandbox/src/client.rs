@@ -4,8 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Output;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::pod::{Family, Pod};
@@ -17,8 +15,11 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Time curl has to end beyond its own limit.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
-/// Separates the body from what `--write-out` says.
+/// Separates the body from what curl says about the connection.
 const SEPARATOR: &str = "\n--curl--\n";
+
+/// What curl says. Not `%{json}`, which asks the LDAP library for its version, which looks the machine's name up in DNS.
+const REPORT: &str = "%{http_code} %{local_ip} %{local_port} %{time_total}";
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -106,7 +107,7 @@ impl Fetch {
             "*",
             "--globoff",
         ]);
-        program = program.args(["--max-time", &seconds, "--write-out", &format!("{SEPARATOR}%{{json}}")]);
+        program = program.args(["--max-time", &seconds, "--write-out", &format!("{SEPARATOR}{REPORT}")]);
         program = match self.family {
             Some(Family::V4) => program.arg("--ipv4"),
             Some(Family::V6) => program.arg("--ipv6"),
@@ -120,15 +121,6 @@ impl Fetch {
         }
         program.arg(&self.url)
     }
-}
-
-/// The part of curl's own report that is used (curl(1), `--write-out`, 7.70 or newer).
-#[derive(Deserialize)]
-struct Report {
-    http_code: u16,
-    local_ip: String,
-    local_port: u16,
-    time_total: f64,
 }
 
 impl Reply {
@@ -155,14 +147,22 @@ impl Reply {
         let unusable = |reason: String| Error::Program { program: "curl".into(), reason };
         let (body, report) =
             text.rsplit_once(SEPARATOR).ok_or_else(|| unusable(format!("{}: {error}", output.status)))?;
-        let report: Report = serde_json::from_str(report).map_err(|error| unusable(error.to_string()))?;
-        let local = report.local_ip.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, report.local_port));
+        let fields: Vec<&str> = report.split(' ').collect();
+        let &[status, ip, port, seconds] = fields.as_slice() else {
+            return Err(unusable(format!("an unexpected report: {report:?}")));
+        };
+        // Without a connection there is no address, and the port is 0 or -1.
+        let local = ip.parse::<IpAddr>().ok().zip(port.parse().ok()).map(SocketAddr::from);
         Ok(Self {
             exit: output.status.code().unwrap_or(-1),
-            status: report.http_code,
+            status: status.parse().unwrap_or_default(),
             body: body.to_owned(),
             local: local.filter(|local| local.port() != 0),
-            latency: Duration::try_from_secs_f64(report.time_total).unwrap_or_default(),
+            latency: seconds
+                .parse()
+                .ok()
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                .unwrap_or_default(),
             error,
         })
     }

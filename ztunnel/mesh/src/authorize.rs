@@ -5,6 +5,9 @@
 //! read); a DENY that matches refuses; with no ALLOW in force all else passes; with one, only what an ALLOW
 //! matches. Policies in dry run decide nothing and are reported.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -126,8 +129,11 @@ pub struct Verdict {
     pub dry_run: Vec<DryRun>,
 }
 
-/// Judges an attempt by the policies that apply to its destination.
-pub fn authorize(state: &State, attempt: Attempt) -> Verdict {
+/// Judges an attempt by the policies that apply to its destination. IPv4 addresses in IPv6 form count as what
+/// they mean.
+pub fn authorize(state: &State, mut attempt: Attempt) -> Verdict {
+    attempt.source_ip = attempt.source_ip.to_canonical();
+    attempt.destination.set_ip(attempt.destination.ip().to_canonical());
     let mut dry_run = Vec::new();
     let decision = decide(state, &attempt, &mut dry_run).map(|()| Permit { attempt });
     Verdict { decision, dry_run }
@@ -200,7 +206,7 @@ impl<'a> Facts<'a> {
         Self {
             source: attempt.source.as_ref(),
             principal: OnceCell::new(),
-            source_ip: attempt.source_ip.to_canonical(),
+            source_ip: attempt.source_ip,
             destination: attempt.destination,
         }
     }

@@ -5,6 +5,9 @@
 //! with running sums of their weights, so that joining, leaving and, without a routing preference, choosing
 //! take O(log n). A preference depends on the client, so choosing by one looks at every endpoint once.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;

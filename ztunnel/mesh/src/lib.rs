@@ -8,6 +8,8 @@
 
 pub mod authorize;
 pub mod balance;
+#[cfg(test)]
+mod fixtures;
 pub mod identity;
 pub mod policy;
 pub mod ports;

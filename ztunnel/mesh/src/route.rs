@@ -3,6 +3,9 @@
 //! Virtual addresses are looked up before workload addresses, in one order everywhere. What the mesh knows and
 //! cannot serve is refused, never let past it in plaintext; only what it does not know passes unchanged.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -8,6 +8,9 @@
 //! Invariants: every index entry leads to an entry of `workloads`, `services` or `policies`; no index keeps an
 //! empty entry; workloads on their node's network are not found by address.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;

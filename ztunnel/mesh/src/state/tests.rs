@@ -1,0 +1,246 @@
+//! Lookups, and the indexes against a mesh built afresh after random changes.
+
+use super::*;
+use crate::fixtures::{Numbers, address, endpoint_of, ip, port_map, service, service_name, uid, workload};
+use crate::policy::Action;
+use crate::workload::Network;
+
+fn found_at(state: &State, at: &str) -> Option<WorkloadUid> {
+    state.workload_by_address(&address(at)).map(|workload| workload.uid.clone())
+}
+
+#[test]
+fn a_workload_is_found_by_each_of_its_addresses_until_it_moves_or_goes() {
+    let mut state = State::new();
+    state.upsert_workload(workload("web", &["10.0.0.2", "fd00::2"]));
+    assert_eq!(found_at(&state, "10.0.0.2"), Some(uid("web")));
+    assert_eq!(found_at(&state, "fd00::2"), Some(uid("web")));
+    state.upsert_workload(workload("web", &["10.0.0.9", "fd00::2"]));
+    assert_eq!(found_at(&state, "10.0.0.2"), None);
+    assert_eq!(found_at(&state, "10.0.0.9"), Some(uid("web")));
+    assert!(state.remove_workload(&uid("web")));
+    assert!(!state.remove_workload(&uid("web")));
+    assert_eq!(found_at(&state, "fd00::2"), None);
+}
+
+#[test]
+fn an_address_means_nothing_on_another_network() {
+    let mut state = State::new();
+    state.upsert_workload(workload("web", &["10.0.0.2"]));
+    let elsewhere = NetworkAddress { network: Network::from("other"), ip: ip("10.0.0.2") };
+    assert!(state.workload_by_address(&elsewhere).is_none());
+}
+
+#[test]
+fn a_workload_on_its_nodes_network_is_not_found_by_address() {
+    let mut state = State::new();
+    let mut web = workload("web", &["10.0.0.2"]);
+    web.network_mode = NetworkMode::HostNetwork;
+    state.upsert_workload(web);
+    assert_eq!(found_at(&state, "10.0.0.2"), None);
+    assert!(state.workload(&uid("web")).is_some());
+}
+
+#[test]
+fn an_address_given_to_a_new_pod_is_the_new_pods_and_the_end_of_the_old_one_does_not_take_it() {
+    let mut state = State::new();
+    state.upsert_workload(workload("old", &["10.0.0.2"]));
+    state.upsert_workload(workload("new", &["10.0.0.2"]));
+    assert_eq!(found_at(&state, "10.0.0.2"), Some(uid("new")));
+    state.upsert_workload(workload("old", &["10.0.0.2"]));
+    assert_eq!(found_at(&state, "10.0.0.2"), Some(uid("new")), "news of the old pod is no new claim");
+    state.remove_workload(&uid("old"));
+    assert_eq!(found_at(&state, "10.0.0.2"), Some(uid("new")));
+}
+
+#[test]
+fn a_pod_of_this_node_is_found_by_name_namespace_and_service_account() {
+    let mut state = State::new();
+    state.upsert_workload(workload("web", &["10.0.0.2"]));
+    let find = |namespace: &str, name, account: &str| {
+        state.workload_by_pod(&namespace.into(), name, &account.into()).is_some()
+    };
+    assert!(find("shop", "web", "web"));
+    assert!(!find("shop", "web", "other"));
+    assert!(!find("other", "web", "web"));
+    assert!(!find("shop", "other", "web"));
+}
+
+#[test]
+fn of_services_that_share_an_address_the_clients_own_namespace_wins() {
+    let mut state = State::new();
+    for namespace in ["a", "b", "c"] {
+        state.upsert_service(service(namespace, "web", &["10.9.0.1"], &[]));
+    }
+    let found = |state: &State, client: &str| {
+        state.service_by_vip(&address("10.9.0.1"), &client.into()).map(|found| found.name.clone())
+    };
+    assert_eq!(found(&state, "b"), Some(service_name("b", "web")));
+    assert_eq!(found(&state, "elsewhere"), Some(service_name("a", "web")));
+    assert!(state.remove_service(&service_name("b", "web")));
+    assert_eq!(found(&state, "b"), Some(service_name("a", "web")));
+}
+
+#[test]
+fn endpoints_follow_their_workloads_whether_or_not_the_service_is_known() {
+    let web = service_name("shop", "web");
+    let mut state = State::new();
+    let names = |state: &State| {
+        let mut names: Vec<String> = state
+            .endpoints(&service_name("shop", "web"))
+            .into_iter()
+            .flat_map(Endpoints::iter)
+            .map(|endpoint| endpoint.name.clone())
+            .collect();
+        names.sort();
+        names
+    };
+    state.upsert_workload(endpoint_of(workload("a", &["10.0.0.1"]), &web, &[(80, 8080)]));
+    state.upsert_workload(endpoint_of(workload("b", &["10.0.0.2"]), &web, &[(80, 8080)]));
+    assert_eq!(names(&state), ["a", "b"]);
+    state.upsert_service(service("shop", "web", &["10.9.0.1"], &[(80, 8080)]));
+    state.upsert_workload(workload("a", &["10.0.0.1"]));
+    assert_eq!(names(&state), ["b"]);
+    state.remove_workload(&uid("b"));
+    assert!(state.endpoints(&web).is_none());
+}
+
+#[test]
+fn a_resource_name_removes_the_workload_or_the_service_it_names() {
+    let mut state = State::new();
+    state.upsert_workload(workload("web", &["10.0.0.2"]));
+    state.upsert_service(service("shop", "web", &["10.9.0.1"], &[]));
+    assert!(state.remove_address("Kubernetes//Pod/shop/web"));
+    assert!(state.remove_address("shop/web.shop.svc.cluster.local"));
+    assert!(!state.remove_address("shop/web.shop.svc.cluster.local"));
+    assert!(!state.remove_address("nonsense"));
+    assert_eq!((state.workloads().len(), state.services().len()), (0, 0));
+}
+
+#[test]
+fn a_policy_that_changes_its_scope_leaves_the_old_one() {
+    let policy = |scope| Authorization {
+        name: "shop/p".parse().unwrap(),
+        scope,
+        action: Action::Deny,
+        rules: vec![],
+        dry_run: false,
+    };
+    let mut state = State::new();
+    let web = workload("web", &[]);
+    let applies = |state: &State| state.policies_for(&web).count();
+    for (scope, expected) in [
+        (PolicyScope::Global, 1),
+        (PolicyScope::Namespace, 1),
+        (PolicyScope::WorkloadSelector, 0),
+        (PolicyScope::Global, 1),
+    ] {
+        state.upsert_policy(policy(scope));
+        assert_eq!(applies(&state), expected, "{scope:?}");
+    }
+    assert!(state.remove_policy(&"shop/p".parse().unwrap()));
+    assert_eq!(applies(&state), 0);
+}
+
+/// A random resource out of few, so that names, addresses and services collide.
+fn change(state: &mut State, numbers: &mut Numbers) {
+    const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+    let name = NAMES[numbers.below(5)];
+    let other = NAMES[numbers.below(5)];
+    match numbers.below(7) {
+        0..3 => {
+            let at = format!("10.0.0.{}", numbers.below(4));
+            let mut changed = workload(name, &[&at, &format!("fd00::{}", numbers.below(4))]);
+            for service in [name, other].into_iter().take(numbers.below(3)) {
+                changed = endpoint_of(changed, &service_name("shop", service), &[(80, 8080)]);
+            }
+            if numbers.below(5) == 0 {
+                changed.network_mode = NetworkMode::HostNetwork;
+            }
+            changed.capacity = u32::try_from(numbers.below(3)).unwrap();
+            state.upsert_workload(changed);
+        }
+        3 => {
+            state.remove_workload(&uid(name));
+        }
+        4 | 5 => {
+            let vip = format!("10.9.0.{}", numbers.below(3));
+            state.upsert_service(service(["shop", "x"][numbers.below(2)], name, &[&vip], &[(80, 0)]));
+        }
+        _ => {
+            state.remove_service(&service_name("shop", name));
+        }
+    }
+}
+
+/// Everything that can be looked up, but for whose an address is that two workloads state.
+fn lookups(state: &State) -> Vec<String> {
+    let mut seen = Vec::new();
+    for (at, uids) in &state.by_address {
+        let mut uids = uids.clone();
+        uids.sort();
+        seen.push(format!("{at:?} {uids:?}"));
+    }
+    for (pod, uids) in &state.by_pod {
+        seen.push(format!("{pod:?} {uids:?}"));
+    }
+    for (vip, names) in &state.by_vip {
+        seen.push(format!("{vip:?} {names:?}"));
+    }
+    for (name, endpoints) in &state.endpoints {
+        let mut members: Vec<String> =
+            endpoints.iter().map(|member| format!("{} {}", member.uid, member.capacity)).collect();
+        members.sort();
+        seen.push(format!("{name} {members:?}"));
+    }
+    seen.sort();
+    seen
+}
+
+#[test]
+fn after_any_changes_the_indexes_are_those_of_a_mesh_built_afresh() {
+    for seed in 1..=200 {
+        let mut numbers = Numbers::from_seed(seed);
+        let mut state = State::new();
+        for step in 0..60 {
+            change(&mut state, &mut numbers);
+            let mut fresh = State::new();
+            state.workloads().for_each(|workload| fresh.upsert_workload(Workload::clone(workload)));
+            state.services().for_each(|service| fresh.upsert_service(Service::clone(service)));
+            assert_eq!(lookups(&state), lookups(&fresh), "seed {seed}, step {step}");
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_endpoints_of_one_service_come_and_go_and_leave_nothing() {
+    let web = service_name("shop", "web");
+    let mut state = State::new();
+    for pass in 0..3_u32 {
+        for n in 0..10_000_u32 {
+            let at = format!("10.{}.{}.{}", n >> 16, (n >> 8) & 255, n & 255);
+            let mut member = endpoint_of(workload(&format!("w{n}"), &[&at]), &web, &[(80, 8080)]);
+            member.capacity = 1 + (n + pass) % 3;
+            state.upsert_workload(member);
+        }
+    }
+    assert_eq!(state.endpoints(&web).unwrap().iter().len(), 10_000);
+    for n in 0..10_000_u32 {
+        state.remove_workload(&uid(&format!("w{n}")));
+    }
+    assert!(state.endpoints(&web).is_none());
+    assert!(state.by_address.is_empty() && state.by_pod.is_empty());
+}
+
+#[test]
+fn names_are_read_as_they_are_written() {
+    let name = service_name("shop", "web");
+    assert_eq!(name.to_string().parse(), Ok(name));
+    let policy: PolicyName = "shop/p".parse().unwrap();
+    assert_eq!(policy.to_string(), "shop/p");
+    for wrong in ["", "shop", "/p", "shop/", "a/b/c"] {
+        assert!(wrong.parse::<PolicyName>().is_err(), "{wrong}");
+        assert!(wrong.parse::<ServiceName>().is_err(), "{wrong}");
+    }
+    assert_eq!(port_map(&[(80, 0)]).get(&80), Some(&0));
+}

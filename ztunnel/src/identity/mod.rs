@@ -1,0 +1,8 @@
+//! Certificates of the node's enrolled pods: fetched ahead, renewed at half life, shared, forgotten.
+
+mod authority;
+mod manager;
+mod scheduler;
+
+pub(crate) use authority::Authority;
+pub(crate) use manager::{Held, Identities, Issued, Lease, Source, Unavailable};

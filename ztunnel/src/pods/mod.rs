@@ -1,0 +1,9 @@
+//! The pods this process serves.
+
+mod pod;
+mod registry;
+mod spec;
+
+pub(crate) use pod::{Own, Pod};
+pub(crate) use registry::{Pods, Serving};
+pub(crate) use spec::{Capture, Listeners, PodSpec, PodUid};

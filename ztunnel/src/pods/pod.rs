@@ -1,0 +1,174 @@
+//! One enrolled pod: what its connections share.
+//!
+//! The pod's workload and certificate follow the mesh's state ([`Pod::follow`]); a connection waits a bounded
+//! time for them. The pod itself is known from the agent, over a socket only the agent can open: its network
+//! namespace and listeners are what proves a connection's source identity.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh::authorize::Attempt;
+use mesh::{Namespace, ServiceAccount, Workload};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tunnel::socket::Netns;
+use tunnel::tls::WorkloadCertificate;
+
+use super::spec::{Capture, PodSpec, PodUid};
+use crate::config::START_WAIT;
+use crate::identity::{Identities, Lease};
+use crate::mesh_state::MeshState;
+use crate::proxy::{Failure, LiveConnections, Share};
+
+/// What the control plane says of the pod.
+pub(crate) struct Own {
+    /// Its workload.
+    pub(crate) workload: Arc<Workload>,
+    /// Its claim on a certificate.
+    pub(crate) lease: Arc<Lease<WorkloadCertificate>>,
+}
+
+impl Own {
+    /// The certificate, waiting a bounded time for it.
+    pub(crate) async fn certificate(&self) -> Result<Arc<WorkloadCertificate>, Failure> {
+        let deadline = tokio::time::Instant::now() + START_WAIT;
+        self.lease.certificate(deadline).await.map_err(Failure::Certificate)
+    }
+}
+
+/// See the module.
+pub(crate) struct Pod {
+    /// Its Kubernetes uid.
+    pub(crate) uid: PodUid,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its namespace.
+    pub(crate) namespace: Namespace,
+    /// Its service account.
+    pub(crate) service_account: ServiceAccount,
+    /// Its network namespace.
+    pub(crate) netns: Netns,
+    /// Its live connections.
+    pub(crate) live: Arc<LiveConnections<Attempt>>,
+    /// Its account of connections.
+    pub(crate) share: Arc<Share>,
+    /// Accepts nothing further; live connections may end.
+    pub(crate) stopping: CancellationToken,
+    /// Everything of it ends.
+    pub(crate) ended: CancellationToken,
+    /// How original destinations are learnt.
+    pub(crate) capture: Capture,
+    stated_addresses: Vec<IpAddr>,
+    own: watch::Sender<Option<Arc<Own>>>,
+}
+
+impl Pod {
+    /// A pod of which nothing is known yet but what the agent said.
+    pub(crate) fn new(spec: &PodSpec, share: Arc<Share>) -> Self {
+        Self {
+            uid: spec.uid.clone(),
+            name: spec.name.clone(),
+            namespace: spec.namespace.clone(),
+            service_account: spec.service_account.clone(),
+            netns: spec.netns.clone(),
+            live: LiveConnections::new(),
+            share,
+            stopping: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            capture: Capture::of(&spec.listeners),
+            stated_addresses: spec.addresses.clone(),
+            own: watch::Sender::new(None),
+        }
+    }
+
+    /// Its workload and certificate, waiting a bounded time for the control plane to tell them.
+    pub(crate) async fn own(&self) -> Result<Arc<Own>, Failure> {
+        let mut own = self.own.subscribe();
+        let known = tokio::time::timeout(START_WAIT, own.wait_for(Option::is_some)).await;
+        let known = known.ok().and_then(Result::ok).and_then(|own| own.clone());
+        known.ok_or(Failure::NoConfiguration)
+    }
+
+    /// What is known now.
+    pub(crate) fn own_now(&self) -> Option<Arc<Own>> {
+        self.own.borrow().clone()
+    }
+
+    /// The pod's addresses as far as they are known: the agent's word, else the control plane's.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        match (&self.stated_addresses[..], self.own_now()) {
+            ([], Some(own)) => own.workload.addresses.clone(),
+            (stated, _) => stated.to_vec(),
+        }
+    }
+
+    /// The address to dial `to` from: the pod's address `preferred` if it has one of that family, else another of
+    /// that family.
+    pub(crate) fn source_for(&self, preferred: IpAddr, to: IpAddr) -> Option<IpAddr> {
+        let addresses = self.addresses();
+        let fits = |ip: &IpAddr| ip.is_ipv4() == to.is_ipv4();
+        let own = Some(preferred).filter(|ip| fits(ip) && addresses.contains(ip));
+        own.or_else(|| addresses.iter().copied().find(fits))
+    }
+
+    /// Whether `ip` is one of the pod's addresses.
+    pub(crate) fn has_address(&self, ip: IpAddr) -> bool {
+        match &self.stated_addresses[..] {
+            [] => self.own_now().is_some_and(|own| own.workload.addresses.contains(&ip)),
+            stated => stated.contains(&ip),
+        }
+    }
+
+    /// Whether it is known which addresses the pod has.
+    pub(crate) fn knows_addresses(&self) -> bool {
+        !self.stated_addresses.is_empty() || self.own_now().is_some()
+    }
+
+    /// Whether these are the addresses the agent told of it.
+    pub(crate) fn is_stated_at(&self, addresses: &[IpAddr]) -> bool {
+        self.stated_addresses == addresses
+    }
+
+    /// Keeps the workload and the certificate up to date and asks about live connections again with every
+    /// change of the mesh. Runs until dropped.
+    pub(crate) async fn follow(&self, mesh: &MeshState, identities: &Identities<WorkloadCertificate>) {
+        let mut progress = mesh.subscribe();
+        loop {
+            if progress.borrow_and_update().complete {
+                self.update(mesh, identities);
+                let allowed = |attempt: &Attempt| {
+                    mesh.authorize(attempt.clone()).map(drop).map_err(Failure::PolicyChanged)
+                };
+                let cut = self.live.recheck(allowed);
+                if cut > 0 {
+                    tracing::info!(pod = %self.name, namespace = %self.namespace, cut, "connections are no longer allowed");
+                }
+            }
+            if progress.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn update(&self, mesh: &MeshState, identities: &Identities<WorkloadCertificate>) {
+        let workload =
+            mesh.read(|state| state.workload_by_pod(&self.namespace, &self.name, &self.service_account).cloned());
+        self.own.send_if_modified(|own| {
+            let same = match (&*own, &workload) {
+                (Some(own), Some(workload)) => Arc::ptr_eq(&own.workload, workload),
+                (None, None) => true,
+                _ => false,
+            };
+            if same {
+                return false;
+            }
+            *own = workload.map(|workload| {
+                let id = workload.identity();
+                let held = own.as_ref().map(|own| own.lease.clone()).filter(|lease| *lease.id() == id);
+                let lease = held.unwrap_or_else(|| Arc::new(identities.lease(&id)));
+                Arc::new(Own { workload, lease })
+            });
+            true
+        });
+    }
+}

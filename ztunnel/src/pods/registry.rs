@@ -1,0 +1,110 @@
+//! Which pods are served, found by their uid (the agent's name for them) and by namespace and name (the mesh's).
+//!
+//! Starting and stopping is the proxy's business (`proxy::serve`); here stands what is served now.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use api::zds::Listener;
+use mesh::{Namespace, Workload};
+use nix::sys::stat::fstat;
+
+use super::pod::Pod;
+use super::spec::{Listeners, PodSpec, PodUid};
+
+/// A pod that is served, with what the agent may ask back.
+pub(crate) struct Serving {
+    /// The pod.
+    pub(crate) pod: Arc<Pod>,
+    /// The listeners the agent handed over; none when we made them.
+    pub(crate) listeners: Vec<(Listener, OwnedFd)>,
+}
+
+impl Serving {
+    /// Whether `spec` tells of the same pod with the same sockets and addresses, so that nothing need be done.
+    pub(crate) fn is_same_as(&self, spec: &PodSpec) -> bool {
+        let same_listeners = match &spec.listeners {
+            Listeners::Handed(handed) => {
+                handed.len() == self.listeners.len()
+                    && self.listeners.iter().zip(handed).all(|((held, ours), (port, theirs))| {
+                        held == port && is_same_file(ours, theirs)
+                    })
+            }
+            Listeners::Ours => self.listeners.is_empty(),
+        };
+        same_listeners && self.pod.netns.inode() == spec.netns.inode() && self.pod.is_stated_at(&spec.addresses)
+    }
+}
+
+/// Sockets are files of a pseudo file system; the inode tells them apart.
+fn is_same_file(one: impl AsFd, other: impl AsFd) -> bool {
+    match (fstat(one), fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    by_uid: HashMap<PodUid, Arc<Serving>>,
+    /// More than one while a pod takes the place of another of its name.
+    by_name: HashMap<(Namespace, String), Vec<Arc<Pod>>>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Pods(RwLock<Inner>);
+
+impl Pods {
+    /// Enters a pod. Returns the one it replaces.
+    pub(crate) fn insert(&self, serving: Serving) -> Option<Arc<Serving>> {
+        let pod = serving.pod.clone();
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = inner.by_uid.insert(pod.uid.clone(), Arc::new(serving));
+        if let Some(old) = &old {
+            inner.forget_name(&old.pod);
+        }
+        inner.by_name.entry((pod.namespace.clone(), pod.name.clone())).or_default().push(pod);
+        old
+    }
+
+    /// Takes a pod out.
+    pub(crate) fn remove(&self, uid: &PodUid) -> Option<Arc<Serving>> {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = inner.by_uid.remove(uid)?;
+        inner.forget_name(&old.pod);
+        Some(old)
+    }
+
+    /// The pod of this uid.
+    pub(crate) fn get(&self, uid: &PodUid) -> Option<Arc<Serving>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).by_uid.get(uid).cloned()
+    }
+
+    /// The pod here that is `workload` and has the address `ip`.
+    pub(crate) fn of_workload(&self, workload: &Workload, ip: IpAddr) -> Option<Arc<Pod>> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let pods = inner.by_name.get(&(workload.namespace.clone(), workload.name.clone()))?;
+        let matches = |pod: &&Arc<Pod>| pod.service_account == workload.service_account && pod.has_address(ip);
+        pods.iter().rev().find(matches).cloned()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<Serving>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).by_uid.values().cloned().collect()
+    }
+}
+
+impl Inner {
+    fn forget_name(&mut self, pod: &Arc<Pod>) {
+        let key = (pod.namespace.clone(), pod.name.clone());
+        if let Some(pods) = self.by_name.get_mut(&key) {
+            pods.retain(|other| !Arc::ptr_eq(other, pod));
+            if pods.is_empty() {
+                self.by_name.remove(&key);
+            }
+        }
+    }
+}

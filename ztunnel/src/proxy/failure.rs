@@ -1,0 +1,265 @@
+//! Every way in which a connection can fail, and the one table that says who is to blame, which response
+//! flag is counted, and what an HBONE peer is told (Istio contract 1.10 and 2.1).
+//!
+//! The application only ever sees a reset. The access log carries the text.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use http::StatusCode;
+use mesh::PolicyName;
+use mesh::authorize::{Reason, Refusal};
+use mesh::route::Refused;
+use tunnel::copy::Side;
+use tunnel::hbone::OpenError;
+use tunnel::socket::{ApplicationDialError, DialError};
+use tunnel::tls::TlsError;
+
+use crate::identity::Unavailable;
+
+/// Why a connection was refused or ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// One of our own ports was dialled.
+    #[error("port {0} belongs to the mesh and takes no connections of its own")]
+    OwnPort(u16),
+    /// The accepted local address is not one that can have come here: the kernel's map from address to listener
+    /// was wrong, or somebody dialled the listener itself.
+    #[error("{0} is no destination of this listener")]
+    ForeignAddress(IpAddr),
+    /// The caps are reached.
+    #[error("too many connections: the pod holds its share")]
+    Overload,
+    /// The control plane has said nothing yet, or nothing of this pod.
+    #[error("no configuration for this pod yet")]
+    NoConfiguration,
+    /// The mesh knows the destination and does not lead there.
+    #[error("{0}")]
+    Unroutable(Refused),
+    /// The own pod's certificate did not come in time.
+    #[error("{0}")]
+    Certificate(Unavailable),
+    /// A destination outside the mesh could not be reached.
+    #[error("dial {0}")]
+    Dial(DialError),
+    /// No stream through a tunnel to the destination's proxy.
+    #[error("tunnel to {peer}: {error}")]
+    Tunnel {
+        /// The destination's proxy.
+        peer: SocketAddr,
+        /// At which stage, and why.
+        error: OpenError,
+    },
+    /// A client's handshake failed.
+    #[error("TLS: {0}")]
+    Handshake(TlsError),
+    /// A CONNECT request that we cannot honour.
+    #[error("bad CONNECT: {0}")]
+    BadRequest(String),
+    /// The client took its CONNECT back before it was answered.
+    #[error("the client gave up")]
+    GivenUp,
+    /// The destination's policy does not allow it.
+    #[error("{0}")]
+    Denied(Refusal),
+    /// It was allowed when it began; configuration changed.
+    #[error("closed due to policy change: {0}")]
+    PolicyChanged(Refusal),
+    /// The application does not take the connection.
+    #[error("{0}")]
+    Application(ApplicationDialError),
+    /// An end reset the connection, or it broke there.
+    #[error("{} broke: {error}", side_text(*.side))]
+    Broken {
+        /// Which.
+        side: Side,
+        /// What the kernel or the tunnel said.
+        error: io::Error,
+    },
+    /// No byte moved for the idle timeout.
+    #[error("idle for too long")]
+    Idle,
+    /// The process is ending and the deadline for live connections is over.
+    #[error("closed due to drain deadline")]
+    Drained,
+    /// The pod left the mesh or ended.
+    #[error("the pod was removed")]
+    PodRemoved,
+}
+
+fn side_text(side: Side) -> &'static str {
+    match side {
+        Side::Source => "the client's side",
+        Side::Destination => "the destination's side",
+    }
+}
+
+/// Who has to look into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// Whoever opened the connection.
+    Client,
+    /// The application or proxy at the other end.
+    Destination,
+    /// Somebody wrote a policy; it works.
+    Policy,
+    /// The control plane, or the way to it.
+    ControlPlane,
+    /// This process or its host: its limits, its end.
+    Node,
+}
+
+/// What a failure means outside. One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meaning {
+    /// Who has to look into it.
+    pub(crate) blame: Blame,
+    /// `response_flags` of the metrics. Istio's where it has one, otherwise ours.
+    pub(crate) flag: &'static str,
+    /// What an HBONE peer whose CONNECT is still unanswered is told.
+    pub(crate) status: u16,
+}
+
+impl Failure {
+    /// The table.
+    pub(crate) fn meaning(&self) -> Meaning {
+        let (blame, flag, status) = match self {
+            Self::OwnPort(_) => (Blame::Client, "OWN_PORT", 400),
+            Self::ForeignAddress(_) => (Blame::Client, "FOREIGN_ADDRESS", 400),
+            Self::BadRequest(_) => (Blame::Client, "BAD_REQUEST", 400),
+            Self::GivenUp => (Blame::Client, "GIVEN_UP", 503),
+            Self::Overload => (Blame::Node, "OVERLOAD", 503),
+            Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
+            Self::Unroutable(refused) => unroutable(refused),
+            Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),
+            Self::Dial(DialError::Failed { .. }) => (Blame::Destination, "CONNECT", 503),
+            Self::Dial(DialError::Timeout { .. }) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
+            Self::Tunnel { error, .. } => tunnel(error),
+            Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
+            Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
+            Self::Denied(refusal) => (denier(refusal), "DENY", 401),
+            Self::PolicyChanged(refusal) => (denier(refusal), "POLICY_CHANGE", 401),
+            Self::Application(error) => application(error),
+            Self::Broken { side: Side::Source, .. } => (Blame::Client, "RESET", 503),
+            Self::Broken { side: Side::Destination, .. } => (Blame::Destination, "UPSTREAM_RESET", 503),
+            Self::Idle => (Blame::Client, "IDLE_TIMEOUT", 503),
+            Self::Drained => (Blame::Node, "DRAIN", 503),
+            Self::PodRemoved => (Blame::Node, "POD_REMOVED", 503),
+        };
+        Meaning { blame, flag, status }
+    }
+
+    /// The policy that refused it, if one did.
+    pub(crate) fn policy(&self) -> Option<&PolicyName> {
+        match self {
+            Self::Denied(refusal) | Self::PolicyChanged(refusal) => refusal.policy.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Whether it was decided that the connection may not pass: the access log's path is then `refused`.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Tunnel { error: OpenError::Rejected(status), .. } => *status == StatusCode::UNAUTHORIZED,
+            Self::Denied(_) | Self::OwnPort(_) | Self::ForeignAddress(_) | Self::BadRequest(_) | Self::Unroutable(_) => true,
+            _ => false,
+        }
+    }
+}
+
+type Row = (Blame, &'static str, u16);
+
+fn unroutable(refused: &Refused) -> Row {
+    match refused {
+        Refused::NoHealthyEndpoint(_) | Refused::NoSuchPort(..) => (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503),
+        Refused::ServiceWaypoint(_) | Refused::WorkloadWaypoint(_) => (Blame::ControlPlane, "WAYPOINT", 503),
+        Refused::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
+        Refused::ProxyPort(_) => (Blame::Client, "OWN_PORT", 400),
+        Refused::NoDestination(_) => (Blame::Client, "FOREIGN_ADDRESS", 400),
+    }
+}
+
+fn tunnel(error: &OpenError) -> Row {
+    match error {
+        OpenError::PoolFull(_) => (Blame::Node, "TUNNELS_EXHAUSTED", 503),
+        OpenError::Dial(_) => (Blame::Destination, "CONNECT", 503),
+        OpenError::DialTimeout(_) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
+        OpenError::Tls(TlsError::Timeout(_)) => (Blame::Destination, "TLS_TIMEOUT", 503),
+        OpenError::Tls(_) => (Blame::Destination, "TLS_FAILURE", 503),
+        OpenError::PrefaceTimeout(_) => (Blame::Destination, "H2_TIMEOUT", 503),
+        OpenError::Http2(_) => (Blame::Destination, "H2_HANDSHAKE_FAILURE", 503),
+        OpenError::ReplyTimeout(_) => (Blame::Destination, "TUNNEL_TIMEOUT", 503),
+        OpenError::Rejected(StatusCode::UNAUTHORIZED) => (Blame::Policy, "DENY", 401),
+        OpenError::Rejected(_) => (Blame::Destination, "TUNNEL_STATUS", 503),
+        OpenError::Reset(_) => (Blame::Destination, "TUNNEL_RESET", 503),
+    }
+}
+
+fn application(error: &ApplicationDialError) -> Row {
+    match error {
+        ApplicationDialError::Failed { .. } => (Blame::Destination, "CONNECT", 503),
+        ApplicationDialError::Timeout { .. } => (Blame::Destination, "APPLICATION_TIMEOUT", 503),
+        ApplicationDialError::PortsExhausted { .. } => (Blame::Node, "SOURCE_PORTS", 503),
+        ApplicationDialError::Family { .. } => (Blame::Client, "ADDRESS_FAMILY", 400),
+    }
+}
+
+/// A policy that does its work, or a control plane that has not (yet) told what is needed to decide.
+fn denier(refusal: &Refusal) -> Blame {
+    match refusal.reason {
+        Reason::Denied | Reason::NotAllowed => Blame::Policy,
+        Reason::UnknownPolicy | Reason::UnreadablePolicy(_) | Reason::UnknownWorkload => Blame::ControlPlane,
+        Reason::ForeignAddress | Reason::ProxyPort => Blame::Client,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_policys_refusal_is_told_as_401_and_named() {
+        let policy = PolicyName { namespace: "shop".into(), name: "only-web".into() };
+        let refusal = Refusal { policy: Some(policy.clone()), reason: Reason::Denied };
+        let refused = Failure::Denied(refusal.clone());
+        assert_eq!(refused.meaning(), Meaning { blame: Blame::Policy, flag: "DENY", status: 401 });
+        assert_eq!(refused.policy(), Some(&policy));
+        let cut = Failure::PolicyChanged(refusal);
+        assert!(cut.to_string().starts_with("closed due to policy change: "), "{cut}");
+        assert!(cut.to_string().ends_with("shop/only-web"), "{cut}");
+        assert_ne!(cut.meaning().flag, refused.meaning().flag);
+    }
+
+    #[test]
+    fn timeouts_of_different_stages_have_different_flags() {
+        let to: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let after = Duration::from_secs(10);
+        let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        let tunnel = |error| Failure::Tunnel { peer: to, error };
+        let stages = [
+            tunnel(OpenError::DialTimeout(after)),
+            tunnel(OpenError::Tls(TlsError::Timeout(after))),
+            tunnel(OpenError::PrefaceTimeout(after)),
+            tunnel(OpenError::ReplyTimeout(after)),
+            Failure::Application(ApplicationDialError::Timeout { to, after }),
+            Failure::Idle,
+            Failure::NoConfiguration,
+            Failure::Certificate(Unavailable { id, reason: String::new() }),
+        ];
+        let flags: BTreeSet<_> = stages.iter().map(|stage| stage.meaning().flag).collect();
+        assert_eq!(flags.len(), stages.len());
+    }
+
+    #[test]
+    fn a_peers_401_is_a_refusal_and_its_503_a_fault() {
+        let peer = "10.0.0.1:15008".parse().unwrap();
+        for (status, flag, refusal) in [(401, "DENY", true), (503, "TUNNEL_STATUS", false), (400, "TUNNEL_STATUS", false)] {
+            let error = OpenError::Rejected(StatusCode::from_u16(status).unwrap());
+            let failure = Failure::Tunnel { peer, error };
+            assert_eq!((failure.meaning().flag, failure.is_refusal()), (flag, refusal), "{status}");
+        }
+    }
+}

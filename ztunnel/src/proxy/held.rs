@@ -1,0 +1,31 @@
+//! A connection in our hands before it is relayed: whatever goes wrong, its other end sees a reset. A
+//! failure must not look like an end (RFC 9293 3.10.7.4: an abort is told by RST).
+
+use tokio::net::TcpStream;
+use tunnel::socket::reset;
+
+/// Resets the connection unless it is taken out.
+pub(crate) struct Held(Option<TcpStream>);
+
+impl Held {
+    /// Takes responsibility for `stream`.
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self(Some(stream))
+    }
+
+    /// Gives it to the relay, which resets it itself.
+    pub(crate) fn into_stream(mut self) -> TcpStream {
+        match self.0.take() {
+            Some(stream) => stream,
+            None => unreachable!("only this method takes it, and this method takes `self`"),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            reset(stream);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The data path: from an accepted connection to its end.
+//!
+//! `serve` runs a pod's accept loops; `outbound`, `inbound` and `plaintext` are what the three listeners do; `local`
+//! joins the first two within the process; `arrival` is the gate before every application.
+
+mod accept;
+mod admission;
+mod arrival;
+mod dial;
+mod failure;
+mod headers;
+mod held;
+mod inbound;
+mod live;
+mod local;
+mod node;
+mod outbound;
+mod plaintext;
+mod refusal;
+mod relay;
+mod serve;
+
+pub(crate) use admission::{Capacity, Share};
+pub(crate) use dial::KernelDialer;
+pub(crate) use failure::Failure;
+pub(crate) use live::{Listed, LiveConnections};
+pub(crate) use node::{Limits, Node};
+pub(crate) use serve::{CUT_TIME, StartError, start, stop};

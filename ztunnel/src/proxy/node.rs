@@ -1,0 +1,53 @@
+//! What all connections of this process share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use daemon::drain::DrainSignal;
+use tunnel::hbone::Pool;
+use tunnel::socket::TcpOptions;
+use tunnel::tls::WorkloadCertificate;
+
+use super::admission::Capacity;
+use super::dial::Dialer;
+use crate::identity::Identities;
+use crate::mesh_state::MeshState;
+use crate::pods::Pods;
+use crate::telemetry::Metrics;
+
+/// Bounds that hold for every connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// A client's TLS handshake: at most so long.
+    pub(crate) handshake: Duration,
+    /// No byte either way for so long ends a connection.
+    pub(crate) idle: Duration,
+    /// Connections held at once for one pod.
+    pub(crate) per_pod: u32,
+    /// How long the connections of a pod that left may go on.
+    pub(crate) drain: Duration,
+}
+
+/// See the module.
+pub(crate) struct Node {
+    /// Counters.
+    pub(crate) metrics: Metrics,
+    /// The mesh.
+    pub(crate) mesh: MeshState,
+    /// Certificates.
+    pub(crate) identities: Identities<WorkloadCertificate>,
+    /// The pods served.
+    pub(crate) pods: Pods,
+    /// The way out.
+    pub(crate) dialer: Arc<dyn Dialer>,
+    /// Tunnels to other nodes.
+    pub(crate) tunnels: Pool,
+    /// Connections that may be held in all.
+    pub(crate) capacity: Arc<Capacity>,
+    /// Bounds.
+    pub(crate) limits: Limits,
+    /// Options of accepted sockets.
+    pub(crate) options: TcpOptions,
+    /// The process is ending.
+    pub(crate) drain: DrainSignal,
+}

@@ -1,0 +1,184 @@
+//! Connections a pod makes (listener 15001): where they go, and by which of the ways.
+//!
+//! The source identity is the pod's, because only its own traffic reaches a listener in its namespace. What the mesh
+//! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh::authorize::Attempt;
+use mesh::route::{Route, Upstream, route};
+use tokio::net::TcpStream;
+use tunnel::hbone::{Authority, Opened, PoolKey, TunnelStream};
+use tunnel::socket::{Accepted, DialError};
+use tunnel::tls::ExpectedPeers;
+
+use super::admission::Admitted;
+use super::failure::Failure;
+use super::held::Held;
+use super::live::{Listed, Live};
+use super::local::{self, Local};
+use super::node::Node;
+use super::refusal::refuse_early;
+use super::relay::relay;
+use super::headers;
+use crate::pods::{Own, Pod};
+use crate::telemetry::{Path, Record, Reporter, TraceParent};
+
+/// The way to the destination, open.
+enum Way {
+    /// Within this process.
+    Local(Box<Local>),
+    /// Through another node's proxy.
+    Tunnel(TunnelStream),
+    /// In plaintext, to something outside the mesh.
+    Plain(TcpStream),
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
+    let Accepted { stream, peer, local } = accepted;
+    let destination = pod.capture.original_destination(&stream, local);
+    let client = Held::new(stream);
+    let admitted = match admit(pod, destination) {
+        Ok(admitted) => admitted,
+        Err(failure) => return refuse_early(node, pod, peer, destination, &failure),
+    };
+    let mut record = Record::new(&node.metrics, Reporter::Source, peer, destination, TraceParent::random());
+    let listed = Listed { source: peer, original: destination, actual: destination, protocol: "TCP" };
+    let mut live = pod.live.enter(listed, None);
+    let mut call = Call { node, pod, client: peer, destination, record: &mut record };
+    let way = tokio::select! {
+        way = call.open() => way,
+        why = live.cut() => Err(why),
+    };
+    match way {
+        Err(failure) => record.finish(Err(&failure)),
+        Ok(way) => carry(node, client, way, record, live).await,
+    }
+    drop(admitted);
+}
+
+/// A captured connection never has one of the pod's own addresses as its destination, since those are reached over
+/// loopback, which is not captured: whoever shows up with one has dialled the listener itself.
+fn admit(pod: &Pod, destination: SocketAddr) -> Result<Admitted, Failure> {
+    let ip = destination.ip();
+    if ip.is_loopback() || ip.is_unspecified() || pod.has_address(ip) {
+        return Err(match mesh::ports::is_proxy_port(destination.port()) {
+            true => Failure::OwnPort(destination.port()),
+            false => Failure::ForeignAddress(ip),
+        });
+    }
+    pod.share.admit().ok_or(Failure::Overload)
+}
+
+async fn carry(node: &Node, client: Held, way: Way, mut record: Record, mut live: Live<Attempt>) {
+    record.established();
+    let idle = node.limits.idle;
+    let client = client.into_stream();
+    let result = match way {
+        Way::Local(local) => return local.carry(client, record, live, idle).await,
+        Way::Tunnel(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
+        Way::Plain(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
+    };
+    record.finish(result.as_ref().map(|()| ()));
+}
+
+/// A connection whose way is being looked for.
+struct Call<'a> {
+    node: &'a Node,
+    pod: &'a Arc<Pod>,
+    /// The client's socket in the pod.
+    client: SocketAddr,
+    /// What it dialled.
+    destination: SocketAddr,
+    record: &'a mut Record,
+}
+
+impl Call<'_> {
+    async fn open(&mut self) -> Result<Way, Failure> {
+        let own = self.pod.own().await?;
+        self.record.ends.source = Some(own.workload.clone());
+        let random = rand::random();
+        match self.node.mesh.read(|state| route(state, &own.workload, self.destination, random)) {
+            Route::SameWorkload(upstream) => {
+                let pod = self.pod.clone();
+                self.local(&own, pod, upstream).await
+            }
+            Route::Hbone(upstream) => {
+                match self.node.pods.of_workload(&upstream.workload, upstream.application.ip()) {
+                    Some(pod) => self.local(&own, pod, upstream).await,
+                    None => self.tunnel(&own, upstream).await,
+                }
+            }
+            Route::Plaintext(upstream) => {
+                self.describe(&upstream);
+                self.plain(upstream.application).await
+            }
+            Route::Passthrough(destination) => self.plain(destination).await,
+            Route::Refused(refused) => Err(Failure::Unroutable(refused)),
+        }
+    }
+
+    fn describe(&mut self, upstream: &Upstream) {
+        self.record.ends.destination = Some(upstream.workload.clone());
+        self.record.ends.service = upstream.service.as_ref().map(|service| service.name.clone());
+    }
+
+    async fn local(&mut self, own: &Own, pod: Arc<Pod>, upstream: Upstream) -> Result<Way, Failure> {
+        self.describe(&upstream);
+        self.record.path = Path::SameNode;
+        self.record.destination_address = upstream.application;
+        self.record.ends.source_identity = Some(own.workload.identity());
+        self.record.ends.destination_identity = Some(upstream.workload.identity());
+        let local = local::open(self.node, pod, self.client, upstream.application, self.record).await?;
+        Ok(Way::Local(Box::new(local)))
+    }
+
+    async fn plain(&mut self, to: SocketAddr) -> Result<Way, Failure> {
+        self.record.path = Path::Passthrough;
+        self.record.destination_address = to;
+        let source = self.pod.source_for(self.client.ip(), to.ip());
+        let dialled = self.node.dialer.network(&self.pod.netns, source, to).await;
+        dialled.map(Way::Plain).map_err(Failure::Dial)
+    }
+
+    async fn tunnel(&mut self, own: &Own, upstream: Upstream) -> Result<Way, Failure> {
+        self.describe(&upstream);
+        let peer = upstream.hbone();
+        self.record.path = Path::OtherNode;
+        self.record.destination_address = peer;
+        self.record.hbone_address = Some(upstream.application);
+        let certificate = own.certificate().await?;
+        let source = self.pod.source_for(self.client.ip(), peer.ip());
+        let expected = upstream.expected_identities();
+        let key = PoolKey {
+            source: own.workload.identity(),
+            expected: ExpectedPeers::new(expected.iter().map(ToString::to_string)),
+            destination: peer,
+            source_ip: source.unwrap_or(self.client.ip()),
+        };
+        let service = upstream.service.as_ref().map(|service| &service.name);
+        let headers = headers::request(&own.workload, self.client, service, &self.record.trace);
+        let authority = Authority::Address(upstream.application);
+        let dial = || {
+            let dial = self.node.dialer.network(&self.pod.netns, source, peer);
+            async move { dial.await.map_err(into_io) }
+        };
+        let opened = self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await;
+        let Opened { stream, peer: verified, .. } = opened.map_err(|error| Failure::Tunnel { peer, error })?;
+        self.record.ends.source_identity = Some(own.workload.identity());
+        self.record.ends.destination_identity = Some(verified.identity().clone());
+        self.record.tls = Some(verified.tls());
+        Ok(Way::Tunnel(stream))
+    }
+}
+
+/// The pool knows the kernel's errors, and times out by itself.
+fn into_io(error: DialError) -> std::io::Error {
+    match error {
+        DialError::Failed { error, .. } => error,
+        DialError::Timeout { .. } => std::io::ErrorKind::TimedOut.into(),
+    }
+}
+

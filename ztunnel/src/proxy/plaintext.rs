@@ -1,0 +1,48 @@
+//! Connections to a pod from outside the mesh (listener 15006). They prove no identity: policy decides
+//! whether that suffices, and STRICT is a policy that refuses whoever has none.
+
+use mesh::ports;
+use tunnel::socket::Accepted;
+
+use super::arrival::{Visitor, arrive};
+use super::failure::Failure;
+use super::held::Held;
+use super::node::Node;
+use super::refusal::refuse_early;
+use super::relay::relay;
+use crate::pods::Pod;
+use crate::telemetry::{Path, Record, Reporter, TraceParent};
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
+    let Accepted { stream, peer, local } = accepted;
+    let destination = pod.capture.original_destination(&stream, local);
+    let client = Held::new(stream);
+    let admitted = match admit(pod, destination) {
+        Ok(admitted) => admitted,
+        Err(failure) => return refuse_early(node, pod, peer, destination, &failure),
+    };
+    let mut record = Record::new(&node.metrics, Reporter::Destination, peer, destination, TraceParent::random());
+    record.path = Path::Passthrough;
+    let result = carry(node, pod, client, &mut record, Visitor { identity: None, address: peer, destination, protocol: "TCP" });
+    let result = result.await;
+    record.finish(result.as_ref().map(|()| ()));
+    drop(admitted);
+}
+
+fn admit(pod: &Pod, destination: std::net::SocketAddr) -> Result<super::admission::Admitted, Failure> {
+    if ports::is_proxy_port(destination.port()) {
+        return Err(Failure::OwnPort(destination.port()));
+    }
+    if pod.knows_addresses() && !pod.has_address(destination.ip()) {
+        return Err(Failure::ForeignAddress(destination.ip()));
+    }
+    pod.share.admit().ok_or(Failure::Overload)
+}
+
+async fn carry(node: &Node, pod: &Pod, client: Held, record: &mut Record, visitor: Visitor) -> Result<(), Failure> {
+    let mut arrived = arrive(node, pod, visitor, record).await?;
+    record.established();
+    let (client, application) = (client.into_stream(), arrived.application.into_stream());
+    relay(client, application, &mut [record], node.limits.idle, arrived.live.cut()).await
+}

@@ -1,0 +1,168 @@
+//! Starts and stops serving a pod: an accept loop a listener, and the task that follows the mesh's state.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::zds::Listener;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tunnel::socket::{Accepted, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener};
+
+use super::accept::{Accept, Acceptor};
+use super::admission::Share;
+use super::failure::Failure;
+use super::node::Node;
+use super::{inbound, outbound, plaintext};
+use crate::pods::{Listeners, Pod, PodSpec, PodUid, Serving};
+
+/// Every pod has one of each.
+const LISTENERS: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
+
+/// After connections were cut, how long their tasks may take to reset them.
+pub(crate) const CUT_TIME: Duration = Duration::from_secs(1);
+
+/// Why a pod cannot be served. It can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The agent handed over some listeners, but not this one.
+    #[error("the listener {0:?} is missing")]
+    Missing(Listener),
+    /// A listener could not be made or used.
+    #[error("listener {listener:?}: {error}")]
+    Listener {
+        /// Which.
+        listener: Listener,
+        /// What the kernel said; a port that an application has taken is named by it.
+        error: io::Error,
+    },
+}
+
+/// Serves a pod from now on, in the place of what was served under its uid. The spec is not used up, so that it can be
+/// tried again.
+pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> {
+    let listeners = open_listeners(spec)?;
+    let held = match &spec.listeners {
+        Listeners::Handed(handed) => handed
+            .iter()
+            .map(|(listener, fd)| Ok((*listener, fd.try_clone().map_err(|error| failed(*listener, error))?)))
+            .collect::<Result<_, _>>()?,
+        Listeners::Ours => Vec::new(),
+    };
+    let share = Share::new(node.capacity.clone(), node.limits.per_pod);
+    let pod = Arc::new(Pod::new(spec, share));
+    tokio::spawn(follow(node.clone(), pod.clone()));
+    for (listener, socket) in listeners {
+        tokio::spawn(accept_all(node.clone(), pod.clone(), listener, socket));
+    }
+    node.metrics.proxies_started.inc();
+    node.metrics.active_proxies.inc();
+    tracing::info!(pod = %pod.name, namespace = %pod.namespace, uid = %pod.uid, addresses = ?spec.addresses, "pod served");
+    if let Some(old) = node.pods.insert(Serving { pod, listeners: held }) {
+        retire(node, &old);
+    }
+    Ok(())
+}
+
+/// Serves the pod no more. Whether it was served. Its live connections may go on for the drain deadline.
+pub(crate) fn stop(node: &Arc<Node>, uid: &PodUid) -> bool {
+    let Some(old) = node.pods.remove(uid) else { return false };
+    tracing::info!(pod = %old.pod.name, namespace = %old.pod.namespace, %uid, "pod no longer served");
+    retire(node, &old);
+    true
+}
+
+fn retire(node: &Arc<Node>, serving: &Serving) {
+    let pod = serving.pod.clone();
+    pod.stopping.cancel();
+    let addresses = pod.addresses();
+    node.tunnels.retire(|key| addresses.contains(&key.source_ip));
+    node.metrics.proxies_stopped.inc();
+    node.metrics.active_proxies.dec();
+    let drain = node.limits.drain;
+    tokio::spawn(async move {
+        if timeout(drain, pod.live.ended()).await.is_err() {
+            pod.live.cut_all(|| Failure::PodRemoved);
+            // Whoever does not make it is cut with everything else of the pod.
+            let _ = timeout(CUT_TIME, pod.live.ended()).await;
+        }
+        pod.ended.cancel();
+    });
+}
+
+fn failed(listener: Listener, error: io::Error) -> StartError {
+    StartError::Listener { listener, error }
+}
+
+fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartError> {
+    let open = |listener| {
+        let socket = match &spec.listeners {
+            Listeners::Ours => bind_ours(&spec.netns, listener),
+            Listeners::Handed(handed) => {
+                let fd = handed.iter().find(|(kind, _)| *kind == listener).ok_or(StartError::Missing(listener))?;
+                fd.1.as_fd().try_clone_to_owned().and_then(adopt_listener)
+            }
+        };
+        socket.map(|socket| (listener, socket)).map_err(|error| failed(listener, error))
+    };
+    LISTENERS.into_iter().map(open).collect()
+}
+
+fn bind_ours(netns: &Netns, listener: Listener) -> io::Result<TcpListener> {
+    let port = match listener {
+        Listener::Outbound => InterceptPort::OUTBOUND,
+        Listener::InboundPlaintext => InterceptPort::INBOUND_PLAINTEXT,
+        Listener::Hbone => InterceptPort::HBONE,
+    };
+    bind_listener(netns, port)
+}
+
+async fn follow(node: Arc<Node>, pod: Arc<Pod>) {
+    tokio::select! {
+        () = pod.follow(&node.mesh, &node.identities) => {}
+        () = pod.ended.cancelled() => {}
+    }
+}
+
+/// A listener with the options of what it accepts.
+struct Listening {
+    socket: TcpListener,
+    options: TcpOptions,
+}
+
+impl Accept for Listening {
+    type Connection = Accepted;
+
+    async fn accept(&mut self) -> io::Result<Accepted> {
+        accept(&self.socket, &self.options).await
+    }
+}
+
+/// Runs until the pod or the process stops. What is not accepted stays in the queue for whoever holds the listener too.
+async fn accept_all(node: Arc<Node>, pod: Arc<Pod>, listener: Listener, socket: TcpListener) {
+    let listening = Listening { socket, options: node.options.clone() };
+    let name = match listener {
+        Listener::Outbound => "outbound",
+        Listener::InboundPlaintext => "inbound plaintext",
+        Listener::Hbone => "inbound HBONE",
+    };
+    let mut acceptor = Acceptor::new(listening, name, node.metrics.clone());
+    loop {
+        let accepted = tokio::select! {
+            accepted = acceptor.next() => accepted,
+            () = pod.stopping.cancelled() => return,
+            () = node.drain.started() => return,
+        };
+        let (node, pod) = (node.clone(), pod.clone());
+        tokio::spawn(async move {
+            let guard = node.drain.guard();
+            match listener {
+                Listener::Outbound => outbound::serve(&node, &pod, accepted).await,
+                Listener::InboundPlaintext => plaintext::serve(&node, &pod, accepted).await,
+                Listener::Hbone => inbound::serve(&node, &pod, accepted).await,
+            }
+            drop(guard);
+        });
+    }
+}

@@ -1,0 +1,352 @@
+//! The record of one connection as one side sees it: filled in as facts become known, counted when it is
+//! established and when it ends, and written as one access-log line at its end, whatever way it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh::{ServiceName, SpiffeId, Workload};
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::Instant;
+use tracing::field::display;
+use tunnel::copy::Transferred;
+use tunnel::tls::TlsFacts;
+
+use super::labels::{Parties, Reporter, Security, Traffic};
+use super::metrics::{Metrics, ReporterLabel};
+use super::trace::TraceParent;
+use crate::proxy::Failure;
+
+/// The way a connection took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// Handed from pod to pod within this process.
+    SameNode,
+    /// Through a tunnel between nodes.
+    OtherNode,
+    /// Plain TCP, to or from something outside the mesh.
+    Passthrough,
+    /// Nowhere.
+    Refused,
+}
+
+impl Path {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::SameNode => "same_node",
+            Self::OtherNode => "other_node",
+            Self::Passthrough => "passthrough",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Who talks to whom; what is not known stays empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends {
+    /// The client's pod.
+    pub(crate) source: Option<Arc<Workload>>,
+    /// The client's identity, if verified.
+    pub(crate) source_identity: Option<SpiffeId>,
+    /// The server's pod.
+    pub(crate) destination: Option<Arc<Workload>>,
+    /// The server's identity, if verified.
+    pub(crate) destination_identity: Option<SpiffeId>,
+    /// The service that was called.
+    pub(crate) service: Option<ServiceName>,
+}
+
+/// The counters of an established connection and what they were told so far.
+struct Counting {
+    received: Counter,
+    sent: Counter,
+    told: (u64, u64),
+}
+
+/// See the module.
+pub(crate) struct Record {
+    metrics: Metrics,
+    reporter: Reporter,
+    started: Instant,
+    source_address: SocketAddr,
+    /// Where the client wanted to go; on the outbound side, once routed, where it goes.
+    pub(crate) destination_address: SocketAddr,
+    /// The tunnel's authority or address, if there is one.
+    pub(crate) hbone_address: Option<SocketAddr>,
+    /// The parties.
+    pub(crate) ends: Ends,
+    /// The way taken.
+    pub(crate) path: Path,
+    /// What TLS agreed on, if there is TLS.
+    pub(crate) tls: Option<TlsFacts>,
+    /// What ties both sides' lines together.
+    pub(crate) trace: TraceParent,
+    transferred: Arc<Transferred>,
+    counting: Option<Counting>,
+    finished: bool,
+}
+
+impl Record {
+    /// A connection that was just accepted.
+    pub(crate) fn new(
+        metrics: &Metrics,
+        reporter: Reporter,
+        source_address: SocketAddr,
+        destination_address: SocketAddr,
+        trace: TraceParent,
+    ) -> Self {
+        metrics.sockets_open.get_or_create(&ReporterLabel { reporter }).inc();
+        Self {
+            metrics: metrics.clone(),
+            reporter,
+            started: Instant::now(),
+            source_address,
+            destination_address,
+            hbone_address: None,
+            ends: Ends::default(),
+            path: Path::Refused,
+            tls: None,
+            trace,
+            transferred: Arc::default(),
+            counting: None,
+            finished: false,
+        }
+    }
+
+    /// Where the bytes are counted.
+    pub(crate) fn transferred(&self) -> &Arc<Transferred> {
+        &self.transferred
+    }
+
+    /// Counts the same bytes as `other`: the two sides of a connection within this process.
+    pub(crate) fn counts_with(&mut self, other: &Self) {
+        self.transferred = other.transferred.clone();
+    }
+
+    /// Both ends are connected.
+    pub(crate) fn established(&mut self) {
+        let labels = self.labels();
+        self.metrics.opened.get_or_create(&labels).inc();
+        self.counting = Some(Counting {
+            received: self.metrics.received_bytes.get_or_create(&labels).clone(),
+            sent: self.metrics.sent_bytes.get_or_create(&labels).clone(),
+            told: (0, 0),
+        });
+        tracing::debug!(
+            target: "access",
+            { src.addr = %self.source_address, dst.addr = %self.destination_address },
+            "connection opened"
+        );
+    }
+
+    /// Tells the byte counters what moved since the last time; for connections that live long.
+    pub(crate) fn count_bytes(&mut self) {
+        let now = (self.transferred.from_source(), self.transferred.from_destination());
+        if let Some(counting) = &mut self.counting {
+            counting.received.inc_by(now.0 - counting.told.0);
+            counting.sent.inc_by(now.1 - counting.told.1);
+            counting.told = now;
+        }
+    }
+
+    /// The end, good or bad.
+    pub(crate) fn finish(mut self, result: Result<(), &Failure>) {
+        self.end(result.err());
+    }
+
+    fn end(&mut self, failure: Option<&Failure>) {
+        self.finished = true;
+        self.count_bytes();
+        self.metrics.sockets_open.get_or_create(&ReporterLabel { reporter: self.reporter }).dec();
+        let mut labels = self.labels();
+        labels.response_flags = failure.map_or("-", |failure| failure.meaning().flag);
+        match self.counting {
+            Some(_) => self.metrics.closed.get_or_create(&labels).inc(),
+            None => self.metrics.failed.get_or_create(&labels).inc(),
+        };
+        self.log(failure, labels.response_flags);
+    }
+
+    fn labels(&self) -> Traffic {
+        let ends = &self.ends;
+        let parties = Parties {
+            source: ends.source.as_deref(),
+            source_identity: ends.source_identity.as_ref(),
+            destination: ends.destination.as_deref(),
+            destination_identity: ends.destination_identity.as_ref(),
+            service: ends.service.as_ref(),
+        };
+        let verified = ends.source_identity.is_some() && ends.destination_identity.is_some();
+        Traffic::new(self.reporter, parties, if verified { Security::Verified } else { Security::Unknown })
+    }
+
+    fn log(&self, failure: Option<&Failure>, flags: &'static str) {
+        let path = match failure {
+            Some(failure) if failure.is_refusal() => Path::Refused,
+            _ => self.path,
+        };
+        let Ends { source, source_identity, destination, destination_identity, service } = &self.ends;
+        let direction = match self.reporter {
+            Reporter::Source => "outbound",
+            Reporter::Destination => "inbound",
+        };
+        let message = if failure.is_none() { "connection complete" } else { "connection failed" };
+        tracing::info!(
+            target: "access",
+            {
+                src.addr = %self.source_address,
+                src.workload = source.as_ref().map(|workload| workload.name.as_str()),
+                src.namespace = source.as_ref().map(|workload| workload.namespace.as_str()),
+                src.identity = source_identity.as_ref().map(display),
+                dst.addr = %self.destination_address,
+                dst.hbone_addr = self.hbone_address.map(display),
+                dst.service = service.as_ref().map(|service| service.hostname.as_str()),
+                dst.workload = destination.as_ref().map(|workload| workload.name.as_str()),
+                dst.namespace = destination.as_ref().map(|workload| workload.namespace.as_str()),
+                dst.identity = destination_identity.as_ref().map(display),
+                direction,
+                bytes_sent = self.transferred.from_destination(),
+                bytes_recv = self.transferred.from_source(),
+                duration = format!("{}ms", self.started.elapsed().as_millis()),
+                path = path.as_str(),
+                tls.version = self.tls.as_ref().map(|tls| tls.version),
+                tls.group = self.tls.as_ref().map(|tls| tls.group),
+                policy = failure.and_then(Failure::policy).map(display),
+                trace_id = self.trace.trace_id(),
+                response_flags = flags,
+                error = failure.map(display),
+            },
+            "{message}"
+        );
+    }
+}
+
+impl Drop for Record {
+    /// A task that ends without a verdict was cut together with its pod.
+    fn drop(&mut self) {
+        if !self.finished {
+            self.end(Some(&Failure::PodRemoved));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use prometheus_client::registry::Registry;
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::{Context, SubscriberExt as _};
+
+    use super::*;
+
+    type Line = BTreeMap<String, String>;
+
+    /// Keeps the fields of access-log lines.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<Line>>>);
+
+    struct Fields<'a>(&'a mut Line);
+
+    impl tracing::field::Visit for Fields<'_> {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            self.0.insert(field.name().to_owned(), format!("{value:?}").trim_matches('"').to_owned());
+        }
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Kept {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            if event.metadata().target() == "access" && *event.metadata().level() == tracing::Level::INFO {
+                let mut line = Line::new();
+                event.record(&mut Fields(&mut line));
+                self.0.lock().unwrap().push(line);
+            }
+        }
+    }
+
+    fn line_of(act: impl FnOnce()) -> Line {
+        let kept = Kept::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(kept.clone()), act);
+        let lines = kept.0.lock().unwrap().clone();
+        let [line] = &lines[..] else { panic!("expected one line: {lines:?}") };
+        line.clone()
+    }
+
+    fn record(metrics: &Metrics) -> Record {
+        let (client, server) = ("10.1.0.5:40000".parse().unwrap(), "10.96.0.9:80".parse().unwrap());
+        let mut record = Record::new(metrics, Reporter::Source, client, server, TraceParent::new(0xabc, 1));
+        record.ends.source_identity = Some("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+        record
+    }
+
+    fn exposed(metrics: &Metrics) -> String {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_good_connection_is_one_line_with_what_tls_agreed_on() {
+        let metrics = Metrics::default();
+        let line = line_of(|| {
+            let mut record = record(&metrics);
+            record.path = Path::OtherNode;
+            record.tls = Some(TlsFacts { version: "TLSv1.3", group: "X25519MLKEM768", cipher: "TLS13_AES_256_GCM_SHA384" });
+            record.ends.destination_identity = Some("spiffe://cluster.local/ns/shop/sa/db".parse().unwrap());
+            record.established();
+            record.finish(Ok(()));
+        });
+        for (field, value) in [
+            ("message", "connection complete"),
+            ("src.addr", "10.1.0.5:40000"),
+            ("src.identity", "spiffe://cluster.local/ns/shop/sa/web"),
+            ("dst.identity", "spiffe://cluster.local/ns/shop/sa/db"),
+            ("direction", "outbound"),
+            ("bytes_recv", "0"),
+            ("bytes_sent", "0"),
+            ("path", "other_node"),
+            ("tls.version", "TLSv1.3"),
+            ("tls.group", "X25519MLKEM768"),
+            ("trace_id", "00000000000000000000000000000abd"),
+            ("response_flags", "-"),
+        ] {
+            assert_eq!(line.get(field).map(String::as_str), Some(value), "{field}");
+        }
+        assert!(!line.contains_key("error"), "{line:?}");
+        let text = exposed(&metrics);
+        for counted in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"] {
+            assert!(text.contains(&format!("{counted}{{reporter=\"source\",source_workload=\"unknown\"")), "{text}");
+        }
+        assert!(text.contains("connection_security_policy=\"mutual_tls\"} 1"), "{text}");
+        assert!(text.contains("istio_tcp_sockets_open{reporter=\"source\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_policy_and_counts_as_failed() {
+        let metrics = Metrics::default();
+        let line = line_of(|| {
+            let mut record = record(&metrics);
+            record.path = Path::SameNode;
+            let policy = mesh::PolicyName { namespace: "shop".into(), name: "only-web".into() };
+            let reason = mesh::authorize::Reason::NotAllowed;
+            record.finish(Err(&Failure::Denied(mesh::authorize::Refusal { policy: Some(policy), reason })));
+        });
+        assert_eq!(line["path"], "refused");
+        assert_eq!(line["policy"], "shop/only-web");
+        assert!(line["error"].ends_with("shop/only-web"), "{line:?}");
+        let text = exposed(&metrics);
+        assert!(text.contains("response_flags=\"DENY\""), "{text}");
+        assert!(!text.contains("tcp_connections_closed_total{"), "{text}");
+    }
+
+    #[test]
+    fn a_connection_whose_task_was_dropped_still_gets_its_line() {
+        let line = line_of(|| {
+            let mut record = record(&Metrics::default());
+            record.established();
+        });
+        assert_eq!(line["response_flags"], "POD_REMOVED");
+    }
+}

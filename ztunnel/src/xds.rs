@@ -1,0 +1,46 @@
+//! Brings the mesh's state up to date with what the control plane pushes.
+//!
+//! A resource that cannot be read is rejected by itself (NACK) and the rest of its push holds; a policy that cannot be
+//! read refuses what it applies to (`api::convert`).
+
+use api::xds_client::{Batch, Subscription};
+
+use crate::mesh_state::MeshState;
+use crate::telemetry::{Metrics, ReasonLabel, UrlLabel};
+
+/// Applies pushes until the client ends. `synced` is called once, when everything has been pushed.
+pub(crate) async fn consume(mut subscription: Subscription, mesh: &MeshState, metrics: &Metrics, synced: impl FnOnce()) {
+    let mut synced = Some(synced);
+    let mut terminations = 0;
+    loop {
+        tokio::select! {
+            batch = subscription.batches.recv() => match batch {
+                Some(batch) => apply(batch, mesh, metrics),
+                None => return,
+            },
+            changed = subscription.status.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let status = *subscription.status.borrow_and_update();
+                metrics.xds_terminations.get_or_create(&ReasonLabel { reason: "ended" }).inc_by(status.terminations - terminations);
+                terminations = status.terminations;
+                if status.synced && let Some(synced) = synced.take() {
+                    mesh.complete();
+                    synced();
+                }
+            }
+        }
+    }
+}
+
+fn apply(batch: Batch, mesh: &MeshState, metrics: &Metrics) {
+    let label = UrlLabel { url: batch.kind.url() };
+    metrics.xds_messages.get_or_create(&label).inc();
+    metrics.xds_bytes.get_or_create(&label).inc_by(batch.bytes as u64);
+    let rejected = batch.updates.iter().filter(|update| update.outcome.is_err()).count();
+    metrics.rejected_resources.inc_by(rejected as u64);
+    mesh.change(|state| batch.apply_to(state));
+    tracing::debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), rejected, "configuration applied");
+    batch.accept();
+}

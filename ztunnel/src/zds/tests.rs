@@ -1,0 +1,203 @@
+//! A session over a socket pair, with proxies that only remember.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use api::zds::{Add, Held, Listener, PodInfo, Request, Response};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::session::HeldPod;
+use super::*;
+use crate::pods::{Listeners, PodSpec, PodUid};
+
+#[derive(Clone, Default)]
+struct Remembered(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    served: BTreeMap<PodUid, usize>,
+    broken: bool,
+}
+
+impl Remembered {
+    fn uids(&self) -> Vec<String> {
+        self.0.lock().unwrap().served.keys().map(ToString::to_string).collect()
+    }
+}
+
+impl Proxies for Remembered {
+    fn start(&mut self, spec: &PodSpec) -> Result<(), String> {
+        let mut inner = self.0.lock().unwrap();
+        if inner.broken {
+            return Err("port 15008 is taken".to_owned());
+        }
+        let listeners = match &spec.listeners {
+            Listeners::Handed(handed) => handed.len(),
+            Listeners::Ours => 0,
+        };
+        inner.served.insert(spec.uid.clone(), listeners);
+        Ok(())
+    }
+
+    fn stop(&mut self, uid: &PodUid) {
+        self.0.lock().unwrap().served.remove(uid);
+    }
+
+    fn served(&self) -> Vec<PodUid> {
+        self.0.lock().unwrap().served.keys().cloned().collect()
+    }
+
+    fn held(&self) -> io::Result<Vec<HeldPod>> {
+        let pod = |(uid, listeners): (&PodUid, &usize)| HeldPod {
+            uid: uid.clone(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            netns: netns(),
+            listeners: [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone]
+                .into_iter()
+                .take(*listeners)
+                .map(|listener| (listener, netns()))
+                .collect(),
+        };
+        Ok(self.0.lock().unwrap().served.iter().map(pod).collect())
+    }
+
+    fn pending(&self, _: usize) {}
+}
+
+fn netns() -> OwnedFd {
+    File::open("/proc/self/ns/net").unwrap().into()
+}
+
+/// The agent's end of a connection, with the session running at the other.
+struct Agent {
+    socket: SeqPacket,
+    task: tokio::task::JoinHandle<(Session<Remembered>, SessionEnd)>,
+}
+
+impl Agent {
+    async fn connect(mut session: Session<Remembered>) -> Self {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let theirs = SeqPacket::new(theirs).unwrap();
+        let task = tokio::spawn(async move {
+            let end = follow(&theirs, &mut session).await;
+            session.disconnected();
+            (session, end)
+        });
+        let socket = SeqPacket::new(ours).unwrap();
+        let hello = socket.receive().await.unwrap().unwrap();
+        assert!(Hello::decode(&hello.bytes, 0).unwrap().listeners);
+        Self { socket, task }
+    }
+
+    async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
+        self.socket.send(&request.encode().unwrap(), descriptors).await.unwrap();
+    }
+
+    async fn answer(&self) -> (Response, usize) {
+        let datagram = self.socket.receive().await.unwrap().expect("an answer");
+        (Response::decode(&datagram.bytes, datagram.descriptors.len()).unwrap(), datagram.descriptors.len())
+    }
+
+    async fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Response {
+        self.send(request, descriptors).await;
+        self.answer().await.0
+    }
+
+    async fn add(&self, uid: &str, listeners: &[Listener]) -> Response {
+        let info = PodInfo { name: uid.to_owned(), namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let addresses = vec!["10.0.0.1".parse().unwrap()];
+        let add = Add { uid: uid.to_owned(), info, listeners: listeners.to_vec(), addresses };
+        let descriptors: Vec<OwnedFd> = (0..=listeners.len()).map(|_| netns()).collect();
+        let borrowed: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+        self.ask(&Request::Add(add), &borrowed).await
+    }
+
+    /// Goes away; returns the session for the next connection, and why it ended.
+    async fn leave(self) -> (Session<Remembered>, SessionEnd) {
+        drop(self.socket);
+        self.task.await.unwrap()
+    }
+}
+
+const ALL: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
+
+#[tokio::test]
+async fn a_pod_that_the_next_connection_does_not_announce_ends_with_its_snapshot() {
+    let (proxies, readiness) = (Remembered::default(), Readiness::new());
+    let agent = Agent::connect(Session::new(proxies.clone(), readiness.clone())).await;
+    for uid in ["kept", "added-again", "gone"] {
+        assert_eq!(agent.add(uid, &ALL).await, Response::Ack);
+    }
+    assert!(!readiness.pending().is_empty(), "not ready before the snapshot");
+    assert_eq!(agent.ask(&Request::SnapshotSent, &[]).await, Response::Ack);
+    assert!(readiness.pending().is_empty());
+    let (session, _) = agent.leave().await;
+    assert!(!readiness.pending().is_empty(), "not ready without an agent");
+    assert_eq!(proxies.uids().len(), 3, "pods go on without an agent");
+
+    let agent = Agent::connect(session).await;
+    assert_eq!(agent.ask(&Request::Keep("kept".to_owned()), &[]).await, Response::Ack);
+    assert_eq!(agent.add("added-again", &ALL).await, Response::Ack);
+    assert_eq!(proxies.uids().len(), 3, "nothing ends before the snapshot is complete");
+    agent.ask(&Request::SnapshotSent, &[]).await;
+    assert_eq!(proxies.uids(), ["added-again", "kept"]);
+    assert_eq!(agent.ask(&Request::Del("kept".to_owned()), &[]).await, Response::Ack);
+    assert_eq!(proxies.uids(), ["added-again"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_served_cannot_be_kept() {
+    let agent = Agent::connect(Session::new(Remembered::default(), Readiness::new())).await;
+    let answer = agent.ask(&Request::Keep("never-seen".to_owned()), &[]).await;
+    assert!(matches!(answer, Response::Nack(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_served_is_refused_with_the_reason_and_tried_again() {
+    let (proxies, readiness) = (Remembered::default(), Readiness::new());
+    proxies.0.lock().unwrap().broken = true;
+    let agent = Agent::connect(Session::new(proxies.clone(), readiness.clone())).await;
+    assert_eq!(agent.add("web", &[]).await, Response::Nack("port 15008 is taken".to_owned()));
+    agent.ask(&Request::SnapshotSent, &[]).await;
+    assert_eq!(readiness.pending(), ["pod shop/web"]);
+    let (mut session, _) = agent.leave().await;
+    proxies.0.lock().unwrap().broken = false;
+    session.retry_pending();
+    assert_eq!(proxies.uids(), ["web"]);
+}
+
+#[tokio::test]
+async fn listeners_are_given_back_with_the_namespace_first() {
+    let agent = Agent::connect(Session::new(Remembered::default(), Readiness::new())).await;
+    agent.add("handed", &ALL).await;
+    agent.add("ours", &[]).await;
+    agent.send(&Request::ReturnListeners, &[]).await;
+    let held = |uid: &str, listeners: &[Listener]| {
+        let addresses = vec!["10.0.0.1".parse().unwrap()];
+        Response::Held(Held { uid: uid.to_owned(), listeners: listeners.to_vec(), addresses })
+    };
+    assert_eq!(agent.answer().await, (held("handed", &ALL), 4));
+    assert_eq!(agent.answer().await, (held("ours", &[]), 1));
+    assert_eq!(agent.answer().await, (Response::Ack, 0));
+}
+
+#[tokio::test]
+async fn a_broken_message_ends_the_connection_and_no_pod() {
+    let proxies = Remembered::default();
+    let agent = Agent::connect(Session::new(proxies.clone(), Readiness::new())).await;
+    agent.add("web", &ALL).await;
+    agent.socket.send(&[0xff; 20], &[]).await.unwrap();
+    let (_, end) = agent.task.await.unwrap();
+    assert!(matches!(end, SessionEnd::Violation(_)), "{end}");
+    assert_eq!(proxies.uids(), ["web"]);
+}
+
+#[tokio::test]
+async fn an_agents_orderly_end_is_told_as_such() {
+    let agent = Agent::connect(Session::new(Remembered::default(), Readiness::new())).await;
+    let (_, end) = agent.leave().await;
+    assert!(matches!(end, SessionEnd::Closed), "{end}");
+}

@@ -1,0 +1,241 @@
+//! The kernel programs from the agent's side: loading, adoption of what an earlier agent left, attaching pods, and typed access to
+//! the maps.
+//!
+//! Everything that makes capture work is in the kernel and pinned below `<bpffs>/culvert/v<layout>/`, so it outlives the agent:
+//! `maps/NAME`, `node/NAME` (the links for probes) and `pods/UID/net-INODE/HOOK` (a pod's links). This module holds nothing it could
+//! not find again: what stands is asked from the kernel, and every change is written so that repeating it does no harm.
+//!
+//! Invariants:
+//! - `lo` is attached before the devices and detached after them, so that a captured packet always finds its listener.
+//! - What is replaced is replaced atomically; there is no moment without a program between two agents or two modes.
+//! - Calls block for some milliseconds at most (the kernel's verifier when loading); they are for a blocking context, and methods take
+//!   `&mut self`, so one caller at a time changes the kernel.
+
+mod device;
+mod error;
+mod filter;
+mod link;
+mod log;
+mod node;
+mod object;
+mod pod;
+mod pre_mesh;
+mod sys;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use aya::maps::MapError as AyaMapError;
+use ebpf_common::{Address, Counter, ProbeTarget};
+
+pub(crate) use error::{AttachError, LoadError, MapError};
+pub(crate) use log::LogReader;
+pub(crate) use node::{LoadOptions, Redirection, remove_pins};
+pub(crate) use pod::{Changes, PodLinks, PodMode};
+pub(crate) use pre_mesh::{Connection, connections};
+
+use link::LoadedProgram;
+use object::Maps;
+
+/// Id of a cgroup (v2): the inode of its directory, never used again while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CgroupId(pub(crate) u64);
+
+/// The kernel's name of a socket (`SO_COOKIE`), never used again while the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SocketCookie(pub(crate) u64);
+
+/// A pod as this module knows it: its uid.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PodKey(String);
+
+impl PodKey {
+    /// The key of the pod with this uid.
+    pub(crate) fn new(uid: impl Into<String>) -> Self {
+        Self(uid.into())
+    }
+
+    /// The uid.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How outbound programs get onto devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutboundHook {
+    /// TCX links (Linux 6.6).
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// What hands new connections from outside to the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InboundHook {
+    /// A link in the pod's namespace, asked once a connection (Linux 5.17).
+    SkLookup,
+    /// A program on the ingress of the pod's devices.
+    TcIngress,
+}
+
+/// The programs and maps of this node in the kernel. Dropping it changes nothing there.
+pub(crate) struct Programs {
+    ebpf: Ebpf,
+    maps: Maps,
+    loaded: Vec<LoadedProgram>,
+    outbound: OutboundHook,
+    inbound: InboundHook,
+    /// `<bpffs>/culvert/v<layout>`.
+    root: PathBuf,
+    log: Option<LogReader>,
+    /// What this agent has set; see [`Programs::drop_unclaimed`].
+    targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,
+    listeners: BTreeSet<IpAddr>,
+}
+
+impl Programs {
+    /// How outbound programs get onto devices here.
+    pub(crate) fn outbound_hook(&self) -> OutboundHook {
+        self.outbound
+    }
+
+    /// What hands new connections from outside to the listener here.
+    pub(crate) fn inbound_hook(&self) -> InboundHook {
+        self.inbound
+    }
+
+    /// The reader of the programs' log, once, if the log was asked for.
+    pub(crate) fn take_log(&mut self) -> Option<LogReader> {
+        self.log.take()
+    }
+
+    /// Lets everything pass that sockets made in this cgroup send. For ztunnel's and the agent's own.
+    pub(crate) fn exempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
+        self.maps.exempt_cgroups.insert(id.0, 1, 0).map_err(in_map("EXEMPT_CGROUPS"))
+    }
+
+    /// Takes these, and no others, for kubelet's cgroups.
+    pub(crate) fn set_kubelet_cgroups(&mut self, ids: &[CgroupId]) -> Result<(), MapError> {
+        let failed = in_map("KUBELET_CGROUPS");
+        for id in ids {
+            self.maps.kubelet_cgroups.insert(id.0, 1, 0).map_err(failed)?;
+        }
+        let standing: Vec<u64> = self.maps.kubelet_cgroups.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for id in standing.into_iter().filter(|id| !ids.contains(&CgroupId(*id))) {
+            absent_is_fine(self.maps.kubelet_cgroups.remove(&id)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Lets kubelet reach these ports (those the spec declares for probes and hooks) of a pod past the mesh, and no other ones of it.
+    pub(crate) fn set_probe_targets(
+        &mut self,
+        pod: &PodKey,
+        addresses: &[IpAddr],
+        ports: &[u16],
+    ) -> Result<(), MapError> {
+        let failed = in_map("PROBE_TARGETS");
+        let wanted: BTreeSet<(IpAddr, u16)> =
+            addresses.iter().flat_map(|address| ports.iter().map(|port| (*address, *port))).collect();
+        for (address, port) in &wanted {
+            let target = ProbeTarget::new(Address::from(*address), *port);
+            self.maps.probe_targets.insert(target, 1, 0).map_err(failed)?;
+        }
+        let before = self.targets.insert(pod.clone(), wanted).unwrap_or_default();
+        let others: BTreeSet<&(IpAddr, u16)> = self.targets.values().flatten().collect();
+        for (address, port) in before.iter().filter(|target| !others.contains(target)) {
+            let target = ProbeTarget::new(Address::from(*address), *port);
+            absent_is_fine(self.maps.probe_targets.remove(&target)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Hands new connections from outside to `address` to this listener, which must be of the namespace that has the address: the
+    /// kernel does not check that. The entry goes when the last descriptor of the listener is closed.
+    pub(crate) fn set_listener(&mut self, address: IpAddr, listener: BorrowedFd<'_>) -> Result<(), MapError> {
+        let key = Address::from(address);
+        self.maps.listeners.insert(key, listener.as_raw_fd(), 0).map_err(in_map("LISTENERS"))?;
+        self.listeners.insert(address);
+        Ok(())
+    }
+
+    /// Forgets the listener for `address`; connections to it are then refused while its pod is attached.
+    pub(crate) fn remove_listener(&mut self, address: IpAddr) -> Result<(), MapError> {
+        self.listeners.remove(&address);
+        absent_is_fine(self.maps.listeners.remove(&Address::from(address))).map_err(in_map("LISTENERS"))
+    }
+
+    /// Lets these sockets, open before their pod joined, go on as they were.
+    pub(crate) fn mark_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        cookies.iter().try_for_each(|cookie| {
+            self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH"))
+        })
+    }
+
+    /// Forgets sockets that are closed, or cuts off ones that are not.
+    pub(crate) fn forget_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        cookies.iter().try_for_each(|cookie| {
+            absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))
+        })
+    }
+
+    /// The sockets that are let go on as they were, of all pods.
+    pub(crate) fn pre_mesh(&self) -> Result<BTreeSet<SocketCookie>, MapError> {
+        self.maps.pre_mesh.keys().map(|key| key.map(SocketCookie).map_err(in_map("PRE_MESH"))).collect()
+    }
+
+    /// Removes probe targets and listeners of an earlier agent that this one has not set again. To be called once, when all pods of
+    /// the node are known; until then what was adopted keeps working.
+    pub(crate) fn drop_unclaimed(&mut self) -> Result<(), MapError> {
+        let failed = in_map("PROBE_TARGETS");
+        let standing: Vec<ProbeTarget> =
+            self.maps.probe_targets.keys().collect::<Result<_, _>>().map_err(failed)?;
+        let claimed: BTreeSet<&(IpAddr, u16)> = self.targets.values().flatten().collect();
+        for target in standing {
+            if !claimed.contains(&(target.address.into(), target.port)) {
+                absent_is_fine(self.maps.probe_targets.remove(&target)).map_err(failed)?;
+            }
+        }
+        let failed = in_map("LISTENERS");
+        let standing: Vec<Address> = self.maps.listeners.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for address in standing.into_iter().filter(|address| !self.listeners.contains(&(*address).into())) {
+            absent_is_fine(self.maps.listeners.remove(&address)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// All counters, summed over the CPUs. They go on counting over restarts of the agent.
+    pub(crate) fn counters(&self) -> Result<Vec<(Counter, u64)>, MapError> {
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let slots = self.maps.counters.get(&(*counter as u32), 0).map_err(in_map("COUNTERS"))?;
+                Ok((*counter, slots.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+fn in_map(map: &'static str) -> impl Fn(AyaMapError) -> MapError + Copy {
+    move |source| MapError { map, source }
+}
+
+/// Removal of what is not there has reached its aim.
+fn absent_is_fine(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
+    match result {
+        Err(AyaMapError::KeyNotFound) => Ok(()),
+        Err(AyaMapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,180 @@
+//! Bringing the programs into the kernel, and the links that serve the whole node.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use aya::programs::{SchedClassifier, TcAttachType};
+use ebpf_common::LAYOUT_VERSION;
+
+use super::error::{LinkError, LoadError};
+use super::link::{self, LinkChange, LoadedProgram};
+use super::log::LogReader;
+use super::object::{self, Maps, program};
+use super::sys::Hook;
+use super::{InboundHook, OutboundHook, Programs, absent_is_fine, in_map};
+
+/// Which of the kernel's ways of attaching to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Redirection {
+    /// TCX and `sk_lookup` where the kernel has them.
+    #[default]
+    Auto,
+    /// TCX, or fail.
+    Tcx,
+    /// What kernels before 5.17 are served with: clsact in both directions.
+    Clsact,
+}
+
+/// Where and how to load.
+#[derive(Debug)]
+pub(crate) struct LoadOptions<'a> {
+    /// A mounted bpffs; pins go below `culvert/` in it.
+    pub(crate) bpffs: &'a Path,
+    /// Root of the cgroup (v2) hierarchy, or of the part of it that has this node's kubelet in it.
+    pub(crate) cgroup_root: &'a Path,
+    /// Which of the kernel's ways of attaching to use.
+    pub(crate) redirection: Redirection,
+    /// Whether the programs report their decisions; see [`Programs::take_log`].
+    pub(crate) log: bool,
+}
+
+impl Programs {
+    /// Loads the programs, takes over the maps and node-wide links an earlier agent pinned, and makes those that are missing.
+    /// Links of pods stand as they were until [`Programs::ensure_inbound`] and [`Programs::ensure_outbound`] update them.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; the verifier's log is part of the text. What was made stays pinned and is adopted by the next try.
+    pub(crate) fn load(options: &LoadOptions<'_>) -> Result<Self, LoadError> {
+        let root = options.bpffs.join("culvert").join(format!("v{LAYOUT_VERSION}"));
+        let maps_dir = directory(root.join("maps"))?;
+        directory(root.join("pods"))?;
+        let node_dir = directory(root.join("node"))?;
+
+        let mut ebpf = object::open(&maps_dir, options.log)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        let log = if options.log { Some(LogReader::new(&mut ebpf)?) } else { None };
+        let outbound = choose_outbound(options.redirection)?;
+        let mut loaded = Vec::new();
+        for name in [
+            program::EGRESS,
+            program::EGRESS_BARE,
+            program::EGRESS_DRAIN,
+            program::EGRESS_BARE_DRAIN,
+            program::LO,
+        ] {
+            loaded.push(object::load(&mut ebpf, name)?);
+        }
+        let (inbound, inbound_program) = load_inbound(&mut ebpf, options.redirection)?;
+        loaded.push(inbound_program);
+        attach_node(&mut ebpf, &mut maps, &node_dir, options.cgroup_root)?;
+        Ok(Self {
+            ebpf,
+            maps,
+            loaded,
+            outbound,
+            inbound,
+            root,
+            log,
+            targets: Default::default(),
+            listeners: Default::default(),
+        })
+    }
+}
+
+fn directory(path: PathBuf) -> Result<PathBuf, LoadError> {
+    match fs::create_dir_all(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(LoadError::Directory { path, source }),
+    }
+}
+
+fn choose_outbound(redirection: Redirection) -> Result<OutboundHook, LoadError> {
+    // Every namespace has a `lo`, and asking changes nothing; kernels without TCX do not know the question.
+    let has_tcx = || SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+    match redirection {
+        Redirection::Clsact => Ok(OutboundHook::Clsact),
+        Redirection::Auto if has_tcx() => Ok(OutboundHook::Tcx),
+        Redirection::Auto => Ok(OutboundHook::Clsact),
+        Redirection::Tcx if has_tcx() => Ok(OutboundHook::Tcx),
+        Redirection::Tcx => Err(LoadError::NoTcx),
+    }
+}
+
+/// `sk_lookup` if the kernel takes the program, else its substitute.
+fn load_inbound(
+    ebpf: &mut Ebpf,
+    redirection: Redirection,
+) -> Result<(InboundHook, LoadedProgram), LoadError> {
+    if redirection != Redirection::Clsact {
+        match object::load(ebpf, program::LOOKUP) {
+            Ok(program) => return Ok((InboundHook::SkLookup, program)),
+            Err(error) => tracing::info!(%error, "sk_lookup cannot be had; capturing at ingress instead"),
+        }
+    }
+    Ok((InboundHook::TcIngress, object::load(ebpf, program::INGRESS)?))
+}
+
+/// Attaches what recognises kubelet's probes.
+fn attach_node(ebpf: &mut Ebpf, maps: &mut Maps, pins: &Path, cgroup_root: &Path) -> Result<(), LoadError> {
+    let failed = |name| move |source| LoadError::Link { name, source };
+    let opened = File::open(cgroup_root)
+        .map_err(|source| LinkError::File { path: cgroup_root.to_owned(), source })
+        .map_err(failed("cgroup root"))?;
+    let cgroup = opened.as_fd();
+    let place = link::cgroup_place(cgroup, cgroup_root).map_err(failed("cgroup root"))?;
+    let sockops = object::load(ebpf, program::SOCKOPS)?;
+    let change = link::ensure(&pins.join(program::SOCKOPS), &sockops, Hook::SockOps(cgroup), place)
+        .map_err(failed(program::SOCKOPS))?;
+    if change == LinkChange::Created {
+        // Nobody saw the ends of the connections recorded before, so the ports may be others' by now.
+        clear(&mut maps.probe_sockets, "PROBE_SOCKETS")?;
+        clear(&mut maps.probes, "PROBES")?;
+    }
+    let hooks = [(program::CONNECT4, Hook::Connect4(cgroup)), (program::CONNECT6, Hook::Connect6(cgroup))];
+    for (name, hook) in hooks {
+        let program = object::load(ebpf, name)?;
+        link::ensure(&pins.join(name), &program, hook, place).map_err(failed(name))?;
+    }
+    Ok(())
+}
+
+fn clear<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<(), LoadError> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>().map_err(in_map(name))?;
+    for key in keys {
+        absent_is_fine(map.remove(&key)).map_err(in_map(name))?;
+    }
+    Ok(())
+}
+
+/// Removes everything any agent of this layout left below `bpffs`: what an uninstallation does after the pods were let go.
+///
+/// # Errors
+/// A pin cannot be removed. Filters of clsact are their devices' and not seen from here; see [`Programs::detach_pod`].
+pub(crate) fn remove_pins(bpffs: &Path) -> Result<(), LinkError> {
+    let root = bpffs.join("culvert").join(format!("v{LAYOUT_VERSION}"));
+    remove_tree(&root)
+}
+
+fn remove_tree(path: &Path) -> Result<(), LinkError> {
+    let failed = |source| LinkError::File { path: path.to_owned(), source };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            link::remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path).map_err(failed)
+}

@@ -1,0 +1,145 @@
+//! The TCP connections of a namespace and their cookies, by sock_diag(7).
+//!
+//! Read once before a pod is captured, for the connections that are to live on, and later to find out which of them have ended, and
+//! how many captured ones a leaving pod still has.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+use super::SocketCookie;
+use crate::netns::Netns;
+
+/// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Extension that asks for the mark (`INET_DIAG_MARK` of linux/inet_diag.h).
+const INET_DIAG_MARK: u16 = 15;
+/// All states but `LISTEN` (10) and `CLOSE` (7), as bits.
+const ALL_BUT_LISTEN: u32 = 0xfff & !(1 << 10) & !(1 << 7);
+const NETLINK_HEADER: usize = 16;
+const REQUEST: usize = NETLINK_HEADER + 56;
+/// Length of `struct inet_diag_msg`; attributes follow it.
+const DIAG_MESSAGE: usize = 72;
+
+/// One end of a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Connection {
+    /// The kernel's name of the socket.
+    pub(crate) cookie: SocketCookie,
+    /// This end.
+    pub(crate) local: SocketAddr,
+    /// The other end.
+    pub(crate) remote: SocketAddr,
+    /// The socket's mark; ztunnel's ends of captured connections have [`ebpf_common::MARK_CAPTURED`]. 0 for sockets in TIME_WAIT.
+    pub(crate) mark: u32,
+}
+
+/// All TCP sockets of the namespace but listeners, IPv4 and IPv6.
+///
+/// # Errors
+/// The namespace cannot be entered, or the kernel does not answer.
+pub(crate) fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
+    netns.run(|| {
+        let query = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )?;
+        let mut found = BTreeMap::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            dump(&query, u8::try_from(family).unwrap_or(0), &mut found)?;
+        }
+        Ok(found.into_values().collect())
+    })?
+}
+
+/// One dump; a namespace without IPv6 answers with an error, which is no connections.
+fn dump(query: &OwnedFd, family: u8, found: &mut BTreeMap<SocketCookie, Connection>) -> io::Result<()> {
+    send(query.as_raw_fd(), &request(family), MsgFlags::empty())?;
+    let mut buffer = vec![0_u8; 64 * 1024];
+    loop {
+        let length = recv(query.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = buffer.get(..length).unwrap_or_default();
+        while let Some((kind, message, tail)) = next_message(rest) {
+            match i32::from(kind) {
+                libc::NLMSG_DONE => return Ok(()),
+                libc::NLMSG_ERROR => {
+                    let code = i32::from_ne_bytes(array(message, 0).unwrap_or_default());
+                    let error = io::Error::from_raw_os_error(-code);
+                    let no_family = error.raw_os_error() == Some(libc::ENOENT);
+                    return if no_family { Ok(()) } else { Err(error) };
+                }
+                _ => {
+                    if let Some(connection) = parse(message) {
+                        found.insert(connection.cookie, connection);
+                    }
+                }
+            }
+            rest = tail;
+        }
+    }
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn request(family: u8) -> [u8; REQUEST] {
+    let mut bytes = [0; REQUEST];
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_DUMP).unwrap_or(0);
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(0, &u32::try_from(REQUEST).unwrap_or(0).to_ne_bytes());
+    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    put(6, &flags.to_ne_bytes());
+    put(NETLINK_HEADER, &[family, u8::try_from(libc::IPPROTO_TCP).unwrap_or(0), 0]);
+    put(NETLINK_HEADER + 4, &ALL_BUT_LISTEN.to_ne_bytes());
+    bytes
+}
+
+/// Kind and body of the first message, and what follows it.
+fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = usize::try_from(u32::from_ne_bytes(array(bytes, 0)?)).ok()?;
+    let kind = u16::from_ne_bytes(array(bytes, 4)?);
+    let message = bytes.get(NETLINK_HEADER..length)?;
+    Some((kind, message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// `struct inet_diag_msg` and its attributes.
+fn parse(message: &[u8]) -> Option<Connection> {
+    let family = *message.first()?;
+    let address = |at: usize| -> Option<IpAddr> {
+        if i32::from(family) == libc::AF_INET {
+            Some(Ipv4Addr::from(array::<4>(message, at)?).into())
+        } else {
+            Some(Ipv6Addr::from(array::<16>(message, at)?).to_canonical())
+        }
+    };
+    let port = |at| Some(u16::from_be_bytes(array(message, at)?));
+    // The cookie is stored as two words, the low one first.
+    let low = u64::from(u32::from_ne_bytes(array(message, 44)?));
+    let high = u64::from(u32::from_ne_bytes(array(message, 48)?));
+    Some(Connection {
+        cookie: SocketCookie(high << 32 | low),
+        local: SocketAddr::new(address(8)?, port(4)?),
+        remote: SocketAddr::new(address(24)?, port(6)?),
+        mark: mark(message.get(DIAG_MESSAGE..).unwrap_or_default()).unwrap_or(0),
+    })
+}
+
+/// The mark among the attributes; the kernel adds it for callers with `NET_ADMIN`.
+fn mark(mut attributes: &[u8]) -> Option<u32> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(array(attributes, 0)?));
+        if u16::from_ne_bytes(array(attributes, 2)?) == INET_DIAG_MARK {
+            return Some(u32::from_ne_bytes(array(attributes, 4)?));
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}

@@ -40,11 +40,13 @@ fn chosen(endpoints: &Endpoints, balancing: &LoadBalancing) -> Vec<String> {
     shares(endpoints, balancing, 200).into_iter().map(|(name, _)| name).collect()
 }
 
+/// What is said, mode, preference, and the rank of an endpoint in each place for a client in n/r/z/east.
+type RankCase<'a> = (&'a str, Mode, &'a [Scope], &'a [(&'a str, Option<usize>)]);
+
 #[test]
 fn ranks_order_endpoints_by_the_longest_matching_prefix() {
     use Scope::{Network as Net, Node, Region, Zone};
-    // (what, mode, preference, the place of each endpoint, its rank for a client in n/r/z/east)
-    let cases: &[(&str, Mode, &[Scope], &[(&str, Option<usize>)])] = &[
+    let cases: &[RankCase] = &[
         (
             "without a preference all are equal",
             Mode::Failover,

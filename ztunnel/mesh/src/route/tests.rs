@@ -160,7 +160,7 @@ fn an_address_known_as_both_is_the_services() {
 #[test]
 fn what_needs_a_waypoint_is_refused_and_a_service_call_ignores_the_workloads() {
     let behind = Workload { has_waypoint: true, ..web() };
-    let state = mesh(vec![behind.clone()], vec![web_service()]);
+    let state = mesh(vec![behind], vec![web_service()]);
     let needs = "is reached through a waypoint, which is not supported";
     let of_workload = format!("refused: workload {} {needs}", uid("web"));
     assert_eq!(goes(&state, "10.0.0.2:8080"), of_workload);

@@ -3,116 +3,122 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
+use api::channel::{Credentials, Server, ServerAddress};
+use daemon::logging::Format;
 use mesh::{Network, TrustDomain};
 
 /// The node proxy: captures the TCP traffic of the node's mesh pods and gives it mutual TLS, identity
 /// and policy.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "ztunnel", version)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where configuration comes from (delta xDS): unix:///PATH or https://HOST:PORT.
     #[arg(long, env = "XDS_ADDRESS", default_value = "unix:///run/culvert/xds.sock")]
-    pub xds_address: Upstream,
+    pub(crate) xds_address: ServerAddress,
     /// Where certificates are signed; the same forms. Default: the xDS address.
     #[arg(long, env = "CA_ADDRESS")]
-    pub ca_address: Option<Upstream>,
+    pub(crate) ca_address: Option<ServerAddress>,
     /// PEM roots to verify an https xDS address and CA with.
     #[arg(long, env = "XDS_ROOT_CA")]
-    pub root_ca: Option<PathBuf>,
+    pub(crate) root_ca: Option<PathBuf>,
     /// File with the bearer token for https addresses, read anew for each connection and request.
     #[arg(long, env = "AUTH_TOKEN")]
-    pub token: Option<PathBuf>,
+    pub(crate) token: Option<PathBuf>,
+    /// The name that the certificate of an https xDS address must be for. Default: the address's host.
+    #[arg(long, env = "ALT_XDS_HOSTNAME")]
+    pub(crate) xds_name: Option<String>,
+    /// The name that the certificate of an https CA must be for. Default: the address's host.
+    #[arg(long, env = "ALT_CA_HOSTNAME")]
+    pub(crate) ca_name: Option<String>,
     /// The node agent's ZDS socket.
     #[arg(long, env = "INPOD_UDS", default_value = "/run/culvert/zds.sock")]
-    pub inpod_uds: PathBuf,
+    pub(crate) inpod_uds: PathBuf,
     /// The name of the node this runs on.
     #[arg(long, env = "NODE_NAME")]
-    pub node_name: String,
+    pub(crate) node_name: String,
     /// The cluster the node belongs to.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
-    pub cluster_id: String,
+    pub(crate) cluster_id: String,
     /// The network the node belongs to; addresses are unique within one.
     #[arg(long, env = "NETWORK", default_value = "", value_parser = network)]
-    pub network: Network,
+    pub(crate) network: Network,
     /// The trust domain of this mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
-    pub trust_domain: TrustDomain,
+    pub(crate) trust_domain: TrustDomain,
     /// Admin endpoint: configuration dump, log level. Loopback only, unless you know why not.
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
-    pub admin_address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
     /// Metrics endpoint.
     #[arg(long, env = "STATS_ADDR", default_value = "0.0.0.0:15020")]
-    pub stats_address: SocketAddr,
+    pub(crate) stats_address: SocketAddr,
     /// Readiness endpoint.
     #[arg(long, env = "READINESS_ADDR", default_value = "0.0.0.0:15021")]
-    pub readiness_address: SocketAddr,
+    pub(crate) readiness_address: SocketAddr,
     /// Log filter, such as `info` or `ztunnel=debug,access=info`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
-    pub log: String,
+    pub(crate) log: String,
     /// Form of the log lines: text or json.
-    #[arg(long, env = "LOG_FORMAT", default_value = "text", value_parser = ["text", "json"])]
-    pub log_format: String,
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: Format,
     /// How long live connections may go on after SIGTERM, such as 25s; 0s to 1h. Then they are reset.
     /// Keep it below the pod's grace period, or the kernel cuts them without a word.
     #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", default_value = "25s", value_parser = drain_deadline)]
-    pub drain_deadline: Duration,
+    pub(crate) drain_deadline: Duration,
     /// Connections held at once for one pod, both directions together, tunnelled streams counted singly; 1 to
     /// 1,000,000. What is beyond is reset. Independent of it, no pod takes more than is left free for the others.
     #[arg(long, env = "MAX_CONNECTIONS_PER_POD", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub max_connections_per_pod: u32,
+    pub(crate) max_connections_per_pod: u32,
     /// A connection on which no byte moves either way for so long is ended, such as 24h; 1s to 30days.
     /// Shorter than an application's longest silence cuts connections that it still wants.
     #[arg(long, env = "IDLE_TIMEOUT", default_value = "24h", value_parser = idle_timeout)]
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
     /// Dials of another process or node, the TLS handshake and the answer to a CONNECT each end after so long;
     /// 100ms to 5m. Shorter fails calls that a lost SYN delays (a retransmission takes 1 s, the next 2 s).
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "10s", value_parser = stage_timeout)]
-    pub stage_timeout: Duration,
+    pub(crate) stage_timeout: Duration,
 }
 
+/// An https address without the roots to verify it with.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} needs --root-ca: PEM roots to verify it with")]
+pub(crate) struct MissingRoots(ServerAddress);
+
 impl Config {
+    /// Where configuration comes from.
+    pub(crate) fn xds_server(&self) -> Result<Server, MissingRoots> {
+        self.server(&self.xds_address, self.xds_name.as_deref())
+    }
+
     /// Where certificates are signed.
-    pub fn ca(&self) -> &Upstream {
-        self.ca_address.as_ref().unwrap_or(&self.xds_address)
+    pub(crate) fn ca_server(&self) -> Result<Server, MissingRoots> {
+        match &self.ca_address {
+            Some(address) => self.server(address, self.ca_name.as_deref()),
+            None => self.server(&self.xds_address, self.ca_name.as_deref().or(self.xds_name.as_deref())),
+        }
+    }
+
+    fn server(&self, address: &ServerAddress, name: Option<&str>) -> Result<Server, MissingRoots> {
+        let authority = match address {
+            ServerAddress::Unix(path) => return Ok(Server::Unix(path.clone())),
+            ServerAddress::Https(authority) => authority.clone(),
+        };
+        let roots = self.root_ca.clone().ok_or_else(|| MissingRoots(address.clone()))?;
+        let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+        let name = name.unwrap_or(host).trim_matches(['[', ']']).to_owned();
+        Ok(Server::Tls { authority, name, roots })
+    }
+
+    /// What is said of this node with every call to the control plane.
+    pub(crate) fn credentials(&self) -> Credentials {
+        Credentials { token: self.token.clone(), cluster_id: Some(self.cluster_id.clone()) }
     }
 }
 
 /// How long a connection waits for its own pod's workload, and then for its certificate. Istio's value (contract
 /// 1.2 step 2): it covers the moments between a pod's first packet and the control plane's push.
 pub(crate) const START_WAIT: Duration = Duration::from_secs(5);
-
-/// A server of the control plane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Upstream {
-    /// A unix socket: the node's agent. Its directory's permissions are the authentication.
-    Unix(PathBuf),
-    /// TLS: `host:port`.
-    Tls(http::uri::Authority),
-}
-
-impl FromStr for Upstream {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix://") {
-            return match path.starts_with('/') {
-                true => Ok(Self::Unix(path.into())),
-                false => Err("a unix socket needs an absolute path: unix:///PATH".to_owned()),
-            };
-        }
-        let Some(authority) = text.strip_prefix("https://") else {
-            return Err("expected unix:///PATH or https://HOST:PORT; plaintext is not spoken".to_owned());
-        };
-        let authority: http::uri::Authority = authority.parse().map_err(|error| format!("{error}"))?;
-        match authority.port_u16() {
-            Some(_) => Ok(Self::Tls(authority)),
-            None => Err("the port is missing: https://HOST:PORT".to_owned()),
-        }
-    }
-}
 
 fn network(text: &str) -> Result<Network, String> {
     Ok(Network::from(text))
@@ -176,10 +182,27 @@ mod tests {
     #[test]
     fn the_ca_is_where_configuration_comes_from_unless_told_otherwise() {
         let config = parse(&["--xds-address", "unix:///tmp/x"]).unwrap();
-        assert_eq!(config.ca(), &Upstream::Unix("/tmp/x".into()));
-        let config = parse(&["--ca-address", "https://istiod.istio-system.svc:15012"]).unwrap();
-        assert_eq!(config.ca(), &Upstream::Tls("istiod.istio-system.svc:15012".parse().unwrap()));
-        assert_eq!(config.xds_address, Upstream::Unix("/run/culvert/xds.sock".into()));
+        assert_eq!(config.ca_server().unwrap(), Server::Unix("/tmp/x".into()));
+        let config =
+            parse(&["--ca-address", "https://istiod.istio-system.svc:15012", "--root-ca", "/root.pem"])
+                .unwrap();
+        let expected = Server::Tls {
+            authority: "istiod.istio-system.svc:15012".to_owned(),
+            name: "istiod.istio-system.svc".to_owned(),
+            roots: "/root.pem".into(),
+        };
+        assert_eq!(config.ca_server().unwrap(), expected);
+        assert_eq!(config.xds_server().unwrap(), Server::Unix("/run/culvert/xds.sock".into()));
+    }
+
+    #[test]
+    fn tls_is_not_spoken_without_roots_and_verified_against_the_name_stated() {
+        let flags =
+            ["--xds-address", "https://[::1]:15012", "--xds-name", "culvert-control.culvert-system.svc"];
+        assert!(parse(&flags).unwrap().xds_server().is_err());
+        let config = parse(&[&flags[..], &["--root-ca", "/root.pem"]].concat()).unwrap();
+        let Server::Tls { name, .. } = config.xds_server().unwrap() else { panic!("not TLS") };
+        assert_eq!(name, "culvert-control.culvert-system.svc");
     }
 
     #[test]
@@ -205,7 +228,14 @@ mod tests {
 
     #[test]
     fn durations_are_read_with_their_unit() {
-        for (text, millis) in [("0s", 0), ("250ms", 250), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000), ("30days", 2_592_000_000)] {
+        for (text, millis) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("3s", 3000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("30days", 2_592_000_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
     }

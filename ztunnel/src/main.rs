@@ -1,5 +1,12 @@
-//! The node proxy.
+//! `ztunnel`, the node proxy: gives the TCP traffic of the node's mesh pods mutual TLS, identity and L4 policy.
+//!
+//! - `zds` learns of pods from the node's agent, `xds` of the mesh from the control plane;
+//! - `pods` is what is served, `mesh_state` what is known, `identity` the certificates;
+//! - `proxy` is the data path, `telemetry` what it tells, `admin` what people may ask.
+#![forbid(unsafe_op_in_unsafe_fn)]
+
 mod admin;
+mod app;
 mod config;
 mod identity;
 mod mesh_state;
@@ -8,4 +15,17 @@ mod proxy;
 mod telemetry;
 mod xds;
 mod zds;
-fn main() {}
+
+use clap::Parser as _;
+
+fn main() -> anyhow::Result<()> {
+    let config = config::Config::parse();
+    let (logging, _written_at_exit) = daemon::logging::init(&config.log, config.log_format)?;
+    // One worker a core, two at least: a worker that a busy connection holds must not stop the others.
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let result = runtime.block_on(app::run(config, logging));
+    // Tasks that are still there have been told and cut; they do not hold up the end.
+    runtime.shutdown_background();
+    result
+}

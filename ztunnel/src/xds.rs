@@ -9,7 +9,12 @@ use crate::mesh_state::MeshState;
 use crate::telemetry::{Metrics, ReasonLabel, UrlLabel};
 
 /// Applies pushes until the client ends. `synced` is called once, when everything has been pushed.
-pub(crate) async fn consume(mut subscription: Subscription, mesh: &MeshState, metrics: &Metrics, synced: impl FnOnce()) {
+pub(crate) async fn consume(
+    mut subscription: Subscription,
+    mesh: &MeshState,
+    metrics: &Metrics,
+    synced: impl FnOnce(),
+) {
     let mut synced = Some(synced);
     let mut terminations = 0;
     loop {

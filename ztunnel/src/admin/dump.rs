@@ -135,7 +135,8 @@ fn one_match(stated: &Match) -> Value {
         ("destinationPorts", json!(stated.destination_ports)),
         ("notDestinationPorts", json!(stated.not_destination_ports)),
     ];
-    let stated = fields.into_iter().filter(|(_, value)| value.as_array().is_some_and(|list| !list.is_empty()));
+    let stated =
+        fields.into_iter().filter(|(_, value)| value.as_array().is_some_and(|list| !list.is_empty()));
     stated.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

@@ -1,2 +1,156 @@
-//! admin
+//! The admin endpoint: what the process knows, in the shapes that Istio's tools read, and its log level.
+
 mod dump;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use daemon::admin::{AdminRequest, AdminResponse, Routes, query, status, text};
+use daemon::logging::LogHandle;
+use http::StatusCode;
+use mesh::State;
+use mesh::state::Policy;
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tunnel::tls::WorkloadCertificate;
+
+use crate::identity::Held;
+use crate::pods::Serving;
+use crate::proxy::{Listed, Node};
+
+/// The routes. Nothing here changes anything but the log filter.
+pub(crate) fn routes(node: Arc<Node>, logging: LogHandle, build: &'static str) -> Routes {
+    let dumped = node;
+    Routes::new()
+        .get("/", |_| async { text("/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n") })
+        .get("/config_dump", move |_| {
+            let node = dumped.clone();
+            async move { daemon::admin::json(&config_dump(&node, build)) }
+        })
+        .get("/logging", {
+            let logging = logging.clone();
+            move |_| {
+                let logging = logging.clone();
+                async move { text(format!("{}\n", logging.filter())) }
+            }
+        })
+        .post("/logging", {
+            let first = logging.filter();
+            move |request| {
+                let (logging, first) = (logging.clone(), first.clone());
+                async move { set_filter(&logging, &first, &request) }
+            }
+        })
+}
+
+/// `level=FILTER` sets one, `reset` brings back the one the process began with; both are istioctl's words.
+fn set_filter(logging: &LogHandle, first: &str, request: &AdminRequest) -> AdminResponse {
+    let wanted = match (query(request, "level"), query(request, "reset")) {
+        (Some(level), _) => level,
+        (None, Some(_)) => first.to_owned(),
+        (None, None) => logging.filter(),
+    };
+    match logging.set_filter(&wanted) {
+        Ok(()) => text(format!("current log level is {}\n", logging.filter())),
+        Err(error) => status(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+fn config_dump(node: &Node, build: &'static str) -> Value {
+    let mut dump = node.mesh.read(mesh_dump);
+    dump["certificates"] =
+        node.identities.snapshot().iter().map(|(id, held)| certificate(id, held)).collect();
+    let pods: Map<String, Value> =
+        node.pods.all().iter().map(|serving| (serving.pod.uid.to_string(), pod(serving))).collect();
+    dump["workloadState"] = Value::Object(pods);
+    dump["version"] = json!(build);
+    dump
+}
+
+fn mesh_dump(state: &State) -> Value {
+    let policy = |policy: &Policy| match policy {
+        Policy::Valid(policy) => dump::policy(policy),
+        Policy::Rejected(policy) => json!({
+            "name": policy.name.name.as_str(),
+            "namespace": policy.name.namespace.as_str(),
+            "action": "Deny",
+            "error": policy.reason,
+            "rules": [],
+        }),
+    };
+    let service = |service: &Arc<mesh::Service>| {
+        let endpoints = state.endpoints(&service.name);
+        dump::service(service, endpoints.iter().flat_map(|all| all.iter()).map(AsRef::as_ref))
+    };
+    json!({
+        "workloads": state.workloads().map(|workload| dump::workload(workload)).collect::<Vec<_>>(),
+        "services": state.services().map(service).collect::<Vec<_>>(),
+        "policies": state.policies().map(policy).collect::<Vec<_>>(),
+    })
+}
+
+fn certificate(id: &mesh::SpiffeId, held: &Held<WorkloadCertificate>) -> Value {
+    let Some((certificate, _)) = &held.current else {
+        let state =
+            held.error.as_ref().map_or("Initializing".to_owned(), |error| format!("Unavailable: {error}"));
+        return json!({ "identity": id.to_string(), "state": state, "certChain": [] });
+    };
+    let facts = |pem: &String, serial: &str| {
+        json!({
+            "pem": BASE64.encode(pem),
+            "serialNumber": serial,
+            "validFrom": timestamp(certificate.not_before()),
+            "expirationTime": timestamp(certificate.not_after()),
+        })
+    };
+    let chain = certificate.chain_pem().iter().take(1).map(|pem| facts(pem, certificate.serial()));
+    let roots = certificate.roots_pem().iter().map(|pem| json!({ "pem": BASE64.encode(pem) }));
+    json!({
+        "identity": id.to_string(),
+        "state": "Available",
+        "certChain": chain.collect::<Vec<_>>(),
+        "rootCerts": roots.collect::<Vec<_>>(),
+        "error": held.error,
+    })
+}
+
+fn pod(serving: &Serving) -> Value {
+    let pod = &serving.pod;
+    let own = pod.own_now();
+    let (inbound, outbound): (Vec<_>, Vec<_>) =
+        pod.live.list().into_iter().partition(|(inbound, _)| *inbound);
+    let connections =
+        |list: Vec<(bool, Listed)>| list.iter().map(|(_, one)| connection(one)).collect::<Vec<_>>();
+    json!({
+        "state": match (&own, pod.stopping.is_cancelled()) {
+            (_, true) => "Draining",
+            (Some(_), false) => "Up",
+            (None, false) => "Pending",
+        },
+        "info": {
+            "name": pod.name,
+            "namespace": pod.namespace.as_str(),
+            "serviceAccount": pod.service_account.as_str(),
+            "trustDomain": own.as_ref().map(|own| own.workload.trust_domain.to_string()).unwrap_or_default(),
+        },
+        "addresses": pod.addresses(),
+        "connections": { "inbound": connections(inbound), "outbound": connections(outbound) },
+    })
+}
+
+fn connection(listed: &Listed) -> Value {
+    json!({
+        "src": listed.source.to_string(),
+        "originalDst": listed.original.to_string(),
+        "actualDst": listed.actual.to_string(),
+        "protocol": listed.protocol,
+    })
+}
+
+/// RFC 3339 in UTC.
+fn timestamp(time: SystemTime) -> String {
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}

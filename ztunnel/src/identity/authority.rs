@@ -23,14 +23,18 @@ impl Source for Authority {
         async move {
             let request = CertificateRequest::new(id).map_err(|error| error.to_string())?;
             let csr = request.csr_pem().to_owned();
-            let chain = self.0.create_certificate(csr, id, VALIDITY).await.map_err(|error| error.to_string())?;
+            let chain =
+                self.0.create_certificate(csr, id, VALIDITY).await.map_err(|error| error.to_string())?;
             let CertificateChain { leaf, intermediates, roots } = chain;
             let elements: Vec<String> = std::iter::once(leaf).chain(intermediates).chain([roots]).collect();
-            let certificate = request.complete(&elements).map_err(|error| format!("the CA's answer: {error}"))?;
+            let certificate =
+                request.complete(&elements).map_err(|error| format!("the CA's answer: {error}"))?;
             let remaining = certificate.not_after().duration_since(SystemTime::now());
             match remaining {
                 Ok(remaining) => Ok(Issued { certificate: Arc::new(certificate), remaining }),
-                Err(_) => Err("the CA's certificate has expired already: one of the clocks is wrong".to_owned()),
+                Err(_) => {
+                    Err("the CA's certificate has expired already: one of the clocks is wrong".to_owned())
+                }
             }
         }
         .boxed()

@@ -112,14 +112,17 @@ impl<C: Send + Sync + 'static> Lease<C> {
             return Ok(certificate);
         }
         self.identities.hurry(&self.id);
-        let waited = tokio::time::timeout_at(deadline, held.wait_for(|held| held.valid(Instant::now()).is_some())).await;
+        let waited =
+            tokio::time::timeout_at(deadline, held.wait_for(|held| held.valid(Instant::now()).is_some()))
+                .await;
         if let Ok(Ok(held)) = &waited
             && let Some(certificate) = held.valid(Instant::now())
         {
             return Ok(certificate);
         }
         drop(waited);
-        let reason = held.borrow().error.clone().unwrap_or_else(|| "the CA has not answered in time".to_owned());
+        let reason =
+            held.borrow().error.clone().unwrap_or_else(|| "the CA has not answered in time".to_owned());
         Err(Unavailable { id: self.id.clone(), reason })
     }
 }
@@ -141,7 +144,12 @@ impl<C: Send + Sync + 'static> Identities<C> {
     /// Nothing is fetched before [`Identities::run`] runs.
     pub(crate) fn new(source: impl Source<Certificate = C>, metrics: Metrics) -> Self {
         let inner = Inner { scheduler: Scheduler::default(), slots: HashMap::new() };
-        Self(Arc::new(Shared { source: Box::new(source), inner: Mutex::new(inner), wake: Notify::new(), metrics }))
+        Self(Arc::new(Shared {
+            source: Box::new(source),
+            inner: Mutex::new(inner),
+            wake: Notify::new(),
+            metrics,
+        }))
     }
 
     /// A pod of this identity is enrolled: its certificate is fetched ahead.
@@ -225,7 +233,6 @@ impl<C: Send + Sync + 'static> Identities<C> {
         self.lock().scheduler.want(id, Priority::Waiting, Instant::now());
         self.0.wake.notify_one();
     }
-
 }
 
 impl<C> Identities<C> {
@@ -261,7 +268,8 @@ mod tests {
             Box::pin(async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let number = self.asked.fetch_add(1, Ordering::SeqCst);
-                let answer = self.answers.lock().unwrap().pop_front().unwrap_or(Err("nothing left".to_owned()));
+                let answer =
+                    self.answers.lock().unwrap().pop_front().unwrap_or(Err("nothing left".to_owned()));
                 answer.map(|remaining| Issued { certificate: Arc::new(number), remaining })
             })
         }
@@ -269,7 +277,8 @@ mod tests {
 
     fn start(answers: &[Result<u64, &str>]) -> (Identities<usize>, Arc<Scripted>) {
         let answers = answers.iter().map(|answer| answer.map(Duration::from_secs).map_err(str::to_owned));
-        let source = Arc::new(Scripted { answers: Mutex::new(answers.collect()), asked: AtomicUsize::new(0) });
+        let source =
+            Arc::new(Scripted { answers: Mutex::new(answers.collect()), asked: AtomicUsize::new(0) });
         let identities = Identities::new(source.clone(), Metrics::default());
         let driver = identities.clone();
         tokio::spawn(async move { driver.run().await });
@@ -303,7 +312,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_old_certificate_serves_while_renewals_fail_and_not_an_instant_longer() {
-        let (identities, source) = start(&[Ok(100), Err("away"), Err("away"), Err("away"), Err("away"), Err("away"), Err("away")]);
+        let (identities, source) =
+            start(&[Ok(100), Err("away"), Err("away"), Err("away"), Err("away"), Err("away"), Err("away")]);
         let lease = identities.lease(&web());
         lease.certificate(within(5)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(99)).await;

@@ -5,4 +5,4 @@ mod manager;
 mod scheduler;
 
 pub(crate) use authority::Authority;
-pub(crate) use manager::{Held, Identities, Issued, Lease, Source, Unavailable};
+pub(crate) use manager::{Held, Identities, Lease, Unavailable};

@@ -6,4 +6,4 @@ mod spec;
 
 pub(crate) use pod::{Own, Pod};
 pub(crate) use registry::{Pods, Serving};
-pub(crate) use spec::{Capture, Listeners, PodSpec, PodUid};
+pub(crate) use spec::{Listeners, PodSpec, PodUid};

@@ -151,8 +151,8 @@ impl Pod {
     }
 
     fn update(&self, mesh: &MeshState, identities: &Identities<WorkloadCertificate>) {
-        let workload =
-            mesh.read(|state| state.workload_by_pod(&self.namespace, &self.name, &self.service_account).cloned());
+        let workload = mesh
+            .read(|state| state.workload_by_pod(&self.namespace, &self.name, &self.service_account).cloned());
         self.own.send_if_modified(|own| {
             let same = match (&*own, &workload) {
                 (Some(own), Some(workload)) => Arc::ptr_eq(&own.workload, workload),

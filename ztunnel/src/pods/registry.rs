@@ -28,13 +28,17 @@ impl Serving {
         let same_listeners = match &spec.listeners {
             Listeners::Handed(handed) => {
                 handed.len() == self.listeners.len()
-                    && self.listeners.iter().zip(handed).all(|((held, ours), (port, theirs))| {
-                        held == port && is_same_file(ours, theirs)
-                    })
+                    && self
+                        .listeners
+                        .iter()
+                        .zip(handed)
+                        .all(|((held, ours), (port, theirs))| held == port && is_same_file(ours, theirs))
             }
             Listeners::Ours => self.listeners.is_empty(),
         };
-        same_listeners && self.pod.netns.inode() == spec.netns.inode() && self.pod.is_stated_at(&spec.addresses)
+        same_listeners
+            && self.pod.netns.inode() == spec.netns.inode()
+            && self.pod.is_stated_at(&spec.addresses)
     }
 }
 
@@ -87,7 +91,8 @@ impl Pods {
     pub(crate) fn of_workload(&self, workload: &Workload, ip: IpAddr) -> Option<Arc<Pod>> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let pods = inner.by_name.get(&(workload.namespace.clone(), workload.name.clone()))?;
-        let matches = |pod: &&Arc<Pod>| pod.service_account == workload.service_account && pod.has_address(ip);
+        let matches =
+            |pod: &&Arc<Pod>| pod.service_account == workload.service_account && pod.has_address(ip);
         pods.iter().rev().find(matches).cloned()
     }
 

@@ -132,7 +132,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn running_out_of_descriptors_pauses_the_loop_and_does_not_end_it() {
-        let mut listener = Failing { error: libc::EMFILE, recovers: Instant::now() + Duration::from_secs(60), calls: 0 };
+        let mut listener =
+            Failing { error: libc::EMFILE, recovers: Instant::now() + Duration::from_secs(60), calls: 0 };
         let metrics = Metrics::default();
         Acceptor::new(&mut listener, "outbound", metrics.clone()).next().await;
         assert!(listener.calls <= 601, "{} calls in a minute", listener.calls);

@@ -37,15 +37,24 @@ pub(crate) struct Arrived {
 }
 
 /// Lets `visitor` to the application, if it may.
-pub(crate) async fn arrive(node: &Node, pod: &Pod, visitor: Visitor, record: &mut Record) -> Result<Arrived, Failure> {
+pub(crate) async fn arrive(
+    node: &Node,
+    pod: &Pod,
+    visitor: Visitor,
+    record: &mut Record,
+) -> Result<Arrived, Failure> {
     let own = pod.own().await?;
     describe(node, &own, &visitor, record);
     let Visitor { identity, address, destination, protocol } = visitor;
     if ports::is_proxy_port(destination.port()) {
         return Err(Failure::OwnPort(destination.port()));
     }
-    let attempt =
-        Attempt { source: identity, source_ip: address.ip(), workload: own.workload.uid.clone(), destination };
+    let attempt = Attempt {
+        source: identity,
+        source_ip: address.ip(),
+        workload: own.workload.uid.clone(),
+        destination,
+    };
     let listed = Listed { source: address, original: destination, actual: destination, protocol };
     // Entered first, so that no change of policy can come between the decision and the entry.
     let mut live = pod.live.enter(listed, Some(Arc::new(attempt.clone())));

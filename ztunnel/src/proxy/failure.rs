@@ -3,6 +3,7 @@
 //!
 //! The application only ever sees a reset. The access log carries the text.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -109,6 +110,18 @@ pub(crate) enum Blame {
     Node,
 }
 
+impl fmt::Display for Blame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Destination => "destination",
+            Self::Policy => "policy",
+            Self::ControlPlane => "control plane",
+            Self::Node => "node",
+        })
+    }
+}
+
 /// What a failure means outside. One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meaning {
@@ -161,7 +174,11 @@ impl Failure {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Tunnel { error: OpenError::Rejected(status), .. } => *status == StatusCode::UNAUTHORIZED,
-            Self::Denied(_) | Self::OwnPort(_) | Self::ForeignAddress(_) | Self::BadRequest(_) | Self::Unroutable(_) => true,
+            Self::Denied(_)
+            | Self::OwnPort(_)
+            | Self::ForeignAddress(_)
+            | Self::BadRequest(_)
+            | Self::Unroutable(_) => true,
             _ => false,
         }
     }
@@ -171,7 +188,9 @@ type Row = (Blame, &'static str, u16);
 
 fn unroutable(refused: &Refused) -> Row {
     match refused {
-        Refused::NoHealthyEndpoint(_) | Refused::NoSuchPort(..) => (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503),
+        Refused::NoHealthyEndpoint(_) | Refused::NoSuchPort(..) => {
+            (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503)
+        }
         Refused::ServiceWaypoint(_) | Refused::WorkloadWaypoint(_) => (Blame::ControlPlane, "WAYPOINT", 503),
         Refused::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
         Refused::ProxyPort(_) => (Blame::Client, "OWN_PORT", 400),
@@ -256,7 +275,9 @@ mod tests {
     #[test]
     fn a_peers_401_is_a_refusal_and_its_503_a_fault() {
         let peer = "10.0.0.1:15008".parse().unwrap();
-        for (status, flag, refusal) in [(401, "DENY", true), (503, "TUNNEL_STATUS", false), (400, "TUNNEL_STATUS", false)] {
+        for (status, flag, refusal) in
+            [(401, "DENY", true), (503, "TUNNEL_STATUS", false), (400, "TUNNEL_STATUS", false)]
+        {
             let error = OpenError::Rejected(StatusCode::from_u16(status).unwrap());
             let failure = Failure::Tunnel { peer, error };
             assert_eq!((failure.meaning().flag, failure.is_refusal()), (flag, refusal), "{status}");

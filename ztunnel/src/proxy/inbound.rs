@@ -50,9 +50,10 @@ pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) 
             refuse_early(node, pod, peer, local, &failure);
         }
         Err(failure) => {
-            let mut record = Record::new(&node.metrics, Reporter::Destination, peer, local, TraceParent::random());
+            let mut record =
+                Record::new(&node.metrics, Reporter::Destination, peer, local, TraceParent::random());
             record.ends.destination = pod.own_now().map(|own| own.workload.clone());
-            record.finish(Err(&failure));
+            record.finish(Some(&failure));
         }
     }
 }
@@ -117,7 +118,7 @@ impl Tunnel {
             Err(failure) => return refuse(request, record, &failure),
         };
         let result = self.carry(request, arrived, &mut record).await;
-        record.finish(result.as_ref().map(|()| ()));
+        record.finish(result.as_ref().err());
         drop(admitted);
     }
 
@@ -129,7 +130,12 @@ impl Tunnel {
         arrive(&self.node, &self.pod, visitor, record).await
     }
 
-    async fn carry(&self, request: ConnectRequest, arrived: Arrived, record: &mut Record) -> Result<(), Failure> {
+    async fn carry(
+        &self,
+        request: ConnectRequest,
+        arrived: Arrived,
+        record: &mut Record,
+    ) -> Result<(), Failure> {
         let Arrived { application, mut live, workload } = arrived;
         // The client gave up in the very moment in which the application took the connection.
         let stream = request.accept(headers::baggage(&workload)).map_err(|_| Failure::GivenUp)?;
@@ -140,7 +146,7 @@ impl Tunnel {
 
 fn refuse(request: ConnectRequest, record: Record, failure: &Failure) {
     request.reject(StatusCode::from_u16(failure.meaning().status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
-    record.finish(Err(failure));
+    record.finish(Some(failure));
 }
 
 /// The application a request is for: an address of this pod, which is the one that was dialled.
@@ -149,9 +155,11 @@ fn target(authority: &Authority, local: SocketAddr) -> Result<SocketAddr, Failur
         Authority::Address(address) if address.ip().to_canonical() == local.ip() => {
             Ok(SocketAddr::new(local.ip(), address.port()))
         }
-        Authority::Address(address) => Err(Failure::BadRequest(format!("{address} was asked for at {}", local.ip()))),
-        Authority::Name { host, port } => {
-            Err(Failure::BadRequest(format!("{host}:{port} is a name; this proxy serves addresses of its pod")))
+        Authority::Address(address) => {
+            Err(Failure::BadRequest(format!("{address} was asked for at {}", local.ip())))
         }
+        Authority::Name { host, port } => Err(Failure::BadRequest(format!(
+            "{host}:{port} is a name; this proxy serves addresses of its pod"
+        ))),
     }
 }

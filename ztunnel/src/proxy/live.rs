@@ -144,9 +144,9 @@ impl<C> LiveConnections<C> {
         }
     }
 
-    /// All of them, for people.
-    pub(crate) fn list(&self) -> Vec<Listed> {
-        self.lock().live.values().map(|entry| entry.listed.clone()).collect()
+    /// All of them, for people; with each whether it has a claim, which is whether it is inbound.
+    pub(crate) fn list(&self) -> Vec<(bool, Listed)> {
+        self.lock().live.values().map(|entry| (entry.claim.is_some(), entry.listed.clone())).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries<C>> {

@@ -55,7 +55,7 @@ pub(crate) async fn open(
             Ok(Local { arrived, record, _admitted: admitted })
         }
         Err(failure) => {
-            record.finish(Err(&failure));
+            record.finish(Some(&failure));
             Err(failure)
         }
     }
@@ -78,8 +78,7 @@ impl Local {
         };
         let records = &mut [&mut outbound, &mut self.record];
         let result = relay(client, application.into_stream(), records, idle, cut).await;
-        let result = result.as_ref().map(|()| ());
-        self.record.finish(result);
-        outbound.finish(result);
+        self.record.finish(result.as_ref().err());
+        outbound.finish(result.as_ref().err());
     }
 }

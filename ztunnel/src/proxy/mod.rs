@@ -25,4 +25,4 @@ pub(crate) use dial::KernelDialer;
 pub(crate) use failure::Failure;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
-pub(crate) use serve::{CUT_TIME, StartError, start, stop};
+pub(crate) use serve::{CUT_TIME, start, stop};

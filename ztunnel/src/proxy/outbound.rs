@@ -15,13 +15,13 @@ use tunnel::tls::ExpectedPeers;
 
 use super::admission::Admitted;
 use super::failure::Failure;
+use super::headers;
 use super::held::Held;
 use super::live::{Listed, Live};
 use super::local::{self, Local};
 use super::node::Node;
 use super::refusal::refuse_early;
 use super::relay::relay;
-use super::headers;
 use crate::pods::{Own, Pod};
 use crate::telemetry::{Path, Record, Reporter, TraceParent};
 
@@ -53,7 +53,7 @@ pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
         why = live.cut() => Err(why),
     };
     match way {
-        Err(failure) => record.finish(Err(&failure)),
+        Err(failure) => record.finish(Some(&failure)),
         Ok(way) => carry(node, client, way, record, live).await,
     }
     drop(admitted);
@@ -74,6 +74,7 @@ fn admit(pod: &Pod, destination: SocketAddr) -> Result<Admitted, Failure> {
 
 async fn carry(node: &Node, client: Held, way: Way, mut record: Record, mut live: Live<Attempt>) {
     record.established();
+    live.routed(record.destination_address, if matches!(way, Way::Tunnel(_)) { "HBONE" } else { "TCP" });
     let idle = node.limits.idle;
     let client = client.into_stream();
     let result = match way {
@@ -81,7 +82,7 @@ async fn carry(node: &Node, client: Held, way: Way, mut record: Record, mut live
         Way::Tunnel(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
         Way::Plain(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
     };
-    record.finish(result.as_ref().map(|()| ()));
+    record.finish(result.as_ref().err());
 }
 
 /// A connection whose way is being looked for.
@@ -166,7 +167,8 @@ impl Call<'_> {
             async move { dial.await.map_err(into_io) }
         };
         let opened = self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await;
-        let Opened { stream, peer: verified, .. } = opened.map_err(|error| Failure::Tunnel { peer, error })?;
+        let Opened { stream, peer: verified, .. } =
+            opened.map_err(|error| Failure::Tunnel { peer, error })?;
         self.record.ends.source_identity = Some(own.workload.identity());
         self.record.ends.destination_identity = Some(verified.identity().clone());
         self.record.tls = Some(verified.tls());
@@ -181,4 +183,3 @@ fn into_io(error: DialError) -> std::io::Error {
         DialError::Timeout { .. } => std::io::ErrorKind::TimedOut.into(),
     }
 }
-

@@ -22,11 +22,18 @@ pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
         Ok(admitted) => admitted,
         Err(failure) => return refuse_early(node, pod, peer, destination, &failure),
     };
-    let mut record = Record::new(&node.metrics, Reporter::Destination, peer, destination, TraceParent::random());
+    let mut record =
+        Record::new(&node.metrics, Reporter::Destination, peer, destination, TraceParent::random());
     record.path = Path::Passthrough;
-    let result = carry(node, pod, client, &mut record, Visitor { identity: None, address: peer, destination, protocol: "TCP" });
+    let result = carry(
+        node,
+        pod,
+        client,
+        &mut record,
+        Visitor { identity: None, address: peer, destination, protocol: "TCP" },
+    );
     let result = result.await;
-    record.finish(result.as_ref().map(|()| ()));
+    record.finish(result.as_ref().err());
     drop(admitted);
 }
 
@@ -40,7 +47,13 @@ fn admit(pod: &Pod, destination: std::net::SocketAddr) -> Result<super::admissio
     pod.share.admit().ok_or(Failure::Overload)
 }
 
-async fn carry(node: &Node, pod: &Pod, client: Held, record: &mut Record, visitor: Visitor) -> Result<(), Failure> {
+async fn carry(
+    node: &Node,
+    pod: &Pod,
+    client: Held,
+    record: &mut Record,
+    visitor: Visitor,
+) -> Result<(), Failure> {
     let mut arrived = arrive(node, pod, visitor, record).await?;
     record.established();
     let (client, application) = (client.into_stream(), arrived.application.into_stream());

@@ -9,7 +9,13 @@ use crate::pods::Pod;
 use crate::telemetry::ReasonLabel;
 
 /// Tells of a connection that was refused early. The caller resets it.
-pub(crate) fn refuse_early(node: &Node, pod: &Pod, source: SocketAddr, destination: SocketAddr, failure: &Failure) {
+pub(crate) fn refuse_early(
+    node: &Node,
+    pod: &Pod,
+    source: SocketAddr,
+    destination: SocketAddr,
+    failure: &Failure,
+) {
     let meaning = failure.meaning();
     node.metrics.early_refusals.get_or_create(&ReasonLabel { reason: meaning.flag }).inc();
     tracing::warn!(

@@ -100,7 +100,8 @@ fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartE
         let socket = match &spec.listeners {
             Listeners::Ours => bind_ours(&spec.netns, listener),
             Listeners::Handed(handed) => {
-                let fd = handed.iter().find(|(kind, _)| *kind == listener).ok_or(StartError::Missing(listener))?;
+                let fd =
+                    handed.iter().find(|(kind, _)| *kind == listener).ok_or(StartError::Missing(listener))?;
                 fd.1.as_fd().try_clone_to_owned().and_then(adopt_listener)
             }
         };

@@ -63,26 +63,50 @@ impl Metrics {
         let istio = registry.sub_registry_with_prefix("istio");
         istio.register("tcp_connections_opened", "Connections established", self.opened.clone());
         istio.register("tcp_connections_closed", "Established connections ended", self.closed.clone());
-        istio.register("tcp_connections_failed", "Connections that were never established", self.failed.clone());
+        istio.register(
+            "tcp_connections_failed",
+            "Connections that were never established",
+            self.failed.clone(),
+        );
         istio.register("tcp_received_bytes", "Bytes from client to server", self.received_bytes.clone());
         istio.register("tcp_sent_bytes", "Bytes from server to client", self.sent_bytes.clone());
         istio.register("tcp_sockets_open", "Connections held now", self.sockets_open.clone());
         istio.register("xds_message", "Pushes received", self.xds_messages.clone());
         istio.register("xds_message_bytes", "Bytes of pushes received", self.xds_bytes.clone());
-        istio.register("xds_connection_terminations", "Streams, or attempts, that ended", self.xds_terminations.clone());
+        istio.register(
+            "xds_connection_terminations",
+            "Streams, or attempts, that ended",
+            self.xds_terminations.clone(),
+        );
         self.register_own(registry.sub_registry_with_prefix("culvert"));
         let pods = registry.sub_registry_with_prefix("workload_manager");
         pods.register("active_proxy_count", "Pods served", self.active_proxies.clone());
-        pods.register("pending_proxy_count", "Pods whose proxy could not be started yet", self.pending_proxies.clone());
+        pods.register(
+            "pending_proxy_count",
+            "Pods whose proxy could not be started yet",
+            self.pending_proxies.clone(),
+        );
         pods.register("proxies_started", "Pods whose proxy was started", self.proxies_started.clone());
         pods.register("proxies_stopped", "Pods whose proxy was stopped", self.proxies_stopped.clone());
     }
 
     fn register_own(&self, own: &mut Registry) {
-        own.register("early_refusals", "Connections refused before their parties were known", self.early_refusals.clone());
+        own.register(
+            "early_refusals",
+            "Connections refused before their parties were known",
+            self.early_refusals.clone(),
+        );
         own.register("accept_pauses", "Pauses of accept loops after an error", self.accept_pauses.clone());
-        own.register("certificate_requests", "Requests for certificates that ended", self.certificate_requests.clone());
-        own.register("certificates_held", "Identities with a valid certificate", self.certificates_held.clone());
+        own.register(
+            "certificate_requests",
+            "Requests for certificates that ended",
+            self.certificate_requests.clone(),
+        );
+        own.register(
+            "certificates_held",
+            "Identities with a valid certificate",
+            self.certificates_held.clone(),
+        );
         own.register(
             "rejected_resources",
             "Resources of the control plane that could not be used",

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use mesh::{ServiceName, SpiffeId, Workload};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
-use tracing::field::display;
 use tunnel::copy::Transferred;
 use tunnel::tls::TlsFacts;
 
@@ -149,8 +148,8 @@ impl Record {
     }
 
     /// The end, good or bad.
-    pub(crate) fn finish(mut self, result: Result<(), &Failure>) {
-        self.end(result.err());
+    pub(crate) fn finish(mut self, failure: Option<&Failure>) {
+        self.end(failure);
     }
 
     fn end(&mut self, failure: Option<&Failure>) {
@@ -213,6 +212,7 @@ impl Record {
                 policy = failure.and_then(Failure::policy).map(display),
                 trace_id = self.trace.trace_id(),
                 response_flags = flags,
+                fault = failure.map(|failure| display(failure.meaning().blame)),
                 error = failure.map(display),
             },
             "{message}"
@@ -293,10 +293,14 @@ mod tests {
         let line = line_of(|| {
             let mut record = record(&metrics);
             record.path = Path::OtherNode;
-            record.tls = Some(TlsFacts { version: "TLSv1.3", group: "X25519MLKEM768", cipher: "TLS13_AES_256_GCM_SHA384" });
+            record.tls = Some(TlsFacts {
+                version: "TLSv1.3",
+                group: "X25519MLKEM768",
+                cipher: "TLS13_AES_256_GCM_SHA384",
+            });
             record.ends.destination_identity = Some("spiffe://cluster.local/ns/shop/sa/db".parse().unwrap());
             record.established();
-            record.finish(Ok(()));
+            record.finish(None);
         });
         for (field, value) in [
             ("message", "connection complete"),
@@ -317,7 +321,10 @@ mod tests {
         assert!(!line.contains_key("error"), "{line:?}");
         let text = exposed(&metrics);
         for counted in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total"] {
-            assert!(text.contains(&format!("{counted}{{reporter=\"source\",source_workload=\"unknown\"")), "{text}");
+            assert!(
+                text.contains(&format!("{counted}{{reporter=\"source\",source_workload=\"unknown\"")),
+                "{text}"
+            );
         }
         assert!(text.contains("connection_security_policy=\"mutual_tls\"} 1"), "{text}");
         assert!(text.contains("istio_tcp_sockets_open{reporter=\"source\"} 0"), "{text}");
@@ -331,7 +338,7 @@ mod tests {
             record.path = Path::SameNode;
             let policy = mesh::PolicyName { namespace: "shop".into(), name: "only-web".into() };
             let reason = mesh::authorize::Reason::NotAllowed;
-            record.finish(Err(&Failure::Denied(mesh::authorize::Refusal { policy: Some(policy), reason })));
+            record.finish(Some(&Failure::Denied(mesh::authorize::Refusal { policy: Some(policy), reason })));
         });
         assert_eq!(line["path"], "refused");
         assert_eq!(line["policy"], "shop/only-web");

@@ -34,7 +34,9 @@ impl Proxies for NodeProxies {
                 uid: serving.pod.uid.clone(),
                 addresses: serving.pod.addresses(),
                 netns: serving.pod.netns.as_fd().try_clone_to_owned()?,
-                listeners: listeners.map(|(kind, fd)| Ok((*kind, fd.try_clone()?))).collect::<io::Result<_>>()?,
+                listeners: listeners
+                    .map(|(kind, fd)| Ok((*kind, fd.try_clone()?)))
+                    .collect::<io::Result<_>>()?,
             })
         };
         self.0.pods.all().iter().map(one).collect()

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use api::zds::{MAX_FDS, MAX_MESSAGE};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
-    sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
+    recvmsg, sendmsg, socket,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -37,7 +37,8 @@ impl SeqPacket {
 
     /// A socket that is connected already and does not block.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::new(fd)?))
+        // SAFETY: an `OwnedFd` is open, and the same file, for as long as it is owned, which the `AsyncFd` does.
+        Ok(Self(unsafe { AsyncFd::register(fd) }?))
     }
 
     /// The next datagram; `None` when the peer has closed. Cancel safe.
@@ -77,7 +78,10 @@ fn receive(fd: RawFd) -> io::Result<Option<Datagram>> {
         }
     }
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "datagram or its descriptors were cut on receiving"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "datagram or its descriptors were cut on receiving",
+        ));
     }
     if length == 0 && descriptors.is_empty() {
         return Ok(None);

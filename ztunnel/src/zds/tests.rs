@@ -107,7 +107,8 @@ impl Agent {
     }
 
     async fn add(&self, uid: &str, listeners: &[Listener]) -> Response {
-        let info = PodInfo { name: uid.to_owned(), namespace: "shop".to_owned(), service_account: "web".to_owned() };
+        let info =
+            PodInfo { name: uid.to_owned(), namespace: "shop".to_owned(), service_account: "web".to_owned() };
         let addresses = vec!["10.0.0.1".parse().unwrap()];
         let add = Add { uid: uid.to_owned(), info, listeners: listeners.to_vec(), addresses };
         let descriptors: Vec<OwnedFd> = (0..=listeners.len()).map(|_| netns()).collect();

@@ -1,0 +1,176 @@
+//! The process: makes the parts, joins them, and takes them down in order.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use api::ca::CaClient;
+use api::type_url::ResourceType;
+use api::xds_client::{self, XdsConfig};
+use daemon::admin::{Address, Admin, Routes};
+use daemon::drain::{Drain, Drained, drain, signalled};
+use daemon::logging::LogHandle;
+use daemon::readiness::Readiness;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tunnel::hbone::{Pool, PoolConfig};
+use tunnel::socket::TcpOptions;
+
+use crate::config::Config;
+use crate::identity::{Authority, Identities};
+use crate::mesh_state::MeshState;
+use crate::pods::Pods;
+use crate::proxy::{CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
+use crate::telemetry::Metrics;
+use crate::zds::{self, NodeProxies};
+use crate::{admin, xds};
+
+const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+/// The answer to a CONNECT takes as long as the other side's own dial may, and the way there and back.
+const REPLY_MARGIN: Duration = Duration::from_secs(5);
+
+/// Runs until a signal ends it and what is live has ended or been cut.
+pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()> {
+    let registry = daemon::metrics::Metrics::new();
+    let metrics = Metrics::default();
+    registry.register(|registry| metrics.register(registry));
+    let readiness = Readiness::new();
+    let (drain, drain_signal) = drain();
+    let node = node(&config, metrics, drain_signal)?;
+    let servers = Servers::bind(&config)?;
+    let stop = CancellationToken::new();
+    servers.serve(&node, &logging, &registry, &readiness, &stop);
+
+    let configuration = follow_control(&config, &node, &readiness)?;
+    let identities = node.identities.clone();
+    let pods = zds::run(&config.inpod_uds, NodeProxies(node.clone()), readiness.clone());
+    tracing::info!(node = %config.node_name, version = BUILD, "ztunnel started");
+    let cause = tokio::select! {
+        cause = signalled() => cause.context("waiting for signals")?,
+        () = pods => anyhow::bail!("the agent's socket is no longer followed"),
+        () = identities.run() => anyhow::bail!("certificates are no longer renewed"),
+        never = configuration => match never {},
+    };
+    tracing::info!(?cause, deadline = ?config.drain_deadline, "draining");
+    let _draining = readiness.block("draining");
+    // While live connections end, their tunnels' certificates and the configuration stay as they are.
+    end(&node, drain, config.drain_deadline).await;
+    stop.cancel();
+    Ok(())
+}
+
+fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) -> anyhow::Result<Arc<Node>> {
+    let descriptors =
+        daemon::limits::raise_descriptor_limit().context("raising the limit of file descriptors")?;
+    let options = TcpOptions { connect_timeout: config.stage_timeout, ..TcpOptions::default() };
+    let pool = PoolConfig {
+        dial_timeout: config.stage_timeout,
+        tls_timeout: config.stage_timeout,
+        preface_timeout: config.stage_timeout,
+        reply_timeout: config.stage_timeout + REPLY_MARGIN,
+        ..PoolConfig::default()
+    };
+    let authority = Authority(CaClient::new(config.ca_server()?, config.credentials()));
+    Ok(Arc::new(Node {
+        identities: Identities::new(authority, metrics.clone()),
+        metrics,
+        mesh: MeshState::default(),
+        pods: Pods::default(),
+        dialer: Arc::new(KernelDialer(options.clone())),
+        tunnels: Pool::new(pool),
+        capacity: Capacity::of_descriptors(descriptors),
+        limits: Limits {
+            handshake: config.stage_timeout,
+            idle: config.idle_timeout,
+            per_pod: config.max_connections_per_pod,
+            drain: config.drain_deadline,
+        },
+        options,
+        drain,
+    }))
+}
+
+/// Keeps the mesh's state up to date. Never ends by itself.
+fn follow_control(
+    config: &Config,
+    node: &Arc<Node>,
+    readiness: &Readiness,
+) -> anyhow::Result<impl Future<Output = Infallible> + use<>> {
+    let id = format!("ztunnel~1.1.1.1~{0}.ztunnel~ztunnel.svc.cluster.local", config.node_name);
+    let metadata = [
+        ("NAME", config.node_name.clone()),
+        ("NODE_NAME", config.node_name.clone()),
+        ("CLUSTER_ID", config.cluster_id.clone()),
+        ("NETWORK", config.network.to_string()),
+    ];
+    let (client, subscription) = xds_client::client(XdsConfig {
+        server: config.xds_server()?,
+        credentials: config.credentials(),
+        node: xds_client::node(&id, metadata.map(|(name, value)| (name.to_owned(), value))),
+        types: ResourceType::ZTUNNEL.to_vec(),
+    });
+    let block = readiness.block("configuration from the control plane");
+    let node = node.clone();
+    Ok(async move {
+        let consume = xds::consume(subscription, &node.mesh, &node.metrics, move || drop(block));
+        tokio::join!(client.run(), consume);
+        // The client runs as long as its subscription is held, and that is as long as the client runs.
+        std::future::pending().await
+    })
+}
+
+/// The endpoints for people, probes and scrapers.
+struct Servers {
+    admin: Admin,
+    stats: Admin,
+    readiness: Admin,
+}
+
+impl Servers {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            admin: Admin::bind(&Address::Tcp(config.admin_address), "--admin-address")?,
+            stats: Admin::bind(&Address::Tcp(config.stats_address), "--stats-address")?,
+            readiness: Admin::bind(&Address::Tcp(config.readiness_address), "--readiness-address")?,
+        })
+    }
+
+    fn serve(
+        self,
+        node: &Arc<Node>,
+        logging: &LogHandle,
+        registry: &daemon::metrics::Metrics,
+        readiness: &Readiness,
+        stop: &CancellationToken,
+    ) {
+        let admin = registry.routes(readiness.routes(admin::routes(node.clone(), logging.clone(), BUILD)));
+        let all = [
+            (self.admin, admin),
+            (self.stats, registry.routes(Routes::new())),
+            (self.readiness, readiness.routes(Routes::new())),
+        ];
+        for (server, routes) in all {
+            let stop = stop.clone().cancelled_owned();
+            tokio::spawn(server.serve(routes, stop));
+        }
+    }
+}
+
+/// Waits for live connections until the deadline, then resets what is left.
+async fn end(node: &Node, drain: Drain, deadline: Duration) {
+    match drain.start(deadline).await {
+        Drained::Completely => tracing::info!("all connections have ended"),
+        Drained::DeadlineReached(left) => {
+            tracing::warn!(left, "the drain deadline is over; what is left is reset");
+            let pods = node.pods.all();
+            for serving in &pods {
+                serving.pod.live.cut_all(|| Failure::Drained);
+            }
+            let all = futures::future::join_all(pods.iter().map(|serving| serving.pod.live.ended()));
+            // Whoever does not make it is closed by the kernel.
+            let _ = timeout(CUT_TIME, all).await;
+        }
+    }
+}

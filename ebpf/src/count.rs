@@ -36,9 +36,9 @@ fn report<C: EbpfContext>(ctx: &C, segment: &Segment, counter: u32) {
         target: TARGET,
         "{} {:i}:{} > {:i}:{}",
         counter,
-        segment.source.0,
+        segment.source.octets(),
         segment.source_port,
-        segment.destination.0,
+        segment.destination.octets(),
         segment.destination_port
     );
 }

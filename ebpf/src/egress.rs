@@ -130,7 +130,7 @@ fn stays_outside<const DRAINING: bool>(ctx: &TcContext, segment: &Segment, cooki
     if segment.is_empty
         && segment.flags.may_be_control()
         && skb::is_ownerless(ctx)
-        && !skb::has_receiver(ctx, segment, true)
+        && !skb::has_receiver(ctx, segment)
     {
         return Some(Counter::PassedControlReply);
     }

@@ -11,11 +11,12 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use ebpf_common::{
-    Address, Counter, LOOPBACK_INDEX, PORT_HBONE, ProbeFlow,
+    Counter, LOOPBACK_INDEX, PORT_HBONE, ProbeFlow,
     packet::{Parsed, Segment},
 };
 
 use crate::{
+    context,
     count::{count, decide},
     egress::unparsed,
     maps::{LISTENERS, PROBES},
@@ -67,18 +68,11 @@ fn flow(ctx: &SkLookupContext) -> ProbeFlow {
     let lookup = ctx.lookup;
     // SAFETY: reads of the context, which the verifier checks, each of a whole field.
     unsafe {
-        let (pod, peer) = if (*lookup).family == AF_INET {
-            (
-                Address::v4((*lookup).local_ip4.to_ne_bytes()),
-                Address::v4((*lookup).remote_ip4.to_ne_bytes()),
-            )
-        } else {
-            (Address::from_words((*lookup).local_ip6), Address::from_words((*lookup).remote_ip6))
-        };
-        // The local port is in host byte order already.
+        let is_v4 = (*lookup).family == AF_INET;
         ProbeFlow {
-            pod,
-            peer,
+            pod: context::address(is_v4, &raw const (*lookup).local_ip4, &raw const (*lookup).local_ip6),
+            peer: context::address(is_v4, &raw const (*lookup).remote_ip4, &raw const (*lookup).remote_ip6),
+            // The local port is in host byte order already.
             pod_port: (*lookup).local_port as u16,
             peer_port: u16::from_be((*lookup).remote_port),
         }
@@ -104,7 +98,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
     if segment.destination_port == PORT_HBONE {
         return PASS;
     }
-    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment, false) {
+    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment) {
         return PASS;
     }
     let counter = open(&ctx, &segment);

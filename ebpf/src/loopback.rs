@@ -34,7 +34,7 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
     };
     // The kernel finds an established connection by itself, and the application's end of one (this is the way of ztunnel's answers
     // too). What has no receiver goes to the listener even if it opens nothing: it may complete a SYN cookie, else it is reset.
-    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment, false) {
+    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment) {
         return PASS;
     }
     let counter = match skb::assign_to_port(&ctx, &segment, PORT_OUTBOUND) {

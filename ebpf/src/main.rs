@@ -20,6 +20,7 @@
 #![no_std]
 #![no_main]
 
+mod context;
 mod count;
 mod egress;
 mod inbound;

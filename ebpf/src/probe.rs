@@ -18,7 +18,10 @@ use aya_ebpf::{
 };
 use ebpf_common::{Address, ProbeFlow, ProbeTarget};
 
-use crate::maps::{KUBELET_CGROUPS, PROBE_SOCKETS, PROBE_TARGETS, PROBES};
+use crate::{
+    context,
+    maps::{KUBELET_CGROUPS, PROBE_SOCKETS, PROBE_TARGETS, PROBES},
+};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -32,7 +35,7 @@ const ALLOW: i32 = 1;
 #[cgroup_sock_addr(connect4)]
 pub fn probe_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: a read of the context, which the verifier checks.
-    let address = unsafe { Address::v4((*ctx.sock_addr).user_ip4.to_ne_bytes()) };
+    let address = unsafe { Address::from_v4((*ctx.sock_addr).user_ip4) };
     connect(&ctx, ctx.sock_addr, address)
 }
 
@@ -40,7 +43,7 @@ pub fn probe_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn probe_connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: a read of the context, which the verifier checks.
-    let address = unsafe { Address::from_words((*ctx.sock_addr).user_ip6) };
+    let address = unsafe { context::words(&raw const (*ctx.sock_addr).user_ip6) };
     connect(&ctx, ctx.sock_addr, address)
 }
 
@@ -112,19 +115,15 @@ fn flow(ctx: &SockOpsContext) -> Option<ProbeFlow> {
     let ops = ctx.ops;
     // SAFETY: reads of the context, which the verifier checks, each of a whole field.
     unsafe {
-        let (peer, pod) = match (*ops).family {
-            AF_INET => {
-                (Address::v4((*ops).local_ip4.to_ne_bytes()), Address::v4((*ops).remote_ip4.to_ne_bytes()))
-            }
-            AF_INET6 => {
-                (Address::from_words((*ops).local_ip6), Address::from_words((*ops).remote_ip6))
-            }
-            _ => return None,
-        };
-        // The remote port is in network byte order in the upper half of its word, the local one in host byte order.
+        let family = (*ops).family;
+        if family != AF_INET && family != AF_INET6 {
+            return None;
+        }
+        let is_v4 = family == AF_INET;
         Some(ProbeFlow {
-            pod,
-            peer,
+            pod: context::address(is_v4, &raw const (*ops).remote_ip4, &raw const (*ops).remote_ip6),
+            peer: context::address(is_v4, &raw const (*ops).local_ip4, &raw const (*ops).local_ip6),
+            // The remote port is in network byte order in the upper half of its word, the local one in host byte order.
             pod_port: u32::from_be((*ops).remote_port) as u16,
             peer_port: (*ops).local_port as u16,
         })

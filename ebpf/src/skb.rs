@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        __sk_buff, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     helpers::{
@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use ebpf_common::packet::{self, Parsed, Segment, Source, Unparsed};
+use ebpf_common::packet::{self, Bytes, Parsed, Segment, Source, Unparsed};
 
 /// The packet goes on to the next program, and on its way.
 pub const PASS: i32 = -1;
@@ -36,14 +36,14 @@ struct FromNetworkHeader<'a>(&'a TcContext);
 
 impl Source for FromNetworkHeader<'_> {
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0_u8; N];
+    fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        let mut bytes = Bytes([0_u8; N]);
         // SAFETY: the helper writes exactly N bytes, or fails; it checks the offset itself.
         let result = unsafe {
             bpf_skb_load_bytes_relative(
                 self.0.as_ptr(),
                 offset,
-                bytes.as_mut_ptr().cast(),
+                bytes.0.as_mut_ptr().cast(),
                 N as u32,
                 BPF_HDR_START_NET as u32,
             )
@@ -130,41 +130,40 @@ pub fn is_ownerless(ctx: &TcContext) -> bool {
     !full.is_null() && unsafe { (*full).type_ } == SOCK_RAW
 }
 
-/// The flow of `segment`, in the direction the kernel's lookups take it.
+/// Calls `lookup` with the flow of `segment`, but to `port`, in the form the kernel's lookups take: ports in network byte order.
 #[inline(always)]
-fn tuple(segment: &Segment, reversed: bool, destination_port: u16) -> (bpf_sock_tuple, u32) {
-    let (source, destination, source_port) = if reversed {
-        (&segment.destination, &segment.source, segment.destination_port)
-    } else {
-        (&segment.source, &segment.destination, segment.source_port)
-    };
-    let (sport, dport) = (source_port.to_be(), destination_port.to_be());
+fn with_tuple<T>(
+    segment: &Segment,
+    port: u16,
+    lookup: impl Fn(*mut bpf_sock_tuple, u32) -> *mut T,
+) -> *mut T {
+    let (sport, dport) = (segment.source_port.to_be(), port.to_be());
     if segment.is_v4 {
-        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            saddr: u32::from_ne_bytes(source.mapped_octets()),
-            daddr: u32::from_ne_bytes(destination.mapped_octets()),
+        let mut tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: segment.source.v4_word(),
+            daddr: segment.destination.v4_word(),
             sport,
             dport,
         };
-        (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }, 12)
+        lookup((&raw mut tuple).cast(), size_of_val(&tuple) as u32)
     } else {
-        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr: source.words(),
-            daddr: destination.words(),
+        let mut tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: segment.source.words(),
+            daddr: segment.destination.words(),
             sport,
             dport,
         };
-        (bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }, 36)
+        lookup((&raw mut tuple).cast(), size_of_val(&tuple) as u32)
     }
 }
 
-/// Whether a socket of this namespace that is no listener receives `segment` or, reversed, its answers.
+/// Whether a socket of this namespace that is no listener would receive `segment`.
 #[inline(never)]
-pub fn has_receiver(ctx: &TcContext, segment: &Segment, reversed: bool) -> bool {
-    let port = if reversed { segment.source_port } else { segment.destination_port };
-    let (mut tuple, size) = tuple(segment, reversed, port);
-    // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
-    let sk = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0) };
+pub fn has_receiver(ctx: &TcContext, segment: &Segment) -> bool {
+    let sk = with_tuple(segment, segment.destination_port, |tuple, size| {
+        // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) }
+    });
     if sk.is_null() {
         return false;
     }
@@ -185,9 +184,10 @@ pub enum Assigned {
 /// Gives the packet to the listener of this namespace on `port`, whatever its destination.
 #[inline(never)]
 pub fn assign_to_port(ctx: &TcContext, segment: &Segment, port: u16) -> Assigned {
-    let (mut tuple, size) = tuple(segment, false, port);
-    // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
-    let listener = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0) };
+    let listener = with_tuple(segment, port, |tuple, size| {
+        // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+        unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) }
+    });
     if listener.is_null() {
         return Assigned::NoListener;
     }

@@ -1,58 +1,69 @@
 //! The one form addresses have in map keys: 16 bytes, IPv4 as IPv4-mapped.
 
-/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d`, in network byte order.
+/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d`: four words, each in network byte order, as the kernel's socket structures
+/// hold them. Words, because the programs would otherwise be compiled to handle the bytes one by one.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "user", derive(Debug))]
-pub struct Address(pub [u8; 16]);
+#[cfg_attr(any(feature = "user", test), derive(Debug))]
+pub struct Address([u32; 4]);
 
-const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 1);
+const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
+
+/// The third word of IPv4-mapped addresses.
+const MAPPED: u32 = 0xffff_u32.to_be();
 
 impl Address {
-    /// The IPv4-mapped form of `octets`.
+    /// The IPv4-mapped form of a word in network byte order.
     #[inline(always)]
-    pub const fn v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub const fn from_v4(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
     }
 
-    /// The IPv4 octets, which are meaningful only for an address made by [`Address::v4`].
+    /// The address of four words in network byte order.
     #[inline(always)]
-    pub const fn mapped_octets(&self) -> [u8; 4] {
-        let [.., a, b, c, d] = self.0;
-        [a, b, c, d]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
-    /// The address as the kernel's socket structures hold it: four words in network byte order.
+    /// The four words.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        [
+        self.0
+    }
+
+    /// The IPv4 word, which is meaningful only for IPv4-mapped addresses.
+    #[inline(always)]
+    pub const fn v4_word(&self) -> u32 {
+        self.0[3]
+    }
+
+    /// The address of these 16 octets.
+    #[inline(always)]
+    pub const fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([
             u32::from_ne_bytes([a, b, c, d]),
             u32::from_ne_bytes([e, f, g, h]),
             u32::from_ne_bytes([i, j, k, l]),
             u32::from_ne_bytes([m, n, o, p]),
-        ]
+        ])
     }
 
-    /// The reverse of [`Address::words`].
+    /// The 16 octets.
     #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = words[0].to_ne_bytes();
-        let [e, f, g, h] = words[1].to_ne_bytes();
-        let [i, j, k, l] = words[2].to_ne_bytes();
-        let [m, n, o, p] = words[3].to_ne_bytes();
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.0[0].to_ne_bytes();
+        let [e, f, g, h] = self.0[1].to_ne_bytes();
+        let [i, j, k, l] = self.0[2].to_ne_bytes();
+        let [m, n, o, p] = self.0[3].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
     /// Whether this is 127.0.0.0/8 or `::1`, which never arrive from another machine.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        let [a, b, c, d] = self.words();
-        if a != 0 || b != 0 {
-            return false;
-        }
-        (c == 0xffff_u32.to_be() && self.0[12] == 127) || (c == 0 && d == 1_u32.to_be())
+        let [a, b, c, d] = self.0;
+        a == 0 && b == 0 && ((c == MAPPED && d.to_ne_bytes()[0] == 127) || (c == 0 && d == 1_u32.to_be()))
     }
 }
 
@@ -60,8 +71,8 @@ impl Address {
 impl From<core::net::IpAddr> for Address {
     fn from(address: core::net::IpAddr) -> Self {
         match address {
-            core::net::IpAddr::V4(v4) => Self::v4(v4.octets()),
-            core::net::IpAddr::V6(v6) => Self(v6.octets()),
+            core::net::IpAddr::V4(v4) => Self::from_v4(u32::from_ne_bytes(v4.octets())),
+            core::net::IpAddr::V6(v6) => Self::from_octets(v6.octets()),
         }
     }
 }
@@ -69,7 +80,7 @@ impl From<core::net::IpAddr> for Address {
 #[cfg(feature = "user")]
 impl From<Address> for core::net::IpAddr {
     fn from(address: Address) -> Self {
-        core::net::Ipv6Addr::from(address.0).to_canonical()
+        core::net::Ipv6Addr::from(address.octets()).to_canonical()
     }
 }
 
@@ -77,22 +88,28 @@ impl From<Address> for core::net::IpAddr {
 mod tests {
     use super::Address;
 
+    const fn v4(octets: [u8; 4]) -> Address {
+        Address::from_v4(u32::from_ne_bytes(octets))
+    }
+
     #[test]
     fn words_and_octets_are_two_views_of_the_same_address() {
-        let address = Address([0xfd, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
-        assert!(Address::from_words(address.words()) == address);
-        assert_eq!(Address::v4([10, 77, 0, 2]).mapped_octets(), [10, 77, 0, 2]);
+        let octets = [0xfd, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+        let address = Address::from_octets(octets);
+        assert_eq!(address.octets(), octets);
+        assert_eq!(Address::from_words(address.words()), address);
+        assert_eq!(v4([10, 77, 0, 2]).octets(), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 77, 0, 2]);
     }
 
     #[test]
     fn only_127_slash_8_and_one_are_loopback() {
         let mut one = [0; 16];
         one[15] = 1;
-        assert!(Address(one).is_loopback());
-        assert!(Address::v4([127, 0, 0, 1]).is_loopback());
-        assert!(Address::v4([127, 255, 0, 9]).is_loopback());
-        assert!(!Address::v4([10, 0, 0, 1]).is_loopback());
-        assert!(!Address([0; 16]).is_loopback());
-        assert!(!Address([0xfd; 16]).is_loopback());
+        assert!(Address::from_octets(one).is_loopback());
+        assert!(v4([127, 0, 0, 1]).is_loopback());
+        assert!(v4([127, 255, 0, 9]).is_loopback());
+        assert!(!v4([10, 0, 0, 1]).is_loopback());
+        assert!(!Address::from_octets([0; 16]).is_loopback());
+        assert!(!Address::from_octets([0xfd; 16]).is_loopback());
     }
 }

@@ -15,7 +15,7 @@ pub struct ProbeTarget {
     pub reserved: u16,
 }
 
-const _: () = assert!(size_of::<ProbeTarget>() == 20 && align_of::<ProbeTarget>() == 2);
+const _: () = assert!(size_of::<ProbeTarget>() == 20 && align_of::<ProbeTarget>() == 4);
 
 impl ProbeTarget {
     /// The target `address:port`, the port in host byte order.
@@ -40,13 +40,13 @@ pub struct ProbeFlow {
     pub peer_port: u16,
 }
 
-const _: () = assert!(size_of::<ProbeFlow>() == 36 && align_of::<ProbeFlow>() == 2);
+const _: () = assert!(size_of::<ProbeFlow>() == 36 && align_of::<ProbeFlow>() == 4);
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{Address, ProbeFlow, ProbeTarget};
 
-    // SAFETY: repr(transparent) over an array of bytes.
+    // SAFETY: repr(transparent) over an array of words.
     unsafe impl aya::Pod for Address {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
     unsafe impl aya::Pod for ProbeTarget {}

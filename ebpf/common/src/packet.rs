@@ -22,10 +22,15 @@ const PROTOCOL_TCP: u8 = 6;
 /// options twice (RFC 8200 4.1).
 const MAX_EXTENSION_HEADERS: usize = 6;
 
+/// Bytes of a packet at an address that suits words, so that fields of a header are single loads.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+
 /// Where the bytes of a packet come from: a socket buffer in the kernel, a slice in tests.
 pub trait Source {
     /// Reads `N` bytes at `offset` from the network header, or `None` if the packet ends before.
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
 }
 
 /// Flag bits of the TCP header that decisions depend on.
@@ -116,7 +121,7 @@ pub fn parse(source: &impl Source, ethertype: u16) -> Parsed {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_SERVICE_VLAN {
             break;
         }
-        let Some([_, _, high, low]) = source.read::<4>(offset) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
+        let Some(Bytes([_, _, high, low])) = source.read::<4>(offset) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
         ethertype = u16::from_be_bytes([high, low]);
         offset += 4;
     }
@@ -133,7 +138,7 @@ pub fn parse(source: &impl Source, ethertype: u16) -> Parsed {
 
 #[inline(always)]
 fn parse_v4(source: &impl Source, start: u32) -> Parsed {
-    let Some(header) = source.read::<20>(start) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
+    let Some(Bytes(header)) = source.read::<20>(start) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
     if header[9] != PROTOCOL_TCP {
         return Parsed::Other;
     }
@@ -145,11 +150,10 @@ fn parse_v4(source: &impl Source, start: u32) -> Parsed {
     if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
         return Parsed::MaybeTcp(Unparsed::Fragment);
     }
-    let [.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
     let addresses = Addresses {
-        source: Address::v4([s0, s1, s2, s3]),
-        destination: Address::v4([d0, d1, d2, d3]),
+        source: Address::from_v4(word(&header, 12)),
+        destination: Address::from_v4(word(&header, 16)),
         is_v4: true,
     };
     // A total length of 0 stands for an offloaded segment of more than 64 KiB.
@@ -159,7 +163,7 @@ fn parse_v4(source: &impl Source, start: u32) -> Parsed {
 
 #[inline(always)]
 fn parse_v6(source: &impl Source, start: u32) -> Parsed {
-    let Some(header) = source.read::<40>(start) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
+    let Some(Bytes(header)) = source.read::<40>(start) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
     if header[0] >> 4 != 6 {
         return Parsed::MaybeTcp(Unparsed::Malformed);
     }
@@ -182,12 +186,24 @@ fn parse_v6(source: &impl Source, start: u32) -> Parsed {
     if !found {
         return Parsed::MaybeTcp(Unparsed::Extension);
     }
-    let mut addresses = Addresses { source: Address([0; 16]), destination: Address([0; 16]), is_v4: false };
-    addresses.source.0.copy_from_slice(&header[8..24]);
-    addresses.destination.0.copy_from_slice(&header[24..40]);
+    let address = |at| {
+        Address::from_words([
+            word(&header, at),
+            word(&header, at + 4),
+            word(&header, at + 8),
+            word(&header, at + 12),
+        ])
+    };
+    let addresses = Addresses { source: address(8), destination: address(24), is_v4: false };
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let upper_length = if payload == 0 { None } else { Some((start + 40 + payload).wrapping_sub(offset)) };
     parse_tcp(source, offset, addresses, upper_length)
+}
+
+/// A word of a header, left in network byte order.
+#[inline(always)]
+const fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
 }
 
 /// One step along the chain of IPv6 headers.
@@ -204,16 +220,16 @@ fn step(source: &impl Source, header: u8, offset: u32) -> Step {
     const DESTINATION_OPTIONS: u8 = 60;
     match header {
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => match source.read::<2>(offset) {
-            Some([next, length]) => Step::Next { header: next, length: (u32::from(length) + 1) * 8 },
+            Some(Bytes([next, length])) => Step::Next { header: next, length: (u32::from(length) + 1) * 8 },
             None => Step::End(Parsed::MaybeTcp(Unparsed::Truncated)),
         },
         FRAGMENT => match source.read::<4>(offset) {
             // An atomic fragment: neither offset nor more to come (RFC 6946).
-            Some([next, _, high, low]) if u16::from_be_bytes([high, low]) & 0xfff9 == 0 => {
+            Some(Bytes([next, _, high, low])) if u16::from_be_bytes([high, low]) & 0xfff9 == 0 => {
                 Step::Next { header: next, length: 8 }
             }
             // Every fragment says what the whole begins with.
-            Some([next, ..]) if next == PROTOCOL_TCP || may_precede_tcp(next) => {
+            Some(Bytes([next, ..])) if next == PROTOCOL_TCP || may_precede_tcp(next) => {
                 Step::End(Parsed::MaybeTcp(Unparsed::Fragment))
             }
             Some(_) => Step::End(Parsed::Other),
@@ -239,7 +255,7 @@ struct Addresses {
 
 #[inline(always)]
 fn parse_tcp(source: &impl Source, offset: u32, addresses: Addresses, upper_length: Option<u32>) -> Parsed {
-    let Some(header) = source.read::<20>(offset) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
+    let Some(Bytes(header)) = source.read::<20>(offset) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
     let header_length = u32::from(header[12] >> 4) * 4;
     if header_length < 20 {
         return Parsed::MaybeTcp(Unparsed::Malformed);

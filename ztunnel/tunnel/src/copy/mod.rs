@@ -1,12 +1,32 @@
-//! Carries bytes between two connections, faithfully.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+//! Carries bytes between two connections, faithfully: every byte once and in order, an end as an end, a reset as
+//! a reset, and no faster than the receiver takes them.
+//!
+//! A direction reads only when the other end has room, so at most one piece is held in between: 64 KiB from a
+//! socket, one frame from a tunnel (1 MiB at most, charged to its window until it is written). A direction
+//! that waits holds nothing.
 
 mod endpoint;
+mod pump;
+mod tcp;
+mod tunnel;
 
-pub use endpoint::Endpoint;
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+pub use endpoint::{Endpoint, Reader, SendFailure, Taken, Writer};
+use pump::{Broken, Progress, Pump};
+use tokio::time::timeout;
+
+/// What an end sent before it broke is still handed on, for so long. Then the other end is reset whether or not
+/// it has taken it all.
+const RESET_GRACE: Duration = Duration::from_secs(1);
+
+/// Idleness is looked at so many times within its limit.
+const IDLE_LOOKS: u32 = 4;
 
 /// Bytes that were handed on so far, for metrics and the access log while the connection lives.
 #[derive(Debug, Default)]
@@ -24,6 +44,18 @@ impl Transferred {
     /// Bytes from the destination, written to the source.
     pub fn from_destination(&self) -> u64 {
         self.from_destination.load(Ordering::Relaxed)
+    }
+
+    /// Ends when no byte has moved for `limit`, or a quarter more.
+    async fn idle(&self, limit: Duration) {
+        let mut last = (0, 0);
+        let mut quiet = 0;
+        while quiet < IDLE_LOOKS {
+            tokio::time::sleep(limit / IDLE_LOOKS).await;
+            let now = (self.from_source(), self.from_destination());
+            quiet = if now == last { quiet + 1 } else { 0 };
+            last = now;
+        }
     }
 }
 
@@ -46,7 +78,7 @@ pub enum End<C> {
         /// Which.
         side: Side,
         /// What the kernel or the tunnel said.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// No byte moved either way for so long; both sides were reset.
     Idle(Duration),
@@ -54,12 +86,13 @@ pub enum End<C> {
     Cut(C),
 }
 
-/// Relays until both directions have finished or one side breaks. `idle` is how long no byte may move. When
-/// `cut` ends first, both sides are reset. Dropping the future resets both as well.
+/// Relays until both directions have finished or one side breaks. `idle` is how long no byte may move; it takes
+/// up to a quarter more to be noticed. When `cut` ends first, both sides are reset. Dropping the future
+/// resets both as well.
 pub async fn relay<S, D, C>(
     source: S,
     destination: D,
-    transferred: &Arc<Transferred>,
+    transferred: &Transferred,
     idle: Duration,
     cut: impl Future<Output = C> + Send,
 ) -> End<C>
@@ -67,18 +100,118 @@ where
     S: Endpoint,
     D: Endpoint,
 {
-    todo!()
+    let (mut source, mut destination) = (Guarded::new(source), Guarded::new(destination));
+    let end = run(source.get(), destination.get(), transferred, idle, cut).await;
+    if matches!(end, End::Finished) {
+        source.close();
+        destination.close();
+    }
+    end
+}
+
+async fn run<S, D, C>(
+    source: &mut S,
+    destination: &mut D,
+    transferred: &Transferred,
+    idle: Duration,
+    cut: impl Future<Output = C> + Send,
+) -> End<C>
+where
+    S: Endpoint,
+    D: Endpoint,
+{
+    let (forth, back) = (Progress::default(), Progress::default());
+    let (source_reader, source_writer) = source.split();
+    let (destination_reader, destination_writer) = destination.split();
+    let mut forward = pin!(
+        Pump {
+            reader: source_reader,
+            writer: destination_writer,
+            moved: &transferred.from_source,
+            own: &forth,
+            other: &back,
+        }
+        .run()
+    );
+    let mut backward = pin!(
+        Pump {
+            reader: destination_reader,
+            writer: source_writer,
+            moved: &transferred.from_destination,
+            own: &back,
+            other: &forth,
+        }
+        .run()
+    );
+    // Polled after both directions, whenever one has got on.
+    let finished =
+        poll_fn(|_| if forth.is_done() && back.is_done() { Poll::Ready(()) } else { Poll::Pending });
+    tokio::select! {
+        biased;
+        reason = cut => End::Cut(reason),
+        broken = &mut forward => match broken {
+            Broken::Reader(error) => End::Broken { side: Side::Source, error },
+            Broken::Writer(error) => {
+                last_bytes(&back, backward).await;
+                End::Broken { side: Side::Destination, error }
+            }
+        },
+        broken = &mut backward => match broken {
+            Broken::Reader(error) => End::Broken { side: Side::Destination, error },
+            Broken::Writer(error) => {
+                last_bytes(&forth, forward).await;
+                End::Broken { side: Side::Source, error }
+            }
+        },
+        () = finished => End::Finished,
+        () = transferred.idle(idle) => End::Idle(idle),
+    }
+}
+
+/// Hands on what an end sent before it broke: a server that answers and closes without having read the whole
+/// request breaks the connection, and its answer counts.
+async fn last_bytes(progress: &Progress, direction: impl Future<Output = Broken>) {
+    if !progress.is_done() {
+        let _ = timeout(RESET_GRACE, direction).await;
+    }
+}
+
+/// A connection that is reset unless it is closed.
+struct Guarded<E: Endpoint>(Option<E>);
+
+impl<E: Endpoint> Guarded<E> {
+    fn new(endpoint: E) -> Self {
+        Self(Some(endpoint))
+    }
+
+    #[expect(clippy::expect_used, reason = "only `close` and `drop` take it, and both end the guard")]
+    fn get(&mut self) -> &mut E {
+        self.0.as_mut().expect("not closed yet")
+    }
+
+    fn close(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl<E: Endpoint> Drop for Guarded<E> {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.0.take() {
+            endpoint.reset();
+        }
+    }
 }
 
 /// Makes a handle that can cut a relay, and the future to give it. A dropped handle cuts nothing.
 pub fn cut<C: Send>() -> (CutHandle<C>, impl Future<Output = C> + Send + use<C>) {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    (CutHandle(sender), async move {
+    let cut = async move {
         match receiver.await {
             Ok(reason) => reason,
             Err(_) => std::future::pending().await,
         }
-    })
+    };
+    (CutHandle(sender), cut)
 }
 
 /// Cuts a relay.

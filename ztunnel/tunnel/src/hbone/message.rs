@@ -1,10 +1,13 @@
 //! What a CONNECT request says.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Where a CONNECT asks to be taken: `ip:port`, `[v6]:port` or `hostname:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,7 +18,7 @@ pub enum Authority {
     Name {
         /// The name, in lower case.
         host: String,
-        /// The port.
+        /// The port; not 0.
         port: u16,
     },
 }
@@ -29,13 +32,36 @@ impl FromStr for Authority {
     type Err = InvalidAuthority;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        todo!()
+        parse(text).ok_or_else(|| InvalidAuthority(text.to_owned()))
     }
+}
+
+fn parse(text: &str) -> Option<Authority> {
+    let (host, port) = text.rsplit_once(':')?;
+    // `parse` alone would take `+80`.
+    let port: u16 = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok())??;
+    if port == 0 {
+        return None;
+    }
+    if let Some(bracketed) = host.strip_prefix('[') {
+        let address: Ipv6Addr = bracketed.strip_suffix(']')?.parse().ok()?;
+        return Some(Authority::Address(SocketAddr::new(address.to_canonical(), port)));
+    }
+    if let Ok(address) = host.parse::<Ipv4Addr>() {
+        return Some(Authority::Address(SocketAddr::new(address.into(), port)));
+    }
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    // RFC 1035 2.3.4: 255 octets at most.
+    let is_name = !host.is_empty() && host.len() <= 255 && host.bytes().all(letter);
+    is_name.then(|| Authority::Name { host: host.to_ascii_lowercase(), port })
 }
 
 impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        todo!()
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
     }
 }
 
@@ -50,11 +76,98 @@ pub struct ConnectHeaders {
     pub traceparent: Option<HeaderValue>,
 }
 
-/// `for="ip:port"[;host=name]` (RFC 7239, in the form of Istio contract 2.1). A name that no header can carry
-/// is left out.
-pub fn forwarded(client: SocketAddr, host: Option<&str>) -> HeaderValue {
-    todo!()
+impl ConnectHeaders {
+    pub(super) fn read(headers: &HeaderMap) -> Self {
+        Self {
+            baggage: headers.get(BAGGAGE).cloned(),
+            forwarded: headers.get(http::header::FORWARDED).cloned(),
+            traceparent: headers.get(TRACEPARENT).cloned(),
+        }
+    }
+
+    pub(super) fn write(&self, headers: &mut HeaderMap) {
+        for (name, value) in [
+            (BAGGAGE, &self.baggage),
+            (http::header::FORWARDED, &self.forwarded),
+            (TRACEPARENT, &self.traceparent),
+        ] {
+            if let Some(value) = value {
+                headers.insert(name, value.clone());
+            }
+        }
+    }
 }
 
-#[allow(dead_code, reason = "signatures first")]
-fn unused(_: IpAddr) {}
+/// `for="ip:port"[;host=name]` (RFC 7239, in the form of Istio contract 2.1). A name that is no host name is
+/// left out.
+pub fn forwarded(client: SocketAddr, host: Option<&str>) -> HeaderValue {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let host = host.filter(|host| !host.is_empty() && host.bytes().all(letter));
+    let text = match host {
+        Some(host) => format!("for=\"{client}\";host={host}"),
+        None => format!("for=\"{client}\""),
+    };
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("for=unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_read_and_written_alike() {
+        for (text, expected) in [
+            ("10.0.0.1:80", Authority::Address("10.0.0.1:80".parse().unwrap())),
+            ("[fd00::1]:8080", Authority::Address("[fd00::1]:8080".parse().unwrap())),
+            (
+                "echo.demo.svc.cluster.local:80",
+                Authority::Name { host: "echo.demo.svc.cluster.local".to_owned(), port: 80 },
+            ),
+        ] {
+            assert_eq!(text.parse(), Ok(expected.clone()), "{text}");
+            assert_eq!(expected.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn forms_of_the_same_place_are_the_same() {
+        assert_eq!("Echo.Demo:1".parse::<Authority>(), "echo.demo:1".parse());
+        assert_eq!("[::ffff:10.0.0.1]:80".parse::<Authority>(), "10.0.0.1:80".parse());
+    }
+
+    #[test]
+    fn what_is_no_authority_is_refused() {
+        let long = format!("{}:80", "a".repeat(256));
+        for text in [
+            "",
+            ":",
+            ":80",
+            "host",
+            "host:",
+            "host:0",
+            "host:+80",
+            "host:65536",
+            "fd00::1:80",
+            "[fd00::1]",
+            "[fd00::1:80",
+            "[host]:80",
+            "user@host:80",
+            "ho st:80",
+            "host/path:80",
+            "höst:80",
+            &long,
+        ] {
+            assert!(text.parse::<Authority>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn forwarded_names_the_client_and_the_service() {
+        let client = "10.0.0.1:1234".parse().unwrap();
+        assert_eq!(forwarded(client, None), "for=\"10.0.0.1:1234\"");
+        assert_eq!(forwarded(client, Some("a.b.svc")), "for=\"10.0.0.1:1234\";host=a.b.svc");
+        assert_eq!(forwarded(client, Some("a;proto=x")), "for=\"10.0.0.1:1234\"");
+        let client = "[fd00::1]:1".parse().unwrap();
+        assert_eq!(forwarded(client, None), "for=\"[fd00::1]:1\"");
+    }
+}

@@ -1,12 +1,28 @@
-//! HBONE: CONNECT requests over HTTP/2 (Istio contract 2.1). The [`server`](serve) side of one
+//! HBONE: CONNECT requests over HTTP/2 (Istio contract 2.1). The [server's side](serve) of one
 //! connection, and the client's [`Pool`] of tunnels.
+//!
+//! A tunnel carries many connections, none of which may hold up the others: [`window`] says how. What a
+//! connection that breaks means in HTTP/2 and back is in [`stream`].
 
+mod keepalive;
 mod message;
 mod pool;
 mod server;
 mod stream;
+mod tunnel;
+mod unsent;
+mod window;
 
 pub use message::{Authority, ConnectHeaders, InvalidAuthority, forwarded};
-pub use pool::{Dialed, OpenError, Opened, Pool, PoolConfig, PoolKey, PoolStats};
+pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};
 pub use server::{ConnectRequest, ServeEnd, ServeError, ServerConfig, serve};
 pub use stream::{StreamError, TunnelStream};
+pub(crate) use stream::{TunnelReader, TunnelWriter};
+pub use tunnel::{Dialed, OpenError, Opened};
+
+/// The largest frame that we take (contract 2.1).
+const MAX_FRAME: u32 = 1 << 20;
+
+/// Bytes of one stream that wait to be written to the connection. Enough to keep a connection busy while the
+/// stream's task is woken; on a connection that stalls it is all that a stream holds on our side.
+const SEND_BUFFER: usize = 256 << 10;

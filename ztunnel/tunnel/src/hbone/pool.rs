@@ -1,16 +1,21 @@
-//! The client's tunnels.
+//! The client's tunnels: who may share one, how many there are, who dials.
+//!
+//! The lock is held for moments, never across a dial: callers with the same key wait for one dial, callers with
+//! other keys for nobody. Nothing of a key stays when its last tunnel is gone.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
 use mesh::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::message::{Authority, ConnectHeaders};
-use super::stream::TunnelStream;
-use crate::tls::{ExpectedPeers, TlsError, VerifiedPeer, WorkloadCertificate};
+use super::tunnel::{Dialed, OpenError, Opened, RequestError, Tunnel};
+use super::window::Place;
+use crate::tls::{ExpectedPeers, WorkloadCertificate};
 
 /// What makes two connections able to share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +33,7 @@ pub struct PoolKey {
 /// Bounds of a pool.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// Streams a tunnel carries at once, or fewer if the server says so; default 100 (contract 2.8).
+    /// Streams a tunnel carries at once, or fewer if the server says so; default 100 (contract 2.8), at least 1.
     pub streams_per_tunnel: u32,
     /// Tunnels in all, being dialled included; default 4096. At the bound idle ones make room, then dials fail.
     pub max_tunnels: usize,
@@ -67,54 +72,6 @@ impl Default for PoolConfig {
     }
 }
 
-/// Why no stream could be opened. Cheap to clone: all who waited for a dial get its error.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    /// The pool is full, or full of this source's tunnels.
-    #[error("no room for another tunnel ({0} held)")]
-    PoolFull(usize),
-    /// The server could not be reached; what the dialer said.
-    #[error("dial: {0}")]
-    Dial(Arc<std::io::Error>),
-    /// The server could not be reached in time.
-    #[error("dial timed out after {0:?}")]
-    DialTimeout(Duration),
-    /// The handshake failed.
-    #[error("TLS: {0}")]
-    Tls(TlsError),
-    /// The server takes the bytes of the preface too slowly.
-    #[error("HTTP/2 preface timed out after {0:?}")]
-    PrefaceTimeout(Duration),
-    /// The tunnel broke before the CONNECT was answered, or the server does not speak HTTP/2.
-    #[error("HTTP/2: {0}")]
-    Http2(String),
-    /// The CONNECT was not answered in time.
-    #[error("CONNECT timed out after {0:?}")]
-    ReplyTimeout(Duration),
-    /// The server refused the CONNECT: 401 by policy, 503 as the application cannot be reached, 400.
-    #[error("CONNECT refused with status {0}")]
-    Rejected(StatusCode),
-    /// The server reset the stream instead of an answer.
-    #[error("CONNECT reset ({0})")]
-    Reset(h2::Reason),
-}
-
-/// What a dialer gives: a connected socket, or anything that carries bytes.
-pub trait Dialed: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Dialed for IO {}
-
-/// An open stream and what is known of the other end.
-pub struct Opened {
-    /// The stream.
-    pub stream: TunnelStream,
-    /// The server.
-    pub peer: Arc<VerifiedPeer>,
-    /// What the server says of the destination. Not verified.
-    pub baggage: Option<HeaderValue>,
-    /// Whether the tunnel stood before.
-    pub reused: bool,
-}
-
 /// Numbers for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
@@ -128,12 +85,41 @@ pub struct PoolStats {
 
 /// The tunnels of a node. Cheap to clone.
 #[derive(Clone)]
-pub struct Pool {}
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    config: PoolConfig,
+    entries: Mutex<HashMap<PoolKey, Entry>>,
+}
+
+/// What is held for a key; never empty.
+#[derive(Default)]
+struct Entry {
+    tunnels: Vec<Arc<Tunnel>>,
+    dial: Option<DialResult>,
+}
+
+/// A dial's outcome, for all who wait. Closed without one, its task was aborted.
+type DialResult = watch::Receiver<Option<Result<Arc<Tunnel>, OpenError>>>;
+
+impl Entry {
+    /// Tunnels, the one being dialled included.
+    fn len(&self) -> usize {
+        self.tunnels.len() + usize::from(self.dial.is_some())
+    }
+}
+
+/// How a caller comes to a place on a tunnel.
+enum Step {
+    Use(Arc<Tunnel>, Place),
+    Wait(DialResult),
+    Dial(DialTask, DialResult),
+}
 
 impl Pool {
     /// An empty pool.
     pub fn new(config: PoolConfig) -> Self {
-        todo!()
+        Self(Arc::new(Inner { config, entries: Mutex::default() }))
     }
 
     /// Opens a stream to `authority`: on a tunnel with room, or on a new one that `dial` connects. Callers with
@@ -152,16 +138,217 @@ impl Pool {
         F: Future<Output = std::io::Result<IO>> + Send + 'static,
         IO: Dialed,
     {
-        todo!()
+        let mut fresh = false;
+        loop {
+            let (tunnel, place, reused) = self.place(key, certificate, fresh, &dial).await?;
+            match tunnel.open(place, reused, authority, headers).await {
+                Ok(opened) => return Ok(opened),
+                // Whatever it is, the tunnel takes no requests now. A later one finds out the same for itself,
+                // unless the driver was faster.
+                Err(RequestError::Unprocessed(error)) if reused && !fresh => {
+                    tracing::debug!(destination = %key.destination, %error, "CONNECT goes to a fresh tunnel");
+                    fresh = true;
+                }
+                Err(RequestError::Unprocessed(error) | RequestError::Failed(error)) => return Err(error),
+            }
+        }
     }
 
-    /// Takes the matching tunnels out: no new streams; each is closed when its last stream ends.
+    /// A place on a tunnel and whether the tunnel stood before; with `fresh` only one that did not.
+    async fn place<D, F, IO>(
+        &self,
+        key: &PoolKey,
+        certificate: &WorkloadCertificate,
+        fresh: bool,
+        dial: &D,
+    ) -> Result<(Arc<Tunnel>, Place, bool), OpenError>
+    where
+        D: Fn() -> F + Send + Sync,
+        F: Future<Output = std::io::Result<IO>> + Send + 'static,
+        IO: Dialed,
+    {
+        loop {
+            let mut result = match self.step(key, fresh)? {
+                Step::Use(tunnel, place) => return Ok((tunnel, place, true)),
+                Step::Wait(result) => result,
+                Step::Dial(task, result) => {
+                    tokio::spawn(task.run(dial(), certificate.clone()));
+                    result
+                }
+            };
+            let outcome = match result.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone(),
+                Err(_) => None,
+            };
+            let tunnel =
+                outcome.unwrap_or_else(|| Err(OpenError::Http2("the dial was aborted".to_owned())))?;
+            if let Some(place) = tunnel.take_place() {
+                return Ok((tunnel, place, false));
+            }
+            // More callers waited than the new tunnel takes: the rest dial another.
+        }
+    }
+
+    fn step(&self, key: &PoolKey, fresh: bool) -> Result<Step, OpenError> {
+        let mut entries = self.0.entries();
+        if let Some(entry) = entries.get(key) {
+            let place = |tunnel: &Arc<Tunnel>| Some((tunnel.clone(), tunnel.take_place()?));
+            if let Some((tunnel, place)) = entry.tunnels.iter().filter(|_| !fresh).find_map(place) {
+                return Ok(Step::Use(tunnel, place));
+            }
+            if let Some(dial) = &entry.dial {
+                return Ok(Step::Wait(dial.clone()));
+            }
+        }
+        self.0.make_room(&mut entries, key)?;
+        let (sender, result) = watch::channel(None);
+        entries.entry(key.clone()).or_default().dial = Some(result.clone());
+        Ok(Step::Dial(DialTask { pool: Arc::downgrade(&self.0), key: key.clone(), result: sender }, result))
+    }
+
+    /// Takes the matching tunnels out: no new streams; each is closed when its last stream ends. Dials in
+    /// progress come to nothing.
     pub fn retire(&self, matches: impl Fn(&PoolKey) -> bool) {
-        todo!()
+        self.0.entries().retain(|key, entry| {
+            let retired = matches(key);
+            if retired {
+                entry.tunnels.iter().for_each(|tunnel| tunnel.retire());
+            }
+            !retired
+        });
     }
 
     /// Numbers for metrics.
     pub fn stats(&self) -> PoolStats {
-        todo!()
+        let entries = self.0.entries();
+        let streams =
+            entries.values().flat_map(|entry| &entry.tunnels).map(|tunnel| tunnel.streams.count()).sum();
+        PoolStats { tunnels: entries.values().map(Entry::len).sum(), streams, keys: entries.len() }
+    }
+}
+
+impl Inner {
+    fn entries(&self) -> MutexGuard<'_, HashMap<PoolKey, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails if another tunnel is too many. Looks at all keys, which is cheap beside the dial it is for.
+    fn make_room(&self, entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey) -> Result<(), OpenError> {
+        let same_source = |other: &PoolKey| other.source_ip == key.source_ip;
+        let held = |entries: &HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> bool| {
+            entries.iter().filter(|(key, _)| counts(key)).map(|(_, entry)| entry.len()).sum::<usize>()
+        };
+        if held(entries, &same_source) >= self.config.max_tunnels_per_source && !evict(entries, &same_source)
+        {
+            return Err(OpenError::PoolFull(self.config.max_tunnels_per_source));
+        }
+        if held(entries, &|_| true) >= self.config.max_tunnels && !evict(entries, &|_| true) {
+            return Err(OpenError::PoolFull(self.config.max_tunnels));
+        }
+        Ok(())
+    }
+
+    /// Takes a tunnel out; `if_idle`: unless it has got a stream meanwhile. Whether it is out.
+    fn remove(&self, key: &PoolKey, tunnel: &Arc<Tunnel>, if_idle: bool) -> bool {
+        let mut entries = self.entries();
+        if if_idle && tunnel.streams.count() > 0 {
+            return false;
+        }
+        remove(&mut entries, key, tunnel);
+        true
+    }
+}
+
+fn remove(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, tunnel: &Arc<Tunnel>) {
+    if let Some(entry) = entries.get_mut(key) {
+        entry.tunnels.retain(|other| !Arc::ptr_eq(other, tunnel));
+        if entry.len() == 0 {
+            entries.remove(key);
+        }
+    }
+}
+
+/// Closes the tunnel that has been idle for the longest, if there is one.
+fn evict(entries: &mut HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> bool) -> bool {
+    let tunnels = entries.iter().filter(|(key, _)| counts(key));
+    let idle = tunnels.flat_map(|(key, entry)| entry.tunnels.iter().map(move |tunnel| (key, tunnel)));
+    let oldest = idle
+        .filter_map(|(key, tunnel)| Some((tunnel.idle_since()?, key, tunnel)))
+        .min_by_key(|(since, ..)| *since)
+        .map(|(_, key, tunnel)| (key.clone(), tunnel.clone()));
+    let Some((key, tunnel)) = oldest else { return false };
+    remove(entries, &key, &tunnel);
+    tunnel.retire();
+    true
+}
+
+/// The one dial of a key. Dropped in whatever state, the key is free for another.
+struct DialTask {
+    pool: Weak<Inner>,
+    key: PoolKey,
+    result: watch::Sender<Option<Result<Arc<Tunnel>, OpenError>>>,
+}
+
+impl DialTask {
+    /// Dials, tells those who wait, and drives the tunnel.
+    async fn run<F, IO>(self, dial: F, certificate: WorkloadCertificate)
+    where
+        F: Future<Output = std::io::Result<IO>>,
+        IO: Dialed,
+    {
+        let Some(config) = self.pool.upgrade().map(|pool| pool.config.clone()) else { return };
+        let established = async {
+            let io = match timeout(config.dial_timeout, dial).await {
+                Ok(io) => io.map_err(|error| OpenError::Dial(Arc::new(error)))?,
+                Err(_) => return Err(OpenError::DialTimeout(config.dial_timeout)),
+            };
+            Tunnel::establish(io, &certificate, &self.key.expected, &config).await
+        };
+        let (tunnel, driver) = match established.await {
+            Ok(established) => established,
+            Err(error) => return self.publish(Err(error)),
+        };
+        let (pool, key) = (self.pool.clone(), self.key.clone());
+        self.publish(Ok(tunnel.clone()));
+        driver.run(&tunnel, || pool.upgrade().is_none_or(|pool| pool.remove(&key, &tunnel, true))).await;
+        if let Some(pool) = pool.upgrade() {
+            pool.remove(&key, &tunnel, false);
+        }
+    }
+
+    /// First into the pool, then to those who wait: who comes between finds it there.
+    fn publish(self, mut outcome: Result<Arc<Tunnel>, OpenError>) {
+        if let (Ok(tunnel), Some(pool)) = (&outcome, self.pool.upgrade()) {
+            match pool.entries().get_mut(&self.key).filter(|entry| self.is_dial_of(entry)) {
+                Some(entry) => {
+                    entry.tunnels.push(tunnel.clone());
+                    entry.dial = None;
+                }
+                None => {
+                    tunnel.retire();
+                    outcome =
+                        Err(OpenError::Http2("the tunnel was given up while it was dialled".to_owned()));
+                }
+            }
+        }
+        self.result.send_replace(Some(outcome));
+    }
+
+    /// It is not when the key was retired meanwhile.
+    fn is_dial_of(&self, entry: &Entry) -> bool {
+        entry.dial.as_ref().is_some_and(|dial| dial.same_channel(&self.result.subscribe()))
+    }
+}
+
+impl Drop for DialTask {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut entries = pool.entries();
+        if let Some(entry) = entries.get_mut(&self.key).filter(|entry| self.is_dial_of(entry)) {
+            entry.dial = None;
+            if entry.len() == 0 {
+                entries.remove(&self.key);
+            }
+        }
     }
 }

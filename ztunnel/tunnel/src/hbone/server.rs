@@ -1,12 +1,24 @@
 //! The server's side of one HTTP/2 connection.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
+use super::keepalive::Keepalive;
 use super::message::{Authority, ConnectHeaders};
 use super::stream::{StreamError, TunnelStream};
+use super::unsent::Chunk;
+use super::window::{Announced, MAX_STREAM_WINDOW, Place, Streams, connection_window};
+use super::{MAX_FRAME, SEND_BUFFER};
+
+/// Headers of one request (contract 2.1).
+const MAX_HEADER_LIST: u32 = 64 << 10;
 
 /// Limits of a server connection.
 #[derive(Clone, Debug)]
@@ -64,26 +76,125 @@ pub enum ServeError {
     Connection(String),
 }
 
-/// Drives one HTTP/2 connection until it has ended. `io` is the TLS stream. `on_connect` is called for each CONNECT with a
-/// well-formed authority (anything else is answered 400 here) and must not block: it spawns what answers.
-/// After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end; dropping
-/// the future ends all at once, with resets.
+impl From<h2::Error> for ServeError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_io() { Self::Connection(error.to_string()) } else { Self::Protocol(error.to_string()) }
+    }
+}
+
+/// Drives one HTTP/2 connection until it has ended. `io` is the TLS stream. `on_connect` is called for each
+/// CONNECT with a well-formed authority (anything else is answered 400 here) and must not block: it spawns what
+/// answers. After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end;
+/// dropping the future ends all at once, with resets.
 pub async fn serve<IO>(
     io: IO,
     config: &ServerConfig,
     drain: impl Future<Output = ()> + Send,
-    on_connect: impl FnMut(ConnectRequest) + Send,
+    mut on_connect: impl FnMut(ConnectRequest) + Send,
 ) -> Result<ServeEnd, ServeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    todo!()
+    let mut connection = handshake(io, config).await?;
+    let streams = Streams::default();
+    let mut announced = Announced::new();
+    let keepalive = Keepalive { interval: config.ping_interval, timeout: config.ping_timeout };
+    let mut silence = pin!(keepalive.silence(connection.ping_pong()));
+    let mut drain = pin!(drain);
+    let mut idle = pin!(tokio::time::sleep(config.idle_timeout));
+    // How it will have ended, once it is told to.
+    let mut ending = None;
+    loop {
+        announced.update(streams.count(), |window| connection.set_initial_window_size(window));
+        tokio::select! {
+            biased;
+            () = &mut silence => return Err(ServeError::PingTimeout(config.ping_timeout)),
+            () = &mut drain, if ending.is_none() => {
+                ending = Some(ServeEnd::Drained);
+                connection.graceful_shutdown();
+            }
+            () = streams.changed() => idle.as_mut().reset(Instant::now() + config.idle_timeout),
+            () = &mut idle, if ending.is_none() && streams.count() == 0 => {
+                ending = Some(ServeEnd::Idle);
+                connection.graceful_shutdown();
+            }
+            next = connection.accept() => match next {
+                None => return Ok(ending.unwrap_or(ServeEnd::Closed)),
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok((request, respond))) => {
+                    if let Some(request) = admit(request, respond, &streams, config.max_streams) {
+                        on_connect(request);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn handshake<IO>(io: IO, config: &ServerConfig) -> Result<Connection<IO, Chunk>, ServeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(MAX_STREAM_WINDOW)
+        .initial_connection_window_size(connection_window(config.max_streams))
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(config.max_streams)
+        .max_send_buffer_size(SEND_BUFFER);
+    match tokio::time::timeout(config.preface_timeout, builder.handshake(io)).await {
+        Ok(connection) => Ok(connection?),
+        Err(_) => Err(ServeError::PrefaceTimeout(config.preface_timeout)),
+    }
+}
+
+/// Makes the request that the handler gets, or answers it.
+fn admit(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Chunk>,
+    streams: &Streams,
+    max_streams: u32,
+) -> Option<ConnectRequest> {
+    let (head, receive) = request.into_parts();
+    let authority = match (&head.method, head.uri.authority()) {
+        (&Method::CONNECT, Some(authority)) => authority.as_str().parse().ok(),
+        _ => None,
+    };
+    let Some(authority) = authority else {
+        answer(&mut respond, StatusCode::BAD_REQUEST);
+        return None;
+    };
+    // A handler may hold a stream for longer than HTTP/2 counts it, after both ends have closed it.
+    let Some(place) = streams.take(max_streams as usize) else {
+        respond.send_reset(Reason::REFUSED_STREAM);
+        return None;
+    };
+    let headers = ConnectHeaders::read(&head.headers);
+    Some(ConnectRequest { authority, headers, waiting: Some(Waiting { receive, respond, place }) })
+}
+
+fn answer(respond: &mut SendResponse<Chunk>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if let Err(error) = respond.send_response(response, true) {
+        // The client has given the stream up.
+        tracing::trace!(%error, "answer not sent");
+    }
 }
 
 /// A CONNECT that waits for its answer. Dropped unanswered, it is reset.
 pub struct ConnectRequest {
     authority: Authority,
     headers: ConnectHeaders,
+    /// Taken by the answer.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    receive: RecvStream,
+    respond: SendResponse<Chunk>,
+    place: Place,
 }
 
 impl ConnectRequest {
@@ -97,18 +208,40 @@ impl ConnectRequest {
         &self.headers
     }
 
-    /// Answers 200, with the destination's `baggage`, and opens the stream. To be called when the application is connected.
-    pub fn accept(self, baggage: Option<HeaderValue>) -> Result<TunnelStream, StreamError> {
-        todo!()
+    /// Answers 200, with the destination's `baggage`, and opens the stream. To be called when the application
+    /// is connected.
+    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<TunnelStream, StreamError> {
+        let Some(Waiting { receive, mut respond, place }) = self.waiting.take() else {
+            return Err(StreamError::Stopped);
+        };
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response.headers_mut().insert(HeaderName::from_static("baggage"), baggage);
+        }
+        let send = respond.send_response(response, false)?;
+        Ok(TunnelStream::new(send, receive, place))
     }
 
     /// Answers with another status: 400 (bad authority), 401 (policy), 503 (others).
-    pub fn reject(self, status: StatusCode) {
-        todo!()
+    pub fn reject(mut self, status: StatusCode) {
+        if let Some(mut waiting) = self.waiting.take() {
+            answer(&mut waiting.respond, status);
+        }
     }
 
-    /// Ends when the client has given the request up.
+    /// Ends when the client has given the request up, or the tunnel broke. Cancel safe.
     pub async fn cancelled(&mut self) {
-        todo!()
+        if let Some(waiting) = &mut self.waiting {
+            // Either it was reset, with whatever reason, or the connection failed.
+            let _: Result<Reason, _> = poll_fn(|cx| waiting.respond.poll_reset(cx)).await;
+        }
+    }
+}
+
+impl Drop for ConnectRequest {
+    fn drop(&mut self) {
+        if let Some(mut waiting) = self.waiting.take() {
+            waiting.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
     }
 }

@@ -1,4 +1,8 @@
 //! Dials into the network and to applications.
+//!
+//! An application sees its client's own address. The connection to it is therefore bound to that address, marked
+//! so that it goes over `lo`, and takes its source port from a range that clients do not use: with a
+//! live client's own port, the kernel would take the client's packets for this connection's.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,13 +10,23 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use mesh::authorize::Permit;
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::netns::Netns;
-use super::options::TcpOptions;
+use super::options::{SocketMark, TcpOptions};
 
-/// Source ports of connections to applications, under the client's address: below the ephemeral range of clients.
+/// Source ports of connections to applications, under the client's address. Below the kernel's default ephemeral
+/// range (32768 on), above most servers' ports: 12,768 connections for each client address and pod port.
 pub const LEG_PORTS: RangeInclusive<u16> = 20_000..=32_767;
+
+/// Ports that are tried before they count as exhausted. At 99 of 100 taken, 99.4 % of dials still find one, in at
+/// most about 5 ms.
+const PORT_ATTEMPTS: usize = 512;
+
+/// After so many failed attempts in a row other tasks get a turn.
+const ATTEMPTS_A_TURN: usize = 16;
 
 /// Why a host of the network could not be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +60,7 @@ pub enum ApplicationDialError {
         /// What the kernel said.
         error: io::Error,
     },
-    /// Not connected in time: its accept queue is full.
+    /// Not connected in time: its accept queue is full, or the namespace drops packets.
     #[error("application at {to}: timed out after {after:?}")]
     Timeout {
         /// Whom.
@@ -79,7 +93,22 @@ pub async fn dial_application(
     permit: &Permit,
     options: &TcpOptions,
 ) -> Result<TcpStream, ApplicationDialError> {
-    todo!()
+    let to = permit.destination();
+    let client = client.to_canonical();
+    if client.is_ipv4() != to.is_ipv4() {
+        return Err(ApplicationDialError::Family { to, client });
+    }
+    let leg = Leg { netns, client, to, options };
+    let dial = async {
+        let socket = match leg.start(rand::random()).await {
+            Ok(socket) => socket.ok_or(ApplicationDialError::PortsExhausted { to, client })?,
+            Err(error) => return Err(ApplicationDialError::Failed { to, error }),
+        };
+        established(socket).await.map_err(|error| ApplicationDialError::Failed { to, error })
+    };
+    let after = options.connect_timeout;
+    let dialled = tokio::time::timeout(after, dial).await;
+    dialled.unwrap_or(Err(ApplicationDialError::Timeout { to, after }))
 }
 
 /// Dials `to` from inside of the pod's `netns`, from `source` (the pod's address; `None`: the kernel's choice).
@@ -89,5 +118,134 @@ pub async fn dial_network(
     to: SocketAddr,
     options: &TcpOptions,
 ) -> Result<TcpStream, DialError> {
-    todo!()
+    let dial = async {
+        let socket = make(netns, to, options, SocketMark::NETWORK)?;
+        if let Some(source) = source {
+            // The port is chosen when both ends are known: then it need only be free for this destination.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            socket.bind(&SocketAddr::new(source.to_canonical(), 0).into())?;
+        }
+        start_connect(&socket, to)?;
+        established(socket).await
+    };
+    let after = options.connect_timeout;
+    match tokio::time::timeout(after, dial).await {
+        Ok(dialled) => dialled.map_err(|error| DialError::Failed { to, error }),
+        Err(_) => Err(DialError::Timeout { to, after }),
+    }
+}
+
+/// A connection to an application that looks for its source port.
+struct Leg<'a> {
+    netns: &'a Netns,
+    client: IpAddr,
+    to: SocketAddr,
+    options: &'a TcpOptions,
+}
+
+impl Leg<'_> {
+    /// Binds and starts to connect; `None` if no port is free. Whether a port is free shows in both calls: in
+    /// `bind` when a listener has it, in `connect` when a connection with the same two ends has it.
+    async fn start(&self, seed: u16) -> io::Result<Option<Socket>> {
+        let mut bound: Option<Socket> = None;
+        for (attempt, port) in ports(seed).take(PORT_ATTEMPTS).enumerate() {
+            if attempt % ATTEMPTS_A_TURN == ATTEMPTS_A_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            let socket = match bound.take() {
+                Some(socket) => socket,
+                None => self.make()?,
+            };
+            match socket.bind(&SocketAddr::new(self.client, port).into()) {
+                Ok(()) => {}
+                Err(error) if is_taken(&error) => {
+                    bound = Some(socket);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            match start_connect(&socket, self.to) {
+                Ok(()) => return Ok(Some(socket)),
+                // A bound socket cannot be bound again: the next attempt needs a new one.
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn make(&self) -> io::Result<Socket> {
+        let socket = make(self.netns, self.to, self.options, SocketMark::APPLICATION)?;
+        match self.client {
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        // So that capture sees it come from `lo` and lets it pass.
+        socket.bind_device(Some(b"lo"))?;
+        // Or every port in TIME_WAIT would be taken.
+        socket.set_reuse_address(true)?;
+        Ok(socket)
+    }
+}
+
+/// The ports of the range in a scattered order that `seed` chooses, each once.
+fn ports(seed: u16) -> impl Iterator<Item = u16> {
+    /// Prime, and no divisor of the range's size: adding it again and again visits every port.
+    const STRIDE: usize = 4243;
+    let (first, size) = (*LEG_PORTS.start(), LEG_PORTS.len());
+    (0..size).map(move |step| {
+        let offset = (usize::from(seed) + step * STRIDE) % size;
+        first + u16::try_from(offset).unwrap_or(0)
+    })
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// A non-blocking socket of the namespace.
+fn make(netns: &Netns, to: SocketAddr, options: &TcpOptions, mark: SocketMark) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = netns.run_in(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)))??;
+    socket.set_mark(mark.get())?;
+    options.set(&socket)?;
+    Ok(socket)
+}
+
+fn start_connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        result => result,
+    }
+}
+
+async fn established(socket: Socket) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_port_of_the_range_is_tried_once_whatever_the_seed() {
+        for seed in [0, 1, 12_767, 12_768, u16::MAX] {
+            let tried: HashSet<u16> = ports(seed).collect();
+            assert_eq!(tried.len(), LEG_PORTS.len());
+            assert!(tried.iter().all(|port| LEG_PORTS.contains(port)));
+        }
+    }
+
+    #[test]
+    fn neighbouring_seeds_do_not_run_into_each_other() {
+        let first: HashSet<u16> = ports(100).take(3).collect();
+        assert!(ports(101).take(3).all(|port| !first.contains(&port)));
+    }
 }

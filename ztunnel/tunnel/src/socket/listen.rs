@@ -1,13 +1,17 @@
 //! Listeners and what they accept.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::netns::Netns;
 use super::options::{InterceptPort, TcpOptions};
+
+/// Connections that wait to be accepted: the kernel's own default maximum (`net.core.somaxconn` since 5.4).
+const BACKLOG: i32 = 4096;
 
 /// An accepted connection. Addresses are canonical.
 #[derive(Debug)]
@@ -20,22 +24,80 @@ pub struct Accepted {
     pub local: SocketAddr,
 }
 
-/// IPv4 addresses in IPv6 form (`::ffff:a.b.c.d`) become IPv4.
+/// IPv4 addresses in IPv6 form (`::ffff:a.b.c.d`), as dual-stack listeners report them, become IPv4.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Accepts a connection and sets `options`.
+/// Accepts a connection and sets `options`. Cancel safe: a connection is not lost by cancelling.
 pub async fn accept(listener: &TcpListener, options: &TcpOptions) -> io::Result<Accepted> {
-    todo!()
+    let (stream, peer) = listener.accept().await?;
+    options.apply(&stream)?;
+    let local = stream.local_addr()?;
+    Ok(Accepted { stream, peer: canonical(peer), local: canonical(local) })
 }
 
-/// Takes a listening TCP socket that another process made. It must be one.
+/// Takes a listening TCP socket that another process made. Anything else is an error.
 pub fn adopt_listener(fd: OwnedFd) -> io::Result<TcpListener> {
-    todo!()
+    let socket = Socket::from(fd);
+    let listens = socket.is_listener()? && socket.r#type()? == Type::STREAM;
+    if !listens || ![Domain::IPV4, Domain::IPV6].contains(&socket.domain()?) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is no listening TCP socket"));
+    }
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
 }
 
-/// Makes a listener inside of `netns`: dual stack, or IPv4 where there is no IPv6; transparent; backlog 4096.
+/// Makes a listener inside of `netns`: dual stack, or IPv4 where there is no IPv6; transparent, so that it
+/// takes connections to any address; backlog 4096.
 pub fn bind_listener(netns: &Netns, port: InterceptPort) -> io::Result<TcpListener> {
-    todo!()
+    let socket =
+        |domain| netns.run_in(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))?;
+    let (socket, address) = match socket(Domain::IPV6) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            socket.set_ip_transparent_v6(true)?;
+            (socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.get())))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            (socket(Domain::IPV4)?, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.get())))
+        }
+        Err(error) => return Err(error),
+    };
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_adopted_dual_stack_listener_reports_ipv4_addresses_as_ipv4() {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        socket.set_only_v6(false).unwrap();
+        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
+        socket.listen(1).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        let listener = adopt_listener(socket.into()).unwrap();
+
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let accepted = accept(&listener, &TcpOptions::default()).await.unwrap();
+        assert_eq!(accepted.local, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        assert_eq!(accepted.peer, client.local_addr().unwrap());
+        assert!(accepted.stream.nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_listen_on_tcp_is_not_adopted() {
+        let connected = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let idle = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        for (name, fd) in [("udp", OwnedFd::from(connected)), ("file", file.into()), ("idle", idle.into())] {
+            assert!(adopt_listener(fd).is_err(), "{name}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::net::TcpStream;
 
 /// A socket's mark (`SO_MARK`): it routes, it never exempts.
@@ -66,11 +67,66 @@ impl Default for TcpOptions {
 impl TcpOptions {
     /// Sets them on an accepted stream. Dialled ones have them.
     pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
-        todo!()
+        self.set(&SockRef::from(stream))
+    }
+
+    pub(super) fn set(&self, socket: &Socket) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(self.keepalive)
+            .with_interval(self.keepalive)
+            .with_retries(self.keepalive_probes);
+        socket.set_tcp_keepalive(&keepalive)?;
+        match self.user_timeout {
+            Some(_) => socket.set_tcp_user_timeout(self.user_timeout),
+            None => Ok(()),
+        }
     }
 }
 
-/// Closes with RST: the other end's reads and writes fail instead of seeing an end.
+/// Closes with RST: the other end's reads and writes fail instead of seeing an end. What it has not
+/// received yet is lost.
 pub fn reset(stream: TcpStream) {
-    todo!()
+    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+        // Then the close below sends FIN. There is no second way to say it.
+        tracing::debug!(%error, "cannot set SO_LINGER");
+    }
+    drop(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dialed, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (dialed.unwrap(), accepted.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn options_reach_the_kernel() {
+        let (stream, _other) = pair().await;
+        let options = TcpOptions { user_timeout: Some(Duration::from_secs(33)), ..TcpOptions::default() };
+        options.apply(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(180));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(33)));
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_seen_as_a_reset_and_not_as_an_end() {
+        let (stream, mut other) = pair().await;
+        reset(stream);
+        let error = other.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 }

@@ -1,49 +1,113 @@
 //! A workload's certificate with its key, and the TLS configurations made of it once.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use mesh::SpiffeId;
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::CertificateError;
+use super::handshake::ExpectedPeers;
+use super::identity::Leaf;
+use super::verify::{ClientVerifier, ServerVerifier};
+
+/// The only application protocol of HBONE over TCP.
+const ALPN: &[u8] = b"h2";
+
+/// TLS 1.3 with the AES-GCM suites that every Istio peer has. The hybrid group comes first, so that what is
+/// recorded today stays secret when a quantum computer exists; peers without it take one of the others.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        ],
+        kx_groups: vec![
+            aws_lc_rs::kx_group::X25519MLKEM768,
+            aws_lc_rs::kx_group::X25519,
+            aws_lc_rs::kx_group::SECP256R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+});
 
 /// A workload's certificate, its key and its roots of trust, ready for handshakes. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkloadCertificate(Arc<Inner>);
 
 struct Inner {
-    identity: SpiffeId,
-    not_before: SystemTime,
-    not_after: SystemTime,
-    serial: String,
+    leaf: Leaf,
     chain_pem: Vec<String>,
     roots_pem: Vec<String>,
+    roots: Arc<RootCertStore>,
+    server: Arc<ServerConfig>,
+    /// Accepts no server: each connection has its own expectation.
+    client: ClientConfig,
 }
 
 impl WorkloadCertificate {
     /// From a PKCS#8 PEM key and a PEM chain: first the leaf, then intermediates, last the roots.
     pub fn from_pem<S: AsRef<str>>(key: &str, chain: &[S]) -> Result<Self, CertificateError> {
-        todo!()
+        let [leaf, intermediates @ .., roots] = chain else {
+            return Err(CertificateError::Incomplete(chain.len()));
+        };
+        let mut chain_pem = Vec::new();
+        let mut chain_der = Vec::new();
+        for (index, element) in std::iter::once(leaf).chain(intermediates).enumerate() {
+            for (pem, der) in certificates(index, element.as_ref())? {
+                chain_pem.push(pem);
+                chain_der.push(der);
+            }
+        }
+        let mut roots_pem = Vec::new();
+        let mut store = RootCertStore::empty();
+        let index = chain.len() - 1;
+        for (pem, der) in certificates(index, roots.as_ref())? {
+            store
+                .add(der)
+                .map_err(|error| CertificateError::Malformed { index, reason: error.to_string() })?;
+            roots_pem.push(pem);
+        }
+        let leaf = Leaf::read(&chain_der[0]).map_err(CertificateError::Leaf)?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+            .map_err(|error| CertificateError::Key(error.to_string()))?;
+        let certified = CertifiedKey::from_der(chain_der, key, &PROVIDER).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => CertificateError::WrongKey,
+            other => CertificateError::Key(other.to_string()),
+        })?;
+        let certified = Arc::new(SingleCertAndKey::from(certified));
+        let roots = Arc::new(store);
+        let server = server_config(&roots, certified.clone(), &leaf.identity)?;
+        let client = client_config(&roots, certified)?;
+        Ok(Self(Arc::new(Inner { leaf, chain_pem, roots_pem, roots, server: Arc::new(server), client })))
     }
 
     /// Whom it names.
     pub fn identity(&self) -> &SpiffeId {
-        &self.0.identity
+        &self.0.leaf.identity
     }
 
     /// The start of its validity.
     pub fn not_before(&self) -> SystemTime {
-        self.0.not_before
+        self.0.leaf.not_before
     }
 
     /// The end of its validity.
     pub fn not_after(&self) -> SystemTime {
-        self.0.not_after
+        self.0.leaf.not_after
     }
 
     /// The serial number, decimal.
     pub fn serial(&self) -> &str {
-        &self.0.serial
+        &self.0.leaf.serial
     }
 
     /// The leaf and the intermediates, one PEM each.
@@ -55,4 +119,91 @@ impl WorkloadCertificate {
     pub fn roots_pem(&self) -> &[String] {
         &self.0.roots_pem
     }
+
+    pub(super) fn server_config(&self) -> Arc<ServerConfig> {
+        self.0.server.clone()
+    }
+
+    /// The configuration for one connection. The copy is of reference counts.
+    pub(super) fn client_config(&self, expected: &ExpectedPeers) -> Arc<ClientConfig> {
+        let mut config = self.0.client.clone();
+        config.dangerous().set_certificate_verifier(Arc::new(ServerVerifier {
+            roots: self.0.roots.clone(),
+            provider: PROVIDER.clone(),
+            expected: expected.clone(),
+        }));
+        Arc::new(config)
+    }
+}
+
+/// Says who and until when; never the key.
+impl fmt::Debug for WorkloadCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadCertificate")
+            .field("identity", self.identity())
+            .field("serial", &self.serial())
+            .field("not_after", &self.not_after())
+            .finish_non_exhaustive()
+    }
+}
+
+fn server_config(
+    roots: &Arc<RootCertStore>,
+    certified: Arc<SingleCertAndKey>,
+    identity: &SpiffeId,
+) -> Result<ServerConfig, CertificateError> {
+    let verifier = ClientVerifier::new(roots.clone(), PROVIDER.clone(), identity.trust_domain.clone())
+        .map_err(|error| CertificateError::Tls(error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| CertificateError::Tls(error.to_string()))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(certified);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // Clients of the mesh do not resume; tickets would be bytes and state for nothing.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client_config(
+    roots: &Arc<RootCertStore>,
+    certified: Arc<SingleCertAndKey>,
+) -> Result<ClientConfig, CertificateError> {
+    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| CertificateError::Tls(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier {
+            roots: roots.clone(),
+            provider: PROVIDER.clone(),
+            expected: ExpectedPeers::none(),
+        }))
+        .with_client_cert_resolver(certified);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(config)
+}
+
+/// The certificates of one element of a chain, at least one, each with its text.
+fn certificates(
+    index: usize,
+    text: &str,
+) -> Result<Vec<(String, CertificateDer<'static>)>, CertificateError> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let malformed = |reason: String| CertificateError::Malformed { index, reason };
+    let mut found = Vec::new();
+    for block in text.split_inclusive(END) {
+        if block.trim().is_empty() {
+            continue;
+        }
+        let der =
+            CertificateDer::from_pem_slice(block.as_bytes()).map_err(|error| malformed(error.to_string()))?;
+        found.push((format!("{}\n", block.trim()), der));
+    }
+    if found.is_empty() {
+        return Err(malformed("no certificate".to_owned()));
+    }
+    Ok(found)
 }

@@ -1,6 +1,10 @@
 //! What can go wrong, and whose fault it is.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::AlertDescription;
 
 /// A certificate, key or chain that cannot be used. The CA's answer is at fault, or whoever made the key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,13 +27,16 @@ pub enum CertificateError {
     #[error("the leaf names {got}, asked for was {asked}")]
     WrongIdentity {
         /// Asked for.
-        asked: String,
+        asked: mesh::SpiffeId,
         /// Got.
-        got: String,
+        got: mesh::SpiffeId,
     },
     /// The leaf is not of this key.
     #[error("the leaf is not of this key")]
     WrongKey,
+    /// TLS cannot be set up with it.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The key cannot be read or made.
     #[error("key: {0}")]
     Key(String),
@@ -109,7 +116,7 @@ pub enum TlsError {
     Protocol(String),
     /// The connection broke.
     #[error("connection: {0}")]
-    Connection(std::io::ErrorKind),
+    Connection(io::ErrorKind),
 }
 
 /// Who is at fault.
@@ -126,11 +133,86 @@ pub enum Blame {
 impl TlsError {
     /// A short name for metrics: one of a fixed set.
     pub fn reason(&self) -> &'static str {
-        todo!()
+        match self {
+            Self::Timeout(_) => "timeout",
+            Self::PeerCertificate(error) => error.reason(),
+            Self::Alert(_) => "refused_by_peer",
+            Self::NoCommonProtocol => "no_common_protocol",
+            Self::Incompatible(_) => "incompatible",
+            Self::Protocol(_) => "protocol",
+            Self::Connection(_) => "connection",
+        }
     }
 
     /// Who is at fault.
     pub fn blame(&self) -> Blame {
-        todo!()
+        match self {
+            Self::Timeout(_) | Self::Connection(_) => Blame::Network,
+            Self::Alert(_) | Self::Incompatible(_) => Blame::Either,
+            Self::PeerCertificate(_) | Self::NoCommonProtocol | Self::Protocol(_) => Blame::Peer,
+        }
+    }
+
+    /// What a failed read or write of a TLS stream means.
+    pub(crate) fn from_io(error: &io::Error) -> Self {
+        let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+            return Self::Connection(error.kind());
+        };
+        match error {
+            rustls::Error::InvalidCertificate(error) => Self::PeerCertificate(error.into()),
+            rustls::Error::NoCertificatesPresented => Self::PeerCertificate(PeerCertificateError::Missing),
+            rustls::Error::NoApplicationProtocol
+            | rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::NoCommonProtocol,
+            rustls::Error::AlertReceived(alert) => {
+                Self::Alert(alert.as_str().map_or_else(|| format!("{alert:?}"), str::to_owned))
+            }
+            rustls::Error::PeerIncompatible(reason) => Self::Incompatible(format!("{reason:?}")),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl PeerCertificateError {
+    /// A short name for metrics: one of a fixed set.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing => "certificate_missing",
+            Self::Invalid(_) => "certificate_invalid",
+            Self::Expired => "certificate_expired",
+            Self::NotYetValid => "certificate_not_yet_valid",
+            Self::UnknownIssuer => "unknown_issuer",
+            Self::BadSignature => "bad_signature",
+            Self::WrongPurpose => "wrong_purpose",
+            Self::NoIdentity => "no_identity",
+            Self::SeveralIdentities(_) => "several_identities",
+            Self::MalformedIdentity(_) => "malformed_identity",
+            Self::WrongTrustDomain { .. } => "wrong_trust_domain",
+            Self::Unexpected { .. } => "unexpected_identity",
+        }
+    }
+}
+
+/// Our own verdict travels through rustls as this, and comes back by the next conversion.
+impl From<PeerCertificateError> for rustls::Error {
+    fn from(error: PeerCertificateError) -> Self {
+        Self::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+    }
+}
+
+impl From<&rustls::CertificateError> for PeerCertificateError {
+    fn from(error: &rustls::CertificateError) -> Self {
+        use rustls::CertificateError as Rustls;
+        match error {
+            Rustls::Expired | Rustls::ExpiredContext { .. } => Self::Expired,
+            Rustls::NotValidYet | Rustls::NotValidYetContext { .. } => Self::NotYetValid,
+            Rustls::UnknownIssuer => Self::UnknownIssuer,
+            Rustls::BadSignature => Self::BadSignature,
+            Rustls::InvalidPurpose | Rustls::InvalidPurposeContext { .. } => Self::WrongPurpose,
+            Rustls::Other(other) => match other.0.downcast_ref::<Self>() {
+                Some(own) => own.clone(),
+                None => Self::Invalid(other.to_string()),
+            },
+            other => Self::Invalid(other.to_string()),
+        }
     }
 }

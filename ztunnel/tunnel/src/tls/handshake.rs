@@ -1,13 +1,20 @@
 //! Handshakes. The only maker of [`VerifiedPeer`].
 
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::SpiffeId;
+use rustls::{CipherSuite, ProtocolVersion};
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificate::WorkloadCertificate;
-use super::error::TlsError;
+use super::error::{PeerCertificateError, TlsError};
+use super::identity::Leaf;
 
 /// The server's end of an established connection.
 pub type ServerStream<IO> = tokio_rustls::server::TlsStream<IO>;
@@ -28,9 +35,24 @@ impl ExpectedPeers {
         Self(list.into())
     }
 
+    /// Nobody.
+    pub(super) fn none() -> Self {
+        Self(Arc::from([]))
+    }
+
     /// Whether `identity` is one of them.
     pub fn contains(&self, identity: &str) -> bool {
         self.0.iter().any(|expected| &**expected == identity)
+    }
+}
+
+/// Joined by commas.
+impl fmt::Display for ExpectedPeers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, identity) in self.0.iter().enumerate() {
+            write!(f, "{}{identity}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
     }
 }
 
@@ -47,7 +69,7 @@ pub struct TlsFacts {
     pub version: &'static str,
     /// The key exchange's group, such as `X25519MLKEM768`.
     pub group: &'static str,
-    /// The cipher suite, such as `TLS13_AES_256_GCM_SHA384`.
+    /// The cipher suite, such as `TLS_AES_256_GCM_SHA384`.
     pub cipher: &'static str,
 }
 
@@ -72,6 +94,9 @@ impl VerifiedPeer {
 
 /// The server's side: the client must show a certificate that chains to our roots, is meant for clients and
 /// carries exactly one SPIFFE id, of our own trust domain. `timeout` is for the whole of it.
+///
+/// A client that offers no application protocol is accepted, one that offers others than `h2` is not
+/// (Istio contract 2.1).
 pub async fn accept<IO>(
     io: IO,
     certificate: &WorkloadCertificate,
@@ -80,7 +105,10 @@ pub async fn accept<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    todo!()
+    let handshake = TlsAcceptor::from(certificate.server_config()).accept(io);
+    let stream = finish(handshake, timeout).await?;
+    let peer = verified(stream.get_ref().1)?;
+    Ok((stream, peer))
 }
 
 /// The client's side: the server's certificate must chain to our roots, be meant for servers and carry exactly
@@ -95,5 +123,43 @@ pub async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    todo!()
+    // rustls wants a name; none is sent and none is compared.
+    let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let handshake = TlsConnector::from(certificate.client_config(expected)).connect(name, io);
+    let stream = finish(handshake, timeout).await?;
+    let peer = verified(stream.get_ref().1)?;
+    Ok((stream, peer))
+}
+
+async fn finish<T>(handshake: impl Future<Output = io::Result<T>>, timeout: Duration) -> Result<T, TlsError> {
+    match tokio::time::timeout(timeout, handshake).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(TlsError::from_io(&error)),
+        Err(_) => Err(TlsError::Timeout(timeout)),
+    }
+}
+
+/// Reads what the handshake has proved. Its verifiers have let the certificate pass.
+fn verified<D>(connection: &rustls::ConnectionCommon<D>) -> Result<VerifiedPeer, TlsError> {
+    let leaf = connection.peer_certificates().and_then(<[_]>::first);
+    let leaf = leaf.ok_or(TlsError::PeerCertificate(PeerCertificateError::Missing))?;
+    let identity = Leaf::read(leaf).map_err(TlsError::PeerCertificate)?.identity;
+    Ok(VerifiedPeer {
+        identity,
+        tls: TlsFacts {
+            version: match connection.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                _ => "unknown",
+            },
+            group: connection
+                .negotiated_key_exchange_group()
+                .and_then(|group| group.name().as_str())
+                .unwrap_or("unknown"),
+            cipher: match connection.negotiated_cipher_suite().map(|suite| suite.suite()) {
+                Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
+                Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
+                _ => "unknown",
+            },
+        },
+    })
 }

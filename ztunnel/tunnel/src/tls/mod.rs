@@ -4,9 +4,11 @@
 mod certificate;
 mod error;
 mod handshake;
+mod identity;
 mod request;
+mod verify;
 
 pub use certificate::WorkloadCertificate;
-pub use error::{CertificateError, PeerCertificateError, TlsError, Blame};
+pub use error::{Blame, CertificateError, PeerCertificateError, TlsError};
 pub use handshake::{ClientStream, ExpectedPeers, ServerStream, TlsFacts, VerifiedPeer, accept, connect};
 pub use request::CertificateRequest;

@@ -1,0 +1,131 @@
+//! One direction of a relay.
+
+use std::future::{pending, poll_fn};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::RESET_GRACE;
+use super::endpoint::{Reader, SendFailure, Taken, Writer};
+
+/// Bytes that a direction takes at once, and so holds at most, of TCP; of a tunnel it is a frame.
+const CHUNK: usize = 64 << 10;
+
+/// Which end of a direction broke.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The one that is read. All it sent before was handed on.
+    Reader(io::Error),
+    /// The one that is written to.
+    Writer(io::Error),
+}
+
+/// A direction's state that the relay and the other direction see. All run in one task.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// It has nothing more to do.
+    done: AtomicBool,
+    /// The end that it reads broke, as the other direction found out. The kernel tells an error once: who reads
+    /// later sees an end, which it is not.
+    reader_broke: AtomicBool,
+}
+
+impl Progress {
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// A direction.
+pub(super) struct Pump<'a, R, W> {
+    pub(super) reader: R,
+    pub(super) writer: W,
+    pub(super) moved: &'a AtomicU64,
+    pub(super) own: &'a Progress,
+    /// The other direction's.
+    pub(super) other: &'a Progress,
+}
+
+enum Waited {
+    Readable(io::Result<()>),
+    Broken(SendFailure),
+}
+
+impl<R: Reader, W: Writer> Pump<'_, R, W> {
+    /// Moves bytes to the end, and then watches the written end. Returns only when an end broke.
+    pub(super) async fn run(mut self) -> Broken {
+        let failure = match self.transfer().await {
+            Ok(()) => {
+                self.own.done.store(true, Ordering::Relaxed);
+                poll_fn(|cx| self.writer.poll_broken(cx)).await
+            }
+            Err(Stop::Reader(error)) => {
+                // Bounded, for a peer that takes nothing.
+                let _ = timeout(RESET_GRACE, poll_fn(|cx| self.writer.poll_flushed(cx))).await;
+                return Broken::Reader(error);
+            }
+            Err(Stop::Writer(failure)) => failure,
+        };
+        match failure {
+            SendFailure::Broken(error) => {
+                self.other.reader_broke.store(true, Ordering::Relaxed);
+                Broken::Writer(error)
+            }
+            SendFailure::Stopped => {
+                self.own.done.store(true, Ordering::Relaxed);
+                pending().await
+            }
+        }
+    }
+
+    async fn transfer(&mut self) -> Result<(), Stop> {
+        loop {
+            match poll_fn(|cx| self.poll_readable(cx)).await {
+                Waited::Readable(ready) => ready.map_err(Stop::Reader)?,
+                Waited::Broken(failure) => return Err(Stop::Writer(failure)),
+            }
+            let room = poll_fn(|cx| self.writer.poll_room(cx, CHUNK)).await?;
+            match self.reader.take(room).map_err(Stop::Reader)? {
+                Taken::Nothing => self.writer.give_back_room(),
+                Taken::Data(data) => self.write(data).await?,
+                Taken::End if self.own.reader_broke.load(Ordering::Relaxed) => {
+                    return Err(Stop::Reader(io::ErrorKind::ConnectionReset.into()));
+                }
+                Taken::End => return Ok(self.writer.finish()?),
+            }
+        }
+    }
+
+    /// Waits for input. Nothing is held meanwhile: neither a buffer nor the tunnel's window.
+    fn poll_readable(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Waited> {
+        if let Poll::Ready(ready) = self.reader.poll_ready(cx) {
+            return Poll::Ready(Waited::Readable(ready));
+        }
+        self.writer.poll_broken(cx).map(Waited::Broken)
+    }
+
+    async fn write(&mut self, mut data: Bytes) -> Result<(), Stop> {
+        while !data.is_empty() {
+            let written = poll_fn(|cx| self.writer.poll_write(cx, &mut data)).await?;
+            self.moved.fetch_add(written as u64, Ordering::Relaxed);
+            self.reader.release(written);
+        }
+        // What was asked for in advance and not used.
+        self.writer.give_back_room();
+        Ok(())
+    }
+}
+
+enum Stop {
+    Reader(io::Error),
+    Writer(SendFailure),
+}
+
+impl From<SendFailure> for Stop {
+    fn from(failure: SendFailure) -> Self {
+        Self::Writer(failure)
+    }
+}

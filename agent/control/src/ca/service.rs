@@ -1,0 +1,112 @@
+//! `IstioCertificateService` (Istio contract 2.4): who may have which certificate, and the audit of each answer.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use api::ca::IMPERSONATED_IDENTITY;
+use api::proto::ca::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use api::proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use mesh::SpiffeId;
+use prost_types::value::Kind;
+use tonic::{Code, Request, Response, Status as GrpcStatus};
+
+use super::{Authority, SignError};
+use crate::nodes::{Nodes, Standing};
+use crate::status::Status;
+
+/// A request has at most this many bytes: twice a PKCS#10's limit.
+const REQUEST_LIMIT: usize = 32 << 10;
+
+/// The gRPC service that signs for nodes.
+pub(crate) fn service(
+    authority: Arc<Authority>,
+    nodes: Arc<Nodes>,
+    status: Status,
+) -> IstioCertificateServiceServer<CertificateService> {
+    let service = CertificateService { authority, nodes, status };
+    IstioCertificateServiceServer::new(service).max_decoding_message_size(REQUEST_LIMIT)
+}
+
+pub(crate) struct CertificateService {
+    authority: Arc<Authority>,
+    nodes: Arc<Nodes>,
+    status: Status,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, GrpcStatus> {
+        let peer = request.extensions().get::<std::net::SocketAddr>().copied();
+        let node = self.nodes.of(request.metadata());
+        let asked = asked_for(request.get_ref()).map(str::to_owned);
+        let outcome = node.clone().and_then(|node| self.answer(&node, request.get_ref()));
+        let node = node.unwrap_or_else(|_| "unknown".to_owned());
+        let identity = asked.unwrap_or_default();
+        match outcome {
+            Ok((response, serial)) => {
+                tracing::info!(target: "audit", node, identity, serial, "certificate issued");
+                self.status.certificate_issued();
+                Ok(Response::new(response))
+            }
+            Err(refusal) => {
+                let reason = refusal.message();
+                tracing::warn!(target: "audit", node, identity, ?peer, code = ?refusal.code(), reason, "certificate refused");
+                self.status.certificate_refused();
+                Err(refusal)
+            }
+        }
+    }
+}
+
+impl CertificateService {
+    fn answer(
+        &self,
+        node: &str,
+        request: &IstioCertificateRequest,
+    ) -> Result<(IstioCertificateResponse, String), GrpcStatus> {
+        let asked = asked_for(request).ok_or_else(|| {
+            GrpcStatus::invalid_argument(format!(
+                "the metadata `{IMPERSONATED_IDENTITY}` must name the identity"
+            ))
+        })?;
+        let identity: SpiffeId = asked.parse().map_err(|error: mesh::identity::InvalidSpiffeId| {
+            GrpcStatus::invalid_argument(error.to_string())
+        })?;
+        match self.nodes.standing(node, &identity) {
+            Standing::RunsThere => {}
+            Standing::DoesNot => {
+                let message = format!("no pod of the mesh with the identity {identity} runs on node {node}");
+                return Err(GrpcStatus::permission_denied(message));
+            }
+            Standing::Unknown => return Err(GrpcStatus::unavailable("no manifests have been read yet")),
+        }
+        let signed = self
+            .authority
+            .sign(&request.csr, &identity, request.validity_duration, SystemTime::now())
+            .map_err(|error| GrpcStatus::new(code(&error), error.to_string()))?;
+        let cert_chain = vec![signed.leaf_pem, self.authority.root_pem().to_owned()];
+        Ok((IstioCertificateResponse { cert_chain }, signed.serial))
+    }
+}
+
+fn asked_for(request: &IstioCertificateRequest) -> Option<&str> {
+    match &request.metadata.as_ref()?.fields.get(IMPERSONATED_IDENTITY)?.kind {
+        Some(Kind::StringValue(identity)) => Some(identity),
+        _ => None,
+    }
+}
+
+/// Whose fault it is, in gRPC's words.
+fn code(error: &SignError) -> Code {
+    match error {
+        SignError::Request(_) | SignError::Validity(_) => Code::InvalidArgument,
+        SignError::TrustDomain { .. } => Code::PermissionDenied,
+        SignError::RootExpired => Code::FailedPrecondition,
+        SignError::Signing(_) | SignError::Random(_) => Code::Internal,
+    }
+}

@@ -1,0 +1,188 @@
+//! A directory of Kubernetes manifests, read to objects: all of it, or nothing with everything that is wrong with it.
+//!
+//! Own types for just the fields that are read; the rest of an object is tolerated as Kubernetes does, and other kinds are
+//! listed as ignored. Nothing is decided here: what objects mean is [`translate`](crate::translate)'s.
+
+mod check;
+mod error;
+mod field;
+mod files;
+mod metadata;
+mod pod;
+mod policy;
+mod service;
+mod tree;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use error::{LoadError, ManifestError, ObjectName, Origin, Problem};
+pub use field::PortReference;
+pub use files::load;
+pub use metadata::{Created, Metadata, Plain};
+pub use pod::{NamedPort, Owner, Pod};
+pub use policy::{
+    AuthorizationPolicy, Condition, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyRule,
+    Source, Values,
+};
+pub use service::{Service, ServicePort};
+pub use tree::Position;
+pub use watch::{Reloads, WatchError, watch};
+
+use field::{Context, Field};
+use metadata::Placement;
+use tree::{Tree, Value};
+
+/// Everything read from a directory, in the order of file names and of documents.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// Namespaces.
+    pub namespaces: Vec<Plain>,
+    /// Service accounts.
+    pub service_accounts: Vec<Plain>,
+    /// Nodes.
+    pub nodes: Vec<Plain>,
+    /// Pods.
+    pub pods: Vec<Pod>,
+    /// Services.
+    pub services: Vec<Service>,
+    /// `PeerAuthentication`s.
+    pub peer_authentications: Vec<PeerAuthentication>,
+    /// `AuthorizationPolicy`s.
+    pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// Objects of other kinds, and documents that are no Kubernetes objects.
+    pub ignored: Vec<Ignored>,
+}
+
+/// Something that was not read, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignored {
+    /// What it is.
+    pub object: ObjectName,
+    /// Its API group and version; empty for what is no Kubernetes object.
+    pub api_version: String,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+impl Objects {
+    /// Reads the documents of one file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at most one error an object.
+    pub fn read(file: &Path, text: &str) -> Result<Self, Vec<ManifestError>> {
+        let file: Arc<Path> = file.into();
+        let documents = tree::parse(text).map_err(|error| {
+            let origin = Origin { file: Arc::clone(&file), position: error.position };
+            vec![ManifestError {
+                origin,
+                object: None,
+                field: String::new(),
+                problem: Problem::Syntax(error.message),
+            }]
+        })?;
+        let mut objects = Self::default();
+        let mut errors = Vec::new();
+        for document in &documents {
+            objects.read_document(&file, document, &mut errors);
+        }
+        if errors.is_empty() { Ok(objects) } else { Err(errors) }
+    }
+
+    /// Adds an object, or each item of a `List`, as `kubectl get -o yaml` writes it.
+    fn read_document(&mut self, file: &Arc<Path>, document: &Tree, errors: &mut Vec<ManifestError>) {
+        if let (Some("List"), Some(Value::List(items))) = (peek(document, "kind"), entry(document, "items")) {
+            for item in items {
+                self.read_document(file, item, errors);
+            }
+        } else if let Err(error) = self.read_object(file, document) {
+            errors.push(*error);
+        }
+    }
+
+    fn read_object(&mut self, file: &Arc<Path>, tree: &Tree) -> field::Result<()> {
+        let (kind, api_version) = (peek(tree, "kind"), peek(tree, "apiVersion"));
+        let name = ObjectName {
+            kind: kind.unwrap_or("object without a kind").to_owned(),
+            namespace: peek_metadata(tree, "namespace").unwrap_or_default().to_owned(),
+            name: peek_metadata(tree, "name").unwrap_or_default().to_owned(),
+        };
+        let context = Context { file: Arc::clone(file), object: name.clone() };
+        let object = Field::root(&context, tree);
+        match (api_version, kind) {
+            (Some("v1"), Some("Namespace")) => {
+                self.namespaces.push(Plain::read(&object, Placement::Cluster)?);
+            }
+            (Some("v1"), Some("Node")) => self.nodes.push(Plain::read(&object, Placement::Cluster)?),
+            (Some("v1"), Some("ServiceAccount")) => {
+                self.service_accounts.push(Plain::read(&object, Placement::Namespaced)?);
+            }
+            (Some("v1"), Some("Pod")) => self.pods.push(Pod::read(&object)?),
+            (Some("v1"), Some("Service")) => self.services.push(Service::read(&object)?),
+            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("PeerAuthentication")) => {
+                self.peer_authentications.push(PeerAuthentication::read(&object)?);
+            }
+            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("AuthorizationPolicy")) => {
+                self.authorization_policies.push(AuthorizationPolicy::read(&object)?);
+            }
+            (Some(_), None) => {
+                return Err(object.get("kind")?.missing("write the object's kind, as in `kind: Pod`"));
+            }
+            (None, Some(_)) => {
+                return Err(object.get("apiVersion")?.missing("write its version, as in `apiVersion: v1`"));
+            }
+            (api_version, _) => self.ignored.push(Ignored {
+                object: name,
+                api_version: api_version.unwrap_or_default().to_owned(),
+                origin: object.origin(),
+            }),
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.namespaces.append(&mut other.namespaces);
+        self.service_accounts.append(&mut other.service_accounts);
+        self.nodes.append(&mut other.nodes);
+        self.pods.append(&mut other.pods);
+        self.services.append(&mut other.services);
+        self.peer_authentications.append(&mut other.peer_authentications);
+        self.authorization_policies.append(&mut other.authorization_policies);
+        self.ignored.append(&mut other.ignored);
+    }
+
+    /// Every object that was read, by kind: what must be unique.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Metadata)> {
+        let namespaces = self.namespaces.iter().map(|object| ("Namespace", &object.metadata));
+        let nodes = self.nodes.iter().map(|object| ("Node", &object.metadata));
+        let accounts = self.service_accounts.iter().map(|object| ("ServiceAccount", &object.metadata));
+        let pods = self.pods.iter().map(|object| ("Pod", &object.metadata));
+        let services = self.services.iter().map(|object| ("Service", &object.metadata));
+        let peers = self.peer_authentications.iter().map(|object| ("PeerAuthentication", &object.metadata));
+        let policies =
+            self.authorization_policies.iter().map(|object| ("AuthorizationPolicy", &object.metadata));
+        namespaces.chain(nodes).chain(accounts).chain(pods).chain(services).chain(peers).chain(policies)
+    }
+}
+
+const ISTIO_SECURITY_V1: &str = "security.istio.io/v1";
+const ISTIO_SECURITY_V1BETA1: &str = "security.istio.io/v1beta1";
+
+fn entry<'a>(tree: &'a Tree, key: &str) -> Option<&'a Value> {
+    let Value::Map(entries) = &tree.value else { return None };
+    entries.iter().find(|(name, _)| name == key).map(|(_, tree)| &tree.value)
+}
+
+fn peek<'a>(tree: &'a Tree, key: &str) -> Option<&'a str> {
+    match entry(tree, key) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+fn peek_metadata<'a>(tree: &'a Tree, key: &str) -> Option<&'a str> {
+    let Value::Map(entries) = &tree.value else { return None };
+    let (_, metadata) = entries.iter().find(|(name, _)| name == "metadata")?;
+    peek(metadata, key)
+}

@@ -1,0 +1,115 @@
+//! The directory that holds what must stay secret: nobody but the process's own user may look into it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Permissions anybody but the owner could have.
+const OTHERS: u32 = 0o077;
+
+/// The state directory cannot be used. The operator is at fault, or the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A system call failed.
+    #[error("{what} {path}: {error}", path = path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's word.
+        error: io::Error,
+    },
+    /// Others may read or write it.
+    #[error("{path} is open to other users (mode {mode:04o}): someone may have copied what is in it. Run `chmod {wanted:o} {path}` if you are sure that nobody has", path = path.display())]
+    Exposed {
+        /// What.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+        /// What they should be.
+        wanted: u32,
+    },
+    /// It belongs to another user, who could change it.
+    #[error("{path} belongs to user {owner}, and this process runs as user {own}", path = path.display())]
+    Foreign {
+        /// What.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who we are.
+        own: u32,
+    },
+}
+
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StateError + 'a {
+    move |error| StateError::Io { what, path: path.to_owned(), error }
+}
+
+/// Makes the directory (mode 0700) and those above it where they are missing, and makes sure that it is private.
+pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("cannot make", path))?;
+    check_private(path, 0o700)
+}
+
+/// Makes sure that nobody else may use `path`.
+pub(crate) fn check_private(path: &Path, wanted: u32) -> Result<(), StateError> {
+    let metadata = fs::symlink_metadata(path).map_err(io_error("cannot look at", path))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if metadata.uid() != own {
+        return Err(StateError::Foreign { path: path.to_owned(), owner: metadata.uid(), own });
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    if !metadata.is_symlink() && mode & OTHERS != 0 {
+        return Err(StateError::Exposed { path: path.to_owned(), mode, wanted });
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all: beside its place, flushed to the disk, then moved there.
+pub(crate) fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), StateError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let write = || {
+        // What a crash of a process of the same number has left behind.
+        if let Err(error) = fs::remove_file(&beside)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(io_error("cannot write", path))
+}
+
+/// Reads a file; `None`: there is none.
+pub(crate) fn read_file(path: &Path) -> Result<Option<String>, StateError> {
+    match fs::read_to_string(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("cannot read", path)(error)),
+    }
+}
+
+/// Removes a file; `false`: there was none.
+pub(crate) fn remove_file(path: &Path) -> Result<bool, StateError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error("cannot remove", path)(error)),
+    }
+}
+
+/// The names in a directory.
+pub(crate) fn list(path: &Path) -> Result<Vec<String>, StateError> {
+    let entries = fs::read_dir(path).map_err(io_error("cannot list", path))?;
+    let name =
+        |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    entries.map(name).collect::<io::Result<_>>().map_err(io_error("cannot list", path))
+}

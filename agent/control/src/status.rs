@@ -1,0 +1,90 @@
+//! What control says of itself, for an admin endpoint and metrics. Reading it costs nothing and changes nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Control's view of itself. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    certificates_issued: AtomicU64,
+    certificates_refused: AtomicU64,
+    loads: AtomicU64,
+    failed_loads: AtomicU64,
+    manifests: Mutex<Manifests>,
+}
+
+/// The state of the manifests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifests {
+    /// A good state has been read, now or earlier, and is in effect.
+    pub loaded: bool,
+    /// Why what is on the disk now is not in effect; `None`: it is.
+    pub error: Option<String>,
+    /// What the state in effect asks for and does not get.
+    pub warnings: Vec<String>,
+    /// How many workloads are in effect.
+    pub workloads: usize,
+    /// How many services.
+    pub services: usize,
+    /// How many policies.
+    pub policies: usize,
+    /// How many pods are in the mesh.
+    pub pods: usize,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Certificates signed.
+    pub certificates_issued: u64,
+    /// Requests for certificates that were refused.
+    pub certificates_refused: u64,
+    /// States of the manifests that were read and are or were in effect.
+    pub loads: u64,
+    /// States of the manifests that were not taken.
+    pub failed_loads: u64,
+}
+
+impl Status {
+    /// A fresh one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts since the start.
+    pub fn counters(&self) -> Counters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            certificates_issued: read(&self.0.certificates_issued),
+            certificates_refused: read(&self.0.certificates_refused),
+            loads: read(&self.0.loads),
+            failed_loads: read(&self.0.failed_loads),
+        }
+    }
+
+    /// The state of the manifests.
+    pub fn manifests(&self) -> Manifests {
+        self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn certificate_issued(&self) {
+        self.0.certificates_issued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn certificate_refused(&self) {
+        self.0.certificates_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn loaded(&self, manifests: Manifests) {
+        self.0.loads.fetch_add(1, Ordering::Relaxed);
+        *self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner) = manifests;
+    }
+
+    pub(crate) fn load_failed(&self, error: String) {
+        self.0.failed_loads.fetch_add(1, Ordering::Relaxed);
+        self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error);
+    }
+}

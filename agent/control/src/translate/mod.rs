@@ -1,0 +1,189 @@
+//! Objects to mesh state: what the manifests mean. Pure: the same objects give the same state, in the same order.
+//!
+//! Whatever a manifest asks for and this build does not do becomes a [`Warning`]; where leaving it out would let more
+//! through than asked for, the meaning chosen is the stricter one.
+
+mod authorization;
+mod peer_authentication;
+mod service;
+mod workload;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use api::proto::node::Pod as NodePod;
+use mesh::{Authorization, Service, TrustDomain, Workload};
+
+use crate::manifests::{Metadata, ObjectName, Objects, Origin, Pod};
+
+/// What the mesh is called.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The trust domain of its identities.
+    pub trust_domain: TrustDomain,
+    /// The cluster's name, first part of workload uids.
+    pub cluster_id: String,
+    /// The namespace whose policies hold for the whole mesh.
+    pub root_namespace: String,
+    /// The last part of Services' host names.
+    pub cluster_domain: String,
+}
+
+impl Default for Settings {
+    /// Istio's defaults: `cluster.local`, `Kubernetes`, `istio-system`.
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            cluster_id: "Kubernetes".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+        }
+    }
+}
+
+/// Something a manifest asks for that it does not get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Where the object stands.
+    pub origin: Origin,
+    /// The object.
+    pub object: ObjectName,
+    /// What it does not get, and what happens instead.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.origin, self.object, self.message)
+    }
+}
+
+/// A pod for its node's agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enrolled {
+    /// The node it runs on.
+    pub node: String,
+    /// What the agent is told.
+    pub pod: NodePod,
+}
+
+/// The mesh state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Translation {
+    /// Every pod that has not ended.
+    pub workloads: Vec<Workload>,
+    /// Every Service.
+    pub services: Vec<Service>,
+    /// L4 policies.
+    pub policies: Vec<Authorization>,
+    /// Pods that are in the mesh.
+    pub pods: Vec<Enrolled>,
+    /// What was asked for in vain.
+    pub warnings: Vec<Warning>,
+}
+
+/// Warnings as they come up.
+#[derive(Debug, Default)]
+struct Warnings(Vec<Warning>);
+
+impl Warnings {
+    fn add(&mut self, kind: &str, metadata: &Metadata, message: impl Into<String>) {
+        let object = ObjectName {
+            kind: kind.to_owned(),
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+        };
+        self.0.push(Warning { origin: metadata.origin.clone(), object, message: message.into() });
+    }
+}
+
+/// Namespaces and nodes by name, for looking up their labels. What has no manifest has no labels.
+struct Surroundings<'a> {
+    namespaces: HashMap<&'a str, &'a Metadata>,
+    nodes: HashMap<&'a str, &'a Metadata>,
+}
+
+impl<'a> Surroundings<'a> {
+    fn of(objects: &'a Objects) -> Self {
+        let by_name = |list: &'a [crate::manifests::Plain]| {
+            list.iter().map(|object| (object.metadata.name.as_str(), &object.metadata)).collect()
+        };
+        Self { namespaces: by_name(&objects.namespaces), nodes: by_name(&objects.nodes) }
+    }
+
+    fn namespace_label(&self, namespace: &str, key: &str) -> Option<&'a str> {
+        self.namespaces.get(namespace).and_then(|metadata| metadata.label(key))
+    }
+
+    fn node_label(&self, node: &str, key: &str) -> Option<&'a str> {
+        self.nodes.get(node).and_then(|metadata| metadata.label(key))
+    }
+}
+
+/// Whether every label of `selector` is among `labels`. An empty selector selects everything.
+fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// What `objects` mean.
+pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
+    let mut warnings = Warnings::default();
+    let surroundings = Surroundings::of(objects);
+    let services = service::services(objects, &surroundings, settings, &mut warnings);
+    let authorizations = authorization::convert(objects, settings, &mut warnings);
+    let modes = peer_authentication::Modes::of(objects, settings, &mut warnings);
+    let mut policies: Vec<Authorization> =
+        authorizations.iter().map(|converted| converted.policy.clone()).collect();
+    let mut workloads = Vec::new();
+    let mut pods = Vec::new();
+    let mut strict_policies = BTreeMap::new();
+    for pod in objects.pods.iter().filter(|pod| !pod.ended) {
+        let mut workload = workload::workload(pod, &surroundings, settings, &mut warnings);
+        workload.services = service::memberships(pod, &services, &mut warnings);
+        workload.authorization_policies = authorization::selecting(pod, &authorizations);
+        let effective = modes.of_pod(pod);
+        if let Some(policy) = effective.policy() {
+            workload.authorization_policies.push(policy.name.clone());
+            strict_policies.insert(policy.name.clone(), policy);
+        }
+        if workload::is_enrolled(pod, &surroundings) {
+            pods.push(enrolled(pod, effective.is_strict_everywhere()));
+        }
+        workloads.push(workload);
+    }
+    policies.extend(strict_policies.into_values());
+    unknown_accounts(objects, &mut warnings);
+    let services = services.into_iter().map(|service| service.service).collect();
+    Translation { workloads, services, policies, pods, warnings: warnings.0 }
+}
+
+fn enrolled(pod: &Pod, strict: bool) -> Enrolled {
+    let pod_for_agent = NodePod {
+        uid: workload::kubernetes_uid(pod),
+        name: pod.metadata.name.clone(),
+        namespace: pod.metadata.namespace.clone(),
+        service_account: pod.service_account.clone(),
+        addresses: pod.addresses.iter().copied().map(api::convert::address_to_bytes).collect(),
+        probe_ports: pod.probe_ports.iter().copied().map(u32::from).collect(),
+        netns_path: pod.metadata.annotation("culvert.dev/netns").unwrap_or_default().to_owned(),
+        strict,
+    };
+    Enrolled { node: pod.node.clone(), pod: pod_for_agent }
+}
+
+/// An identity is made of the account's name, so that a misspelt one goes unnoticed until a policy refuses it.
+fn unknown_accounts(objects: &Objects, warnings: &mut Warnings) {
+    for pod in objects.pods.iter().filter(|pod| !pod.ended && pod.service_account != "default") {
+        let known = objects.service_accounts.iter().any(|account| {
+            account.metadata.name == pod.service_account
+                && account.metadata.namespace == pod.metadata.namespace
+        });
+        if !known {
+            let message = format!(
+                "its ServiceAccount `{}` is not among the manifests; it is taken as it stands",
+                pod.service_account
+            );
+            warnings.add("Pod", &pod.metadata, message);
+        }
+    }
+}

@@ -5,14 +5,18 @@
 //! standard harness's, so that one reader serves both.
 #![forbid(unsafe_code)]
 
+mod guarantees;
 mod places;
+pub mod world;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
+pub use guarantees::GUARANTEES;
 pub use places::{binaries, echo, options, run_directory};
+pub use world::World;
 
 /// A test: what holds, as a sentence in snake case, and the check.
 pub type Case<C> = (&'static str, fn(&mut C) -> anyhow::Result<()>);

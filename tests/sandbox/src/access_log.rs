@@ -24,8 +24,8 @@ pub enum Direction {
 /// One connection as one end saw it; written when it ends.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AccessEntry {
-    /// Which end wrote it.
-    pub direction: Direction,
+    /// Which end wrote it; absent where a connection was refused before that mattered.
+    pub direction: Option<Direction>,
     /// The client's address.
     #[serde(rename = "src.addr")]
     pub source: SocketAddr,
@@ -87,7 +87,7 @@ impl AccessLog {
     /// Waits for what one end wrote about the connection that `client` made.
     pub fn of(&self, client: SocketAddr, direction: Direction, deadline: Duration) -> Result<AccessEntry> {
         let what = || format!("an {direction:?} access log entry for the connection from {client}");
-        self.find(deadline, what, |entry| entry.direction == direction && entry.source == client)
+        self.find(deadline, what, |entry| entry.direction == Some(direction) && entry.source == client)
     }
 }
 
@@ -96,7 +96,7 @@ fn entries(file: &Path) -> Vec<AccessEntry> {
     let text = std::fs::read(file).unwrap_or_default();
     let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{"));
     let values = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
-    let access = values.filter(|value| value["scope"] == "access" && value.get("direction").is_some());
+    let access = values.filter(|value| value["scope"] == "access");
     access.filter_map(|value| serde_json::from_value(value).ok()).collect()
 }
 

@@ -188,9 +188,13 @@ impl Mesh {
         self.ztunnel(node)?.kill()
     }
 
-    /// Asks the ztunnel of a node to drain and end, without waiting for it.
-    pub fn drain_ztunnel(&mut self, node: &str) -> Result<()> {
-        self.ztunnel(node)?.signal(Signal::SIGTERM)
+    /// Asks the ztunnel of a node to drain and end, and starts its successor. Returns the draining one.
+    pub fn replace_ztunnel(&mut self, node: &Node) -> Result<Process> {
+        self.ztunnel(node.name())?.signal(Signal::SIGTERM)?;
+        let what = || Error::Unknown { what: format!("ztunnel on node {}", node.name()) };
+        let old = self.ztunnels.remove(node.name()).ok_or_else(what)?;
+        self.start_ztunnel(node)?;
+        Ok(old)
     }
 
     /// The access logs of all ztunnels.

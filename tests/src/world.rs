@@ -1,0 +1,160 @@
+//! The mesh of `tests/manifests/mesh` on a sandbox, and the steps the tests are made of.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use sandbox::{
+    AccessEntry, Capture, Direction, Family, Fetch, Mesh, MeshOptions, Redirection, Reply, Sandbox, wait,
+};
+
+use crate::places::{binaries, options};
+
+/// A text no ciphertext holds by chance; the tests' payloads are full of it.
+pub const MARKER: &str = "plain-as-day-7f3a91c4";
+
+/// The policy that stands for PeerAuthentication STRICT where authorization is decided, named as Istio names it.
+pub const STRICT: &str = "istio-system/istio_converted_static_strict";
+
+/// How long the effects of a change may take to show, where no promise says less.
+pub const SETTLE: Duration = Duration::from_secs(20);
+
+/// How long an access log entry may take to be written.
+const LOG_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The pods of the manifests.
+pub mod pods {
+    /// In the mesh, on `east`.
+    pub const CLIENT: &str = "shop/client";
+    /// In the mesh, on `east`.
+    pub const NEAR: &str = "shop/near";
+    /// In the mesh, on `west`.
+    pub const FAR: &str = "shop/far";
+    /// In the mesh, on `east`, refused by a policy of the shop.
+    pub const INTRUDER: &str = "guest/intruder";
+    /// Not in the mesh, on `east`.
+    pub const OUTSIDER_EAST: &str = "plain/outsider-east";
+    /// Not in the mesh, on `west`.
+    pub const OUTSIDER_WEST: &str = "plain/outsider-west";
+}
+
+/// The ports of every server.
+pub mod ports {
+    /// HTTP.
+    pub const HTTP: u16 = 8080;
+    /// Sends back what comes.
+    pub const ECHO: u16 = 9000;
+    /// Answers once the client has ended its side.
+    pub const SINK: u16 = 9001;
+    /// Never reads.
+    pub const SILENT: u16 = 9002;
+    /// Resets after the first byte.
+    pub const RESET: u16 = 9003;
+    /// Nobody listens.
+    pub const CLOSED: u16 = 9999;
+}
+
+/// Sandbox, mesh and a capture of the link between the nodes from before the mesh's start.
+#[derive(Debug)]
+pub struct World {
+    /// The mesh's programs.
+    pub mesh: Mesh,
+    /// Nodes and pods.
+    pub sandbox: Sandbox,
+    /// Of the whole run, until a test ends it.
+    pub capture: Option<Capture>,
+}
+
+impl World {
+    /// Starts everything and waits until it is ready.
+    pub fn start(redirection: Redirection) -> anyhow::Result<Self> {
+        let sandbox = Sandbox::start(&options("mesh")?)?;
+        let capture = Some(sandbox.capture("east", &[MARKER.as_bytes()])?);
+        let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+        let options = MeshOptions { binaries: binaries()?, redirection, log };
+        let mesh = Mesh::start(&sandbox, options, |_| ())?;
+        Ok(Self { mesh, sandbox, capture })
+    }
+
+    /// For the report of a failure: the ends of all logs, which stay.
+    pub fn explain(&self) -> String {
+        self.sandbox.keep_files();
+        format!("{}the logs are in {}", self.mesh.log_tails(), self.sandbox.directory().display())
+    }
+
+    /// A pod's port as an address.
+    pub fn address(&self, pod: &str, family: Family, port: u16) -> anyhow::Result<SocketAddr> {
+        Ok(SocketAddr::new(self.sandbox.pod(pod)?.address(family)?, port))
+    }
+
+    /// A request with the marker to a port of a pod, not yet sent.
+    pub fn request(&self, to: &str, family: Family, port: u16) -> anyhow::Result<Fetch> {
+        Ok(Fetch::new(format!("http://{}/", self.address(to, family, port)?)).header("x-marker", MARKER))
+    }
+
+    /// Sends such a request from a pod.
+    pub fn fetch(&self, from: &str, to: &str, family: Family, port: u16) -> anyhow::Result<Reply> {
+        Ok(self.request(to, family, port)?.from_pod(self.sandbox.pod(from)?)?)
+    }
+
+    /// Waits until such a request is answered.
+    pub fn answered_within(
+        &self,
+        deadline: Duration,
+        from: &str,
+        to: &str,
+        family: Family,
+    ) -> anyhow::Result<Reply> {
+        let request = self.request(to, family, ports::HTTP)?.within(Duration::from_secs(2));
+        let client = self.sandbox.pod(from)?;
+        let reply = wait::try_until(
+            deadline,
+            || format!("an answer of {to} to {from} over {family}"),
+            || match request.from_pod(client) {
+                Ok(reply) if reply.ok() => Ok(reply),
+                Ok(reply) => Err(reply.outcome()),
+                Err(error) => Err(error.to_string()),
+            },
+        )?;
+        Ok(reply)
+    }
+
+    /// A connection made by this process from inside a pod: captured as any of its connections.
+    pub fn connect(&self, from: &str, to: SocketAddr) -> anyhow::Result<TcpStream> {
+        let stream = self.sandbox.pod(from)?.net().run(|| TcpStream::connect_timeout(&to, LOG_DEADLINE))?;
+        let stream = stream.with_context(|| format!("connecting to {to} from {from}"))?;
+        stream.set_read_timeout(Some(SETTLE))?;
+        stream.set_write_timeout(Some(SETTLE))?;
+        Ok(stream)
+    }
+
+    /// What the server's end wrote about a client's connection, which it refused.
+    pub fn refusal(&self, reply: &Reply) -> anyhow::Result<AccessEntry> {
+        let client = reply.local.context("the client never had a connection")?;
+        let log = self.mesh.access_log();
+        let what = || format!("a refusal of {client} in the access log");
+        let inbound = log.find(LOG_DEADLINE, what, |entry| {
+            let of_client = |other: &AccessEntry| {
+                other.source == client && other.trace_id.is_some() && other.trace_id == entry.trace_id
+            };
+            entry.direction == Some(Direction::Inbound)
+                && entry.policy.is_some()
+                && (entry.source == client || log.entries().iter().any(of_client))
+        });
+        Ok(inbound?)
+    }
+
+    /// That a request was refused by a policy, and came to nothing at the client.
+    pub fn ensure_refused(&self, reply: &Reply, policy: &str) -> anyhow::Result<AccessEntry> {
+        ensure!(reply.exit == 56, "the client saw {} in place of a reset", reply.outcome());
+        let entry = self.refusal(reply)?;
+        ensure!(entry.policy.as_deref() == Some(policy), "refused by {:?}", entry.policy);
+        ensure!(entry.path.as_deref() == Some("refused"), "{entry:?}");
+        Ok(entry)
+    }
+}
+
+/// The identity of a service account in the tests' trust domain.
+pub fn identity(namespace: &str, account: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
+}

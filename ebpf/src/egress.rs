@@ -165,12 +165,13 @@ fn capture<const BARE: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
     unsafe { bpf_redirect(LOOPBACK_INDEX, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// `lo` expects the header that devices such as `tun` do not have; its addresses do not matter, since `tc_lo` sets the packet's type.
+/// `lo` expects the header that devices such as `tun` do not have. Any destination will do but `lo`'s own, which is zero: `tc_lo` knows
+/// by it what was turned there.
 #[inline(always)]
 fn add_ethernet_header(ctx: &TcContext, is_v4: bool) -> bool {
     let ethertype = if is_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let [high, low] = ethertype.to_be_bytes();
-    let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low];
+    let header = [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, high, low];
     // SAFETY: the helpers check lengths; no pointer into the packet is held across them.
     unsafe {
         bpf_skb_change_head(ctx.skb.skb, ETHERNET, 0) == 0

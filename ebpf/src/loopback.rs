@@ -1,6 +1,9 @@
 //! Ingress of a pod's `lo`: what `tc_egress` turned there goes to the outbound listener.
 //!
-//! A pod can set the same mark on its packets; they are then captured on this way instead of the other.
+//! Packets with our mark come to `lo` on two ways, told apart by their type. Those that `tc_egress` turned there carry the
+//! Ethernet address of another host. Those sent over `lo` do not; they are ztunnel's answers to applications (sockets inherit the mark
+//! of the packet that opened them), resets (`fwmark_reflect`), and whatever a pod that sets the mark by itself sends. The kernel's own
+//! lookup serves answers and resets best: it knows sockets bound to a device, which the helper would not find from here.
 
 use aya_ebpf::{helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
 use ebpf_common::{Counter, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND, packet::Parsed};
@@ -17,13 +20,17 @@ const PACKET_HOST: u32 = 0;
 /// Hands captured packets to the listener on 15001 of this namespace.
 #[classifier]
 pub fn tc_lo(ctx: TcContext) -> i32 {
-    // SAFETY: a read of the context, which the verifier checks.
-    if unsafe { (*ctx.skb.skb).mark } & MARK_MASK != MARK_CAPTURED {
+    // SAFETY: reads of the context, which the verifier checks.
+    let (mark, kind) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).pkt_type) };
+    if mark & MARK_MASK != MARK_CAPTURED {
         return PASS;
     }
-    // Its destination address is not lo's, so it counts as another host's and would be dropped.
-    // SAFETY: the helper checks the type.
-    unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
+    let turned = kind != PACKET_HOST;
+    if turned {
+        // The kernel would drop what is for another host.
+        // SAFETY: the helper checks the type.
+        unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
+    }
     let segment = match skb::parse(&ctx) {
         Parsed::Tcp(segment) => segment,
         Parsed::Other => return PASS,
@@ -32,9 +39,9 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
             return DROP;
         }
     };
-    // The kernel finds an established connection by itself, and the application's end of one (this is the way of ztunnel's answers
-    // too). What has no receiver goes to the listener even if it opens nothing: it may complete a SYN cookie, else it is reset.
-    if !segment.flags.opens() && skb::has_receiver(&ctx, &segment) {
+    // The kernel finds an established connection by itself. What was turned here and has no receiver goes to the listener even if it
+    // opens nothing: it may complete a SYN cookie, else it is reset.
+    if !segment.flags.opens() && (!turned || skb::has_receiver(&ctx, &segment)) {
         return PASS;
     }
     let counter = match skb::assign_to_port(&ctx, &segment, PORT_OUTBOUND) {

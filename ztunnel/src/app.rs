@@ -1,6 +1,5 @@
 //! The process: makes the parts, joins them, and takes them down in order.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use daemon::admin::{Address, Admin, Routes};
 use daemon::drain::{Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
 use daemon::readiness::Readiness;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tunnel::hbone::{Pool, PoolConfig};
@@ -43,19 +43,20 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     let stop = CancellationToken::new();
     servers.serve(&node, &logging, &registry, &readiness, &stop);
 
-    let configuration = follow_control(&config, &node, &readiness)?;
+    // They go on while the process drains: live connections are still re-checked, and certificates renewed.
+    let mut lasting = JoinSet::new();
+    lasting.spawn(follow_control(&config, &node, &readiness)?);
     let identities = node.identities.clone();
+    lasting.spawn(async move { identities.run().await });
     let pods = zds::run(&config.inpod_uds, NodeProxies(node.clone()), readiness.clone());
     tracing::info!(node = %config.node_name, version = BUILD, "ztunnel started");
     let cause = tokio::select! {
         cause = signalled() => cause.context("waiting for signals")?,
         () = pods => anyhow::bail!("the agent's socket is no longer followed"),
-        () = identities.run() => anyhow::bail!("certificates are no longer renewed"),
-        never = configuration => match never {},
+        _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
     };
     tracing::info!(?cause, deadline = ?config.drain_deadline, "draining");
     let _draining = readiness.block("draining");
-    // While live connections end, their tunnels' certificates and the configuration stay as they are.
     end(&node, drain, config.drain_deadline).await;
     stop.cancel();
     Ok(())
@@ -77,6 +78,7 @@ fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) ->
         identities: Identities::new(authority, metrics.clone()),
         metrics,
         mesh: MeshState::default(),
+        trust_domain: config.trust_domain.clone(),
         pods: Pods::default(),
         dialer: Arc::new(KernelDialer(options.clone())),
         tunnels: Pool::new(pool),
@@ -92,12 +94,12 @@ fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) ->
     }))
 }
 
-/// Keeps the mesh's state up to date. Never ends by itself.
+/// Keeps the mesh's state up to date. Does not end by itself.
 fn follow_control(
     config: &Config,
     node: &Arc<Node>,
     readiness: &Readiness,
-) -> anyhow::Result<impl Future<Output = Infallible> + use<>> {
+) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let id = format!("ztunnel~1.1.1.1~{0}.ztunnel~ztunnel.svc.cluster.local", config.node_name);
     let metadata = [
         ("NAME", config.node_name.clone()),
@@ -116,8 +118,6 @@ fn follow_control(
     Ok(async move {
         let consume = xds::consume(subscription, &node.mesh, &node.metrics, move || drop(block));
         tokio::join!(client.run(), consume);
-        // The client runs as long as its subscription is held, and that is as long as the client runs.
-        std::future::pending().await
     })
 }
 
@@ -164,11 +164,11 @@ async fn end(node: &Node, drain: Drain, deadline: Duration) {
         Drained::Completely => tracing::info!("all connections have ended"),
         Drained::DeadlineReached(left) => {
             tracing::warn!(left, "the drain deadline is over; what is left is reset");
-            let pods = node.pods.all();
-            for serving in &pods {
-                serving.pod.live.cut_all(|| Failure::Drained);
+            let pods = node.pods.with_connections();
+            for pod in &pods {
+                pod.live.cut_all(|| Failure::Drained);
             }
-            let all = futures::future::join_all(pods.iter().map(|serving| serving.pod.live.ended()));
+            let all = futures::future::join_all(pods.iter().map(|pod| pod.live.ended()));
             // Whoever does not make it is closed by the kernel.
             let _ = timeout(CUT_TIME, all).await;
         }

@@ -6,3 +6,5 @@ mod scheduler;
 
 pub(crate) use authority::Authority;
 pub(crate) use manager::{Held, Identities, Lease, Unavailable};
+#[cfg(test)]
+pub(crate) use manager::{Issued, Source};

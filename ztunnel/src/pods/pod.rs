@@ -6,9 +6,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh::authorize::Attempt;
-use mesh::{Namespace, ServiceAccount, Workload};
+use mesh::{Namespace, ServiceAccount, TrustDomain, Workload};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tunnel::socket::Netns;
@@ -59,6 +60,8 @@ pub(crate) struct Pod {
     /// How original destinations are learnt.
     pub(crate) capture: Capture,
     stated_addresses: Vec<IpAddr>,
+    /// It was said that its workload is of another trust domain.
+    warned: AtomicBool,
     own: watch::Sender<Option<Arc<Own>>>,
 }
 
@@ -77,6 +80,7 @@ impl Pod {
             ended: CancellationToken::new(),
             capture: Capture::of(&spec.listeners),
             stated_addresses: spec.addresses.clone(),
+            warned: AtomicBool::new(false),
             own: watch::Sender::new(None),
         }
     }
@@ -131,11 +135,16 @@ impl Pod {
 
     /// Keeps the workload and the certificate up to date and asks about live connections again with every
     /// change of the mesh. Runs until dropped.
-    pub(crate) async fn follow(&self, mesh: &MeshState, identities: &Identities<WorkloadCertificate>) {
+    pub(crate) async fn follow(
+        &self,
+        mesh: &MeshState,
+        identities: &Identities<WorkloadCertificate>,
+        trust_domain: &TrustDomain,
+    ) {
         let mut progress = mesh.subscribe();
         loop {
             if progress.borrow_and_update().complete {
-                self.update(mesh, identities);
+                self.update(mesh, identities, trust_domain);
                 let allowed = |attempt: &Attempt| {
                     mesh.authorize(attempt.clone()).map(drop).map_err(Failure::PolicyChanged)
                 };
@@ -150,9 +159,21 @@ impl Pod {
         }
     }
 
-    fn update(&self, mesh: &MeshState, identities: &Identities<WorkloadCertificate>) {
+    fn update(
+        &self,
+        mesh: &MeshState,
+        identities: &Identities<WorkloadCertificate>,
+        trust_domain: &TrustDomain,
+    ) {
         let workload = mesh
             .read(|state| state.workload_by_pod(&self.namespace, &self.name, &self.service_account).cloned());
+        let workload = workload.filter(|workload| {
+            let ours = workload.trust_domain == *trust_domain;
+            if !ours && !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::error!(uid = %workload.uid, theirs = %workload.trust_domain, ours = %trust_domain, "workload of another trust domain; its pod stays refused");
+            }
+            ours
+        });
         self.own.send_if_modified(|own| {
             let same = match (&*own, &workload) {
                 (Some(own), Some(workload)) => Arc::ptr_eq(&own.workload, workload),

@@ -55,6 +55,8 @@ struct Inner {
     by_uid: HashMap<PodUid, Arc<Serving>>,
     /// More than one while a pod takes the place of another of its name.
     by_name: HashMap<(Namespace, String), Vec<Arc<Pod>>>,
+    /// No longer served, with connections that may still live.
+    leaving: Vec<Arc<Pod>>,
 }
 
 /// See the module.
@@ -68,7 +70,7 @@ impl Pods {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let old = inner.by_uid.insert(pod.uid.clone(), Arc::new(serving));
         if let Some(old) = &old {
-            inner.forget_name(&old.pod);
+            inner.leave(&old.pod);
         }
         inner.by_name.entry((pod.namespace.clone(), pod.name.clone())).or_default().push(pod);
         old
@@ -78,8 +80,20 @@ impl Pods {
     pub(crate) fn remove(&self, uid: &PodUid) -> Option<Arc<Serving>> {
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let old = inner.by_uid.remove(uid)?;
-        inner.forget_name(&old.pod);
+        inner.leave(&old.pod);
         Some(old)
+    }
+
+    /// The last connection of a pod that is no longer served has ended.
+    pub(crate) fn left(&self, pod: &Arc<Pod>) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        inner.leaving.retain(|other| !Arc::ptr_eq(other, pod));
+    }
+
+    /// All that are served or may still have connections.
+    pub(crate) fn with_connections(&self) -> Vec<Arc<Pod>> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        inner.by_uid.values().map(|serving| &serving.pod).chain(&inner.leaving).cloned().collect()
     }
 
     /// The pod of this uid.
@@ -103,7 +117,8 @@ impl Pods {
 }
 
 impl Inner {
-    fn forget_name(&mut self, pod: &Arc<Pod>) {
+    fn leave(&mut self, pod: &Arc<Pod>) {
+        self.leaving.push(pod.clone());
         let key = (pod.namespace.clone(), pod.name.clone());
         if let Some(pods) = self.by_name.get_mut(&key) {
             pods.retain(|other| !Arc::ptr_eq(other, pod));

@@ -26,3 +26,6 @@ pub(crate) use failure::Failure;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
 pub(crate) use serve::{CUT_TIME, start, stop};
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::drain::DrainSignal;
+use mesh::TrustDomain;
 use tunnel::hbone::Pool;
 use tunnel::socket::TcpOptions;
 use tunnel::tls::WorkloadCertificate;
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     /// The mesh.
     pub(crate) mesh: MeshState,
+    /// The trust domain of the pods here.
+    pub(crate) trust_domain: TrustDomain,
     /// Certificates.
     pub(crate) identities: Identities<WorkloadCertificate>,
     /// The pods served.

@@ -80,14 +80,15 @@ fn retire(node: &Arc<Node>, serving: &Serving) {
     node.tunnels.retire(|key| addresses.contains(&key.source_ip));
     node.metrics.proxies_stopped.inc();
     node.metrics.active_proxies.dec();
-    let drain = node.limits.drain;
+    let node = node.clone();
     tokio::spawn(async move {
-        if timeout(drain, pod.live.ended()).await.is_err() {
+        if timeout(node.limits.drain, pod.live.ended()).await.is_err() {
             pod.live.cut_all(|| Failure::PodRemoved);
             // Whoever does not make it is cut with everything else of the pod.
             let _ = timeout(CUT_TIME, pod.live.ended()).await;
         }
         pod.ended.cancel();
+        node.pods.left(&pod);
     });
 }
 
@@ -121,7 +122,7 @@ fn bind_ours(netns: &Netns, listener: Listener) -> io::Result<TcpListener> {
 
 async fn follow(node: Arc<Node>, pod: Arc<Pod>) {
     tokio::select! {
-        () = pod.follow(&node.mesh, &node.identities) => {}
+        () = pod.follow(&node.mesh, &node.identities, &node.trust_domain) => {}
         () = pod.ended.cancelled() => {}
     }
 }

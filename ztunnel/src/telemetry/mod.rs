@@ -1,6 +1,8 @@
 //! What the process tells about connections: one access-log line each and the TCP metrics, by Istio's
 //! names (contract 1.10) with a few fields of our own.
 
+#[cfg(test)]
+pub(crate) mod kept;
 mod labels;
 mod metrics;
 mod record;

@@ -231,43 +231,15 @@ impl Drop for Record {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Mutex;
-
     use prometheus_client::registry::Registry;
-    use tracing_subscriber::Layer;
-    use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
+    use super::super::kept::{Kept, Line};
     use super::*;
-
-    type Line = BTreeMap<String, String>;
-
-    /// Keeps the fields of access-log lines.
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<Line>>>);
-
-    struct Fields<'a>(&'a mut Line);
-
-    impl tracing::field::Visit for Fields<'_> {
-        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-            self.0.insert(field.name().to_owned(), format!("{value:?}").trim_matches('"').to_owned());
-        }
-    }
-
-    impl<S: tracing::Subscriber> Layer<S> for Kept {
-        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-            if event.metadata().target() == "access" && *event.metadata().level() == tracing::Level::INFO {
-                let mut line = Line::new();
-                event.record(&mut Fields(&mut line));
-                self.0.lock().unwrap().push(line);
-            }
-        }
-    }
 
     fn line_of(act: impl FnOnce()) -> Line {
         let kept = Kept::default();
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(kept.clone()), act);
-        let lines = kept.0.lock().unwrap().clone();
+        tracing::subscriber::with_default(kept.subscriber(), act);
+        let lines = kept.lines();
         let [line] = &lines[..] else { panic!("expected one line: {lines:?}") };
         line.clone()
     }

@@ -1,0 +1,303 @@
+//! The data path between two nodes and within one, end to end but for the kernel's part.
+
+mod world;
+
+use mesh::policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch};
+use mesh::{PolicyName, WorkloadUid};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use world::{At, World, workload};
+
+const CLIENT: &str = "10.1.0.1";
+const SERVER: &str = "10.2.0.1";
+const SERVER_APP: &str = "10.2.0.1:8080";
+
+/// Sends `bytes`, finishes, and reads to the end.
+async fn exchange(mut client: TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    client.write_all(bytes).await?;
+    client.shutdown().await?;
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).await?;
+    Ok(all)
+}
+
+/// Reads until the other end has had enough.
+async fn is_reset(client: &mut TcpStream) -> bool {
+    let end = client.read(&mut [0; 16]).await;
+    end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+fn policy(name: &str, action: Action, only: Match) -> Authorization {
+    Authorization {
+        name: PolicyName { namespace: "shop".into(), name: name.into() },
+        scope: PolicyScope::Namespace,
+        action,
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![only] }] }],
+        dry_run: false,
+    }
+}
+
+fn of_principal(principal: &str) -> Match {
+    Match { principals: vec![StringMatch::Exact(principal.to_owned())], ..Match::default() }
+}
+
+const CLIENT_PRINCIPAL: &str = "cluster.local/ns/shop/sa/client";
+
+#[tokio::test]
+async fn pods_of_two_nodes_talk_through_mutual_tls_and_both_sides_say_so() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    world.complete();
+    let sent: Vec<u8> = (0..300_000u32).map(|number| number as u8).collect();
+    let answer = exchange(world.dial(At::East, &client, SERVER_APP).await, &sent).await.unwrap();
+    assert!(answer == sent, "{} bytes came back", answer.len());
+    let lines = world.lines(2).await;
+    for (direction, hbone) in [("inbound", SERVER_APP), ("outbound", SERVER_APP)] {
+        let line = lines.iter().find(|line| line["direction"] == direction).expect(direction);
+        assert_eq!(line["src.identity"], "spiffe://cluster.local/ns/shop/sa/client");
+        assert_eq!(line["dst.identity"], "spiffe://cluster.local/ns/shop/sa/server");
+        assert_eq!(line["path"], "other_node");
+        assert_eq!(line["tls.version"], "TLSv1.3");
+        assert_eq!(line["tls.group"], "X25519MLKEM768");
+        assert_eq!(line["dst.hbone_addr"], hbone);
+        assert_eq!((&*line["bytes_recv"], &*line["bytes_sent"]), ("300000", "300000"));
+        assert!(!line.contains_key("error"), "{line:?}");
+    }
+    assert_eq!(lines[0]["trace_id"], lines[1]["trace_id"]);
+    let dialled = world.wires.dialled.lock().unwrap().clone();
+    let client_ip = Some(CLIENT.parse().unwrap());
+    assert_eq!(
+        dialled,
+        [(client_ip, "10.2.0.1:15008".parse().unwrap()), (client_ip, SERVER_APP.parse().unwrap())]
+    );
+}
+
+#[tokio::test]
+async fn pods_of_one_node_meet_in_the_process_with_identity_policy_and_both_lines() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::East, "server", SERVER).await;
+    world.tell(|state| {
+        state.upsert_policy(policy("only-client", Action::Allow, of_principal(CLIENT_PRINCIPAL)))
+    });
+    world.echo(SERVER_APP).await;
+    world.complete();
+    let answer = exchange(world.dial(At::East, &client, SERVER_APP).await, b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+    let lines = world.lines(2).await;
+    for line in &lines {
+        assert_eq!(line["path"], "same_node");
+        assert_eq!(line["src.identity"], "spiffe://cluster.local/ns/shop/sa/client");
+        assert_eq!(line["dst.identity"], "spiffe://cluster.local/ns/shop/sa/server");
+        assert_eq!(line["bytes_recv"], "5");
+        assert!(!line.contains_key("tls.version"), "{line:?}");
+    }
+    assert_eq!(lines[0]["trace_id"], lines[1]["trace_id"]);
+    assert_eq!(world.wires.dials(), [SERVER_APP.parse().unwrap()], "no tunnel");
+}
+
+#[tokio::test]
+async fn an_identity_that_policy_does_not_allow_is_reset_before_the_application_is_dialled() {
+    for at in [At::East, At::West] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.pod(at, "server", SERVER).await;
+        world.tell(|state| {
+            state.upsert_policy(policy("only-admin", Action::Allow, of_principal("somebody/else")))
+        });
+        world.echo(SERVER_APP).await;
+        world.complete();
+        assert!(is_reset(&mut world.dial(At::East, &client, SERVER_APP).await).await);
+        let lines = world.lines(2).await;
+        let inbound = lines.iter().find(|line| line["direction"] == "inbound").expect("inbound");
+        assert_eq!(inbound["policy"], "shop/only-admin");
+        for line in &lines {
+            assert_eq!((&*line["path"], &*line["response_flags"]), ("refused", "DENY"), "{line:?}");
+        }
+        assert!(!world.wires.dials().contains(&SERVER_APP.parse().unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn a_live_connection_is_cut_when_a_policy_comes_to_refuse_it() {
+    for at in [At::East, At::West] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.pod(at, "server", SERVER).await;
+        let application = world.listen(SERVER_APP).await;
+        world.complete();
+        let mut live = world.dial(At::East, &client, SERVER_APP).await;
+        live.write_all(b"x").await.unwrap();
+        let (mut served, _) = application.accept().await.unwrap();
+        assert_eq!(served.read_u8().await.unwrap(), b'x');
+        let mut deny = policy("no-client", Action::Deny, of_principal(CLIENT_PRINCIPAL));
+        deny.scope = PolicyScope::WorkloadSelector;
+        world.tell(|state| state.upsert_policy(deny.clone()));
+        live.write_all(b"y").await.unwrap();
+        assert_eq!(served.read_u8().await.unwrap(), b'y', "it does not select the workload yet");
+        world.tell(|state| {
+            let mut selected = workload("server", SERVER);
+            selected.authorization_policies = vec![deny.name.clone()];
+            state.upsert_workload(selected);
+        });
+        assert!(is_reset(&mut live).await);
+        assert!(is_reset(&mut served).await);
+        let lines = world.lines(2).await;
+        let inbound = lines.iter().find(|line| line["direction"] == "inbound").expect("inbound");
+        assert_eq!(inbound["policy"], "shop/no-client");
+        assert!(inbound["error"].contains("closed due to policy change"), "{inbound:?}");
+    }
+}
+
+#[tokio::test]
+async fn plaintext_reaches_a_pod_unless_a_policy_demands_an_identity() {
+    let world = World::new();
+    let server = world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    world.complete();
+    let answer = exchange(world.dial_plaintext(At::West, &server, SERVER_APP).await, b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+    let any = Match { not_principals: vec![StringMatch::Presence], ..Match::default() };
+    world.tell(|state| state.upsert_policy(policy("strict", Action::Deny, any.clone())));
+    assert!(is_reset(&mut world.dial_plaintext(At::West, &server, SERVER_APP).await).await);
+    let lines = world.lines(2).await;
+    assert_eq!((&*lines[0]["path"], &*lines[1]["path"]), ("passthrough", "refused"));
+    assert_eq!(lines[1]["policy"], "shop/strict");
+    assert!(!lines[1].contains_key("src.identity"));
+}
+
+#[tokio::test]
+async fn what_the_mesh_does_not_know_passes_unchanged_and_what_it_knows_never_falls_back() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.tell(|state| state.upsert_workload(workload("unreachable", "10.2.0.9")));
+    for outside in ["192.0.2.1:443", "10.2.0.9:8080"] {
+        world.echo(outside).await;
+    }
+    world.complete();
+    let answer = exchange(world.dial(At::East, &client, "192.0.2.1:443").await, b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+    // Its proxy takes no connection, but its application would.
+    assert!(is_reset(&mut world.dial(At::East, &client, "10.2.0.9:8080").await).await);
+    let lines = world.lines(2).await;
+    assert_eq!(lines[0]["path"], "passthrough");
+    assert_eq!(lines[1]["response_flags"], "CONNECT");
+    assert!(!world.wires.dials().contains(&"10.2.0.9:8080".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn an_application_that_refuses_is_a_reset_to_the_client() {
+    for at in [At::East, At::West] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.pod(at, "server", SERVER).await;
+        world.complete();
+        assert!(is_reset(&mut world.dial(At::East, &client, SERVER_APP).await).await);
+        let lines = world.lines(2).await;
+        let inbound = lines.iter().find(|line| line["direction"] == "inbound").expect("inbound");
+        assert_eq!(inbound["response_flags"], "CONNECT");
+    }
+}
+
+#[tokio::test]
+async fn ports_of_the_mesh_and_foreign_addresses_are_refused_on_every_listener() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    world.complete();
+    for to in ["10.1.0.1:15001", "10.1.0.1:80", "127.0.0.1:15001", "[::1]:15001"] {
+        assert!(is_reset(&mut world.dial(At::East, &client, to).await).await, "outbound {to}");
+    }
+    for to in ["10.1.0.1:15006", "10.1.0.1:15001", "10.1.0.2:80"] {
+        assert!(is_reset(&mut world.dial_plaintext(At::East, &client, to).await).await, "plaintext {to}");
+    }
+    assert!(world.wires.dials().is_empty());
+    for to in ["10.2.0.1:15001", "10.2.0.1:15006", "10.2.0.1:15008"] {
+        assert!(is_reset(&mut world.dial(At::East, &client, to).await).await, "through a tunnel {to}");
+    }
+    assert!(world.wires.dials().iter().all(|to| to.port() == 15008), "{:?}", world.wires.dials());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_configuration_a_connection_waits_and_is_then_refused() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.echo("192.0.2.1:443").await;
+    // Policies may be missing still: the state is not complete.
+    assert!(is_reset(&mut world.dial(At::East, &client, "192.0.2.1:443").await).await);
+    let lines = world.lines(1).await;
+    assert_eq!(lines[0]["response_flags"], "NO_CONFIGURATION");
+    assert!(world.wires.dials().is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_reaches_itself_through_its_service_by_the_same_gate() {
+    let world = World::new();
+    let pod = world.pod(At::East, "client", CLIENT).await;
+    world.echo("10.1.0.1:8080").await;
+    world.tell(|state| {
+        let name: mesh::ServiceName = "shop/client.shop.svc.cluster.local".parse().unwrap();
+        state.upsert_service(mesh::Service {
+            name: name.clone(),
+            short_name: "client".to_owned(),
+            vips: vec![mesh::NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
+            ports: [(80, 8080)].into(),
+            subject_alt_names: Vec::new(),
+            load_balancing: mesh::service::LoadBalancing::default(),
+            has_waypoint: false,
+        });
+        let mut endpoint = workload("client", CLIENT);
+        endpoint.services = [(name, [(80, 8080)].into())].into();
+        state.upsert_workload(endpoint);
+    });
+    world.complete();
+    let answer = exchange(world.dial(At::East, &pod, "10.96.0.1:80").await, b"me").await.unwrap();
+    assert_eq!(answer, b"me");
+    let lines = world.lines(2).await;
+    assert!(lines.iter().all(|line| line["path"] == "same_node" && line["dst.service"] == "client.shop.svc.cluster.local"));
+    world.tell(|state| state.upsert_policy(policy("not-me", Action::Deny, of_principal(CLIENT_PRINCIPAL))));
+    assert!(is_reset(&mut world.dial(At::East, &pod, "10.96.0.1:80").await).await);
+}
+
+#[tokio::test]
+async fn a_draining_node_lets_live_connections_end() {
+    let mut world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    let application = world.listen(SERVER_APP).await;
+    world.complete();
+    let mut live = world.dial(At::East, &client, SERVER_APP).await;
+    live.write_all(b"x").await.unwrap();
+    let (mut served, _) = application.accept().await.unwrap();
+    let drain = world.west.drain.take().unwrap();
+    let ended = tokio::spawn(drain.start(std::time::Duration::from_secs(60)));
+    live.write_all(b"y").await.unwrap();
+    let mut both = [0; 2];
+    served.read_exact(&mut both).await.unwrap();
+    assert_eq!(&both, b"xy");
+    served.write_all(b"bye").await.unwrap();
+    drop(served);
+    let answer = exchange(live, b"").await.unwrap();
+    assert_eq!(answer, b"bye");
+    assert_eq!(ended.await.unwrap(), daemon::drain::Drained::Completely);
+}
+
+#[tokio::test]
+async fn a_pod_whose_workload_is_gone_loses_its_connections() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    let application = world.listen(SERVER_APP).await;
+    world.complete();
+    let mut live = world.dial(At::East, &client, SERVER_APP).await;
+    live.write_all(b"x").await.unwrap();
+    let (mut served, _) = application.accept().await.unwrap();
+    served.read_u8().await.unwrap();
+    world.tell(|state| {
+        state.remove_workload(&WorkloadUid::from("Kubernetes//Pod/shop/server"));
+    });
+    assert!(is_reset(&mut live).await);
+    assert!(is_reset(&mut served).await);
+}

@@ -1,0 +1,323 @@
+//! Two nodes in one process: real handlers, real TLS and HTTP/2 over loopback; only the dialer is ours, which leads
+//! the addresses of pods to sockets of this test.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use daemon::drain::{Drain, drain};
+use futures::future::{BoxFuture, FutureExt as _};
+use mesh::authorize::Permit;
+use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::{Network, SpiffeId, State, Workload};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tunnel::hbone::{Pool, PoolConfig};
+use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, TcpOptions};
+use tunnel::tls::{CertificateRequest, WorkloadCertificate};
+
+use crate::identity::{Identities, Issued, Source};
+use crate::mesh_state::MeshState;
+use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
+use crate::proxy::dial::Dialer;
+use crate::proxy::node::{Limits, Node};
+use crate::proxy::{Capacity, Share, inbound, outbound, plaintext};
+use crate::telemetry::Metrics;
+use crate::telemetry::kept::{Kept, Line};
+
+/// A CA of the test's own.
+pub(super) struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    fn new() -> Arc<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Arc::new(Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()))
+    }
+}
+
+struct Signer(Arc<Ca>);
+
+impl Source for Signer {
+    type Certificate = WorkloadCertificate;
+
+    fn fetch<'a>(&'a self, id: &'a SpiffeId) -> BoxFuture<'a, Result<Issued<WorkloadCertificate>, String>> {
+        let request = CertificateRequest::new(id).unwrap();
+        let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
+        csr.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = csr.signed_by(&self.0.0).unwrap().pem();
+        let certificate = Arc::new(request.complete(&[leaf, self.0.0.pem()]).unwrap());
+        async { Ok(Issued { certificate, remaining: Duration::from_secs(3600) }) }.boxed()
+    }
+}
+
+/// Leads addresses of the mesh to sockets of the test; what has none is refused.
+#[derive(Default)]
+pub(super) struct Wires {
+    ways: Mutex<HashMap<SocketAddr, SocketAddr>>,
+    /// Everything that was dialled, with the source address.
+    pub(super) dialled: Mutex<Vec<(Option<IpAddr>, SocketAddr)>>,
+}
+
+impl Wires {
+    fn lead(&self, from: SocketAddr, to: SocketAddr) {
+        self.ways.lock().unwrap().insert(from, to);
+    }
+
+    async fn dial(self: Arc<Self>, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.dialled.lock().unwrap().push((source, to));
+        let way = self.ways.lock().unwrap().get(&to).copied();
+        TcpStream::connect(way.ok_or(std::io::ErrorKind::ConnectionRefused)?).await
+    }
+
+    pub(super) fn dials(&self) -> Vec<SocketAddr> {
+        self.dialled.lock().unwrap().iter().map(|(_, to)| *to).collect()
+    }
+}
+
+struct Loopback(Arc<Wires>);
+
+impl Dialer for Loopback {
+    fn network(
+        &self,
+        _: &Netns,
+        source: Option<IpAddr>,
+        to: SocketAddr,
+    ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
+        let dial = self.0.clone().dial(source, to);
+        async move { dial.await.map_err(|error| DialError::Failed { to, error }) }.boxed()
+    }
+
+    fn application(
+        &self,
+        _: &Netns,
+        client: IpAddr,
+        permit: Permit,
+    ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {
+        let to = permit.destination();
+        let dial = self.0.clone().dial(Some(client), to);
+        async move { dial.await.map_err(|error| ApplicationDialError::Failed { to, error }) }.boxed()
+    }
+}
+
+/// A node with its way to end.
+pub(super) struct TestNode {
+    pub(super) node: Arc<Node>,
+    pub(super) drain: Option<Drain>,
+}
+
+/// All of it.
+pub(super) struct World {
+    pub(super) east: TestNode,
+    pub(super) west: TestNode,
+    pub(super) wires: Arc<Wires>,
+    kept: Kept,
+    _subscriber: tracing::subscriber::DefaultGuard,
+}
+
+/// Which node.
+#[derive(Clone, Copy)]
+pub(super) enum At {
+    East,
+    West,
+}
+
+impl World {
+    /// Two nodes that know nothing yet.
+    pub(super) fn new() -> Self {
+        let (ca, wires, kept) = (Ca::new(), Arc::<Wires>::default(), Kept::default());
+        let subscriber = tracing::subscriber::set_default(kept.subscriber());
+        Self {
+            east: test_node(&ca, &wires),
+            west: test_node(&ca, &wires),
+            wires,
+            kept,
+            _subscriber: subscriber,
+        }
+    }
+
+    pub(super) fn node(&self, at: At) -> &Arc<Node> {
+        match at {
+            At::East => &self.east.node,
+            At::West => &self.west.node,
+        }
+    }
+
+    /// Tells both nodes something of the mesh.
+    pub(super) fn tell(&self, change: impl Fn(&mut State)) {
+        for at in [At::East, At::West] {
+            self.node(at).mesh.change(&change);
+        }
+    }
+
+    /// Both nodes have been told everything.
+    pub(super) fn complete(&self) {
+        self.east.node.mesh.complete();
+        self.west.node.mesh.complete();
+    }
+
+    /// Enrolls a pod, tells everybody of its workload, and makes its HBONE port reachable.
+    pub(super) async fn pod(&self, at: At, name: &str, ip: &str) -> Arc<Pod> {
+        let node = self.node(at).clone();
+        self.tell(|state| state.upsert_workload(workload(name, ip)));
+        let ip: IpAddr = ip.parse().unwrap();
+        let spec = PodSpec {
+            uid: PodUid::from(name),
+            name: name.to_owned(),
+            namespace: "shop".into(),
+            service_account: name.into(),
+            addresses: vec![ip],
+            netns: Netns::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()).unwrap(),
+            listeners: Listeners::Handed(Vec::new()),
+        };
+        let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod)));
+        node.pods.insert(Serving { pod: pod.clone(), listeners: Vec::new() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hbone = SocketAddr::new(ip, mesh::ports::HBONE);
+        self.wires.lead(hbone, listener.local_addr().unwrap());
+        let (follower, following) = (node.clone(), pod.clone());
+        tokio::spawn(async move {
+            following.follow(&follower.mesh, &follower.identities, &follower.trust_domain).await;
+        });
+        let (server, serving) = (node, pod.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // The network keeps the client pod's address; the test has one client pod on the other node.
+                let peer = "10.1.0.1:41000".parse().unwrap();
+                let (server, serving) = (server.clone(), serving.clone());
+                tokio::spawn(async move {
+                    inbound::serve(&server, &serving, Accepted { stream, peer, local: hbone }).await;
+                });
+            }
+        });
+        pod
+    }
+
+    /// An application at `address` that answers what it has read to the end.
+    pub(super) async fn echo(&self, address: &str) {
+        let listener = self.listen(address).await;
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut all = Vec::new();
+                    if stream.read_to_end(&mut all).await.is_ok() {
+                        // The client may be gone.
+                        let _ = stream.write_all(&all).await;
+                    }
+                });
+            }
+        });
+    }
+
+    /// A socket that stands for `address`.
+    pub(super) async fn listen(&self, address: &str) -> TcpListener {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.wires.lead(address.parse().unwrap(), listener.local_addr().unwrap());
+        listener
+    }
+
+    /// The pod's application dials `to`; returns its end.
+    pub(super) async fn dial(&self, at: At, pod: &Arc<Pod>, to: &str) -> TcpStream {
+        let peer = SocketAddr::new(pod.addresses()[0], 40_000);
+        let (client, accepted) = accepted(peer, to).await;
+        let (node, pod) = (self.node(at).clone(), pod.clone());
+        tokio::spawn(async move {
+            let guard = node.drain.guard();
+            outbound::serve(&node, &pod, accepted).await;
+            drop(guard);
+        });
+        client
+    }
+
+    /// Somebody outside the mesh dials the pod in plaintext; returns its end.
+    pub(super) async fn dial_plaintext(&self, at: At, pod: &Arc<Pod>, to: &str) -> TcpStream {
+        let (client, accepted) = accepted("192.0.2.7:40000".parse().unwrap(), to).await;
+        let (node, pod) = (self.node(at).clone(), pod.clone());
+        tokio::spawn(async move { plaintext::serve(&node, &pod, accepted).await });
+        client
+    }
+
+    /// The access log's lines once there are `count`.
+    pub(super) async fn lines(&self, count: usize) -> Vec<Line> {
+        let enough = async {
+            while self.kept.lines().len() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), enough).await.unwrap_or_else(|_| {
+            panic!("wanted {count} lines: {:?}", self.kept.lines());
+        });
+        self.kept.lines()
+    }
+}
+
+/// A connection, with the addresses that capture gives it.
+async fn accepted(peer: SocketAddr, local: &str) -> (TcpStream, Accepted) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap());
+    let (client, stream) = tokio::join!(dialled, listener.accept());
+    (client.unwrap(), Accepted { stream: stream.unwrap().0, peer, local: local.parse().unwrap() })
+}
+
+fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>) -> TestNode {
+    let (drain, signal) = drain();
+    let metrics = Metrics::default();
+    let identities = Identities::new(Signer(ca.clone()), metrics.clone());
+    let driver = identities.clone();
+    tokio::spawn(async move { driver.run().await });
+    let node = Node {
+        metrics,
+        mesh: MeshState::default(),
+        trust_domain: "cluster.local".into(),
+        identities,
+        pods: Pods::default(),
+        dialer: Arc::new(Loopback(wires.clone())),
+        tunnels: Pool::new(PoolConfig::default()),
+        capacity: Capacity::new(1000),
+        limits: Limits {
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(3600),
+            per_pod: 100,
+            drain: Duration::from_secs(5),
+        },
+        options: TcpOptions::default(),
+        drain: signal,
+    };
+    TestNode { node: Arc::new(node), drain: Some(drain) }
+}
+
+/// A pod of the mesh.
+pub(super) fn workload(name: &str, ip: &str) -> Workload {
+    Workload {
+        uid: format!("Kubernetes//Pod/shop/{name}").into(),
+        name: name.to_owned(),
+        namespace: "shop".into(),
+        trust_domain: "cluster.local".into(),
+        service_account: name.into(),
+        network: Network::default(),
+        addresses: vec![ip.parse().unwrap()],
+        tunnel_protocol: TunnelProtocol::Hbone,
+        network_mode: NetworkMode::Standard,
+        node: String::new(),
+        canonical_name: name.to_owned(),
+        canonical_revision: "v1".to_owned(),
+        workload_type: WorkloadType::Pod,
+        workload_name: name.to_owned(),
+        cluster_id: "Kubernetes".to_owned(),
+        locality: Locality::default(),
+        health: Health::Healthy,
+        capacity: 1,
+        services: std::collections::BTreeMap::new(),
+        authorization_policies: Vec::new(),
+        has_waypoint: false,
+    }
+}

@@ -1,2 +1,89 @@
-//! Placeholder of the first build.
-fn main() {}
+//! The project's task runner: `cargo xtask <task>`.
+//!
+//! `setup`, `build`, `demo` and `test` each do what the ones before them do, as far as it is missing. Everything they
+//! make is under `target/`, but for the cgroups and processes of a sandbox, which they take down again.
+
+mod cargo;
+mod demo;
+mod progress;
+mod testing;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, shows and tests Culvert.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install the compiler and the linker of the kernel programs.
+    Setup,
+    /// Build every binary.
+    Build,
+    /// Show the mesh at work on two nodes made of namespaces (needs root).
+    Demo(demo::Args),
+    /// Run every test: the unit tests, then the end-to-end tests (which need root).
+    Test(testing::Args),
+    /// Remove what a sandbox left that was ended by force.
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => toolchain::ensure(&workspace()).map(|_| true),
+        Task::Build => build().map(|_| true),
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => testing::run(&args),
+        Task::Clean => clean().map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository.
+fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// Where sandboxes keep their files.
+fn sandboxes() -> PathBuf {
+    workspace().join("target/sandbox")
+}
+
+fn build() -> anyhow::Result<cargo::Built> {
+    toolchain::ensure(&workspace())?;
+    let built = cargo::build()?;
+    for path in [&built.culvert, &built.ztunnel, &built.echo] {
+        println!("built {}", path.display());
+    }
+    Ok(built)
+}
+
+fn clean() -> anyhow::Result<()> {
+    let cleaned = sandbox::clean(&sandboxes())?;
+    for path in &cleaned.running {
+        println!("left alone, since its owner runs: {}", path.display());
+    }
+    for path in &cleaned.removed {
+        println!("removed {}", path.display());
+    }
+    if cleaned.removed.is_empty() {
+        println!("nothing to remove");
+    }
+    Ok(())
+}

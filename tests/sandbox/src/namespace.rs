@@ -75,11 +75,6 @@ pub enum Mount {
         /// Where it appears.
         target: PathBuf,
     },
-    /// A directory made inside one of the mounts above.
-    Directory {
-        /// Its path.
-        path: PathBuf,
-    },
 }
 
 /// A mount namespace: the machine's mounts, and those it was made with.
@@ -118,7 +113,6 @@ impl Mount {
                 mount_at(None, target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
             }
             Self::Bpf { target } => mount_at(None, target, Some("bpf"), MsFlags::empty())?,
-            Self::Directory { path } => std::fs::create_dir_all(path)?,
         }
         Ok(())
     }

@@ -38,11 +38,7 @@ impl Node {
         let net = NetNamespace::new(&format!("node {name}"))?;
         let mounts = MountNamespace::new(
             &format!("node {name}"),
-            &[
-                Mount::Memory { target: "/run".into() },
-                Mount::Directory { path: "/run/culvert".into() },
-                Mount::Bpf { target: "/sys/fs/bpf".into() },
-            ],
+            &[Mount::Memory { target: "/run".into() }, Mount::Bpf { target: "/sys/fs/bpf".into() }],
         )?;
         let v4 = Ipv4Addr::from_bits(FIRST_V4.to_bits() + u32::from(order));
         let v6 = Ipv6Addr::from_bits(FIRST_V6.to_bits() + u128::from(order));

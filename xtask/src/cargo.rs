@@ -1,0 +1,178 @@
+//! Drives cargo: builds the binaries and the tests with the release profile, so that one set of dependencies serves both.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::progress::Progress;
+use crate::workspace;
+
+/// The binaries the demo and the tests run.
+#[derive(Clone, Debug)]
+pub(crate) struct Built {
+    /// `culvert`: control plane, agent and command line.
+    pub(crate) culvert: PathBuf,
+    /// `ztunnel`.
+    pub(crate) ztunnel: PathBuf,
+    /// The test application.
+    pub(crate) echo: PathBuf,
+}
+
+/// A test program.
+#[derive(Clone, Debug)]
+pub(crate) struct TestProgram {
+    /// The package it belongs to.
+    pub(crate) package: String,
+    /// The package's directory, in which it is to be run.
+    pub(crate) directory: PathBuf,
+    /// The library, binary or test it was made from.
+    pub(crate) target: String,
+    /// Whether it is an end-to-end test (an integration test of the crate `e2e`).
+    pub(crate) end_to_end: bool,
+    /// The program.
+    pub(crate) path: PathBuf,
+}
+
+/// Builds every binary.
+pub(crate) fn build() -> anyhow::Result<Built> {
+    let artifacts = compile(
+        "building the binaries",
+        &[
+            "build",
+            "--release",
+            "--locked",
+            "--workspace",
+            "--exclude",
+            "xtask",
+            "--exclude",
+            "e2e",
+            "--bins",
+        ],
+    )?;
+    let binaries: BTreeMap<&str, &PathBuf> = artifacts
+        .iter()
+        .filter_map(|artifact| Some((artifact.target.as_str(), artifact.executable.as_ref()?)))
+        .collect();
+    let find = |name: &str| -> anyhow::Result<PathBuf> {
+        let path = binaries.get(name).with_context(|| format!("cargo built no binary `{name}`"))?;
+        Ok((*path).clone())
+    };
+    Ok(Built { culvert: find("culvert")?, ztunnel: find("ztunnel")?, echo: find("echo")? })
+}
+
+/// Builds the unit tests of every crate, and the end-to-end tests if `end_to_end`.
+pub(crate) fn build_tests(end_to_end: bool) -> anyhow::Result<Vec<TestProgram>> {
+    let mut arguments = vec!["test", "--no-run", "--release", "--locked", "--workspace", "--lib", "--bins"];
+    if end_to_end {
+        arguments.push("--tests");
+    }
+    let artifacts = compile("building the tests", &arguments)?;
+    let programs = artifacts.into_iter().filter(|artifact| artifact.test).filter_map(|artifact| {
+        Some(TestProgram {
+            path: artifact.executable?,
+            end_to_end: artifact.kind == "test",
+            package: artifact.package,
+            directory: artifact.directory,
+            target: artifact.target,
+        })
+    });
+    Ok(programs.collect())
+}
+
+/// Something cargo made.
+struct Artifact {
+    package: String,
+    directory: PathBuf,
+    target: String,
+    kind: String,
+    test: bool,
+    executable: Option<PathBuf>,
+}
+
+/// Runs cargo and returns what it made, with progress.
+fn compile(what: &str, arguments: &[&str]) -> anyhow::Result<Vec<Artifact>> {
+    let mut progress = Progress::begin(what);
+    let expected = locked_packages(&workspace());
+    let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(arguments)
+        .args(["--message-format", "json-render-diagnostics", "--quiet"])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut artifacts = Vec::new();
+    let (mut made, mut fresh) = (0_usize, 0_usize);
+    for line in BufReader::new(output).lines() {
+        let message: Value = serde_json::from_str(&line?).unwrap_or_default();
+        if message["reason"] != "compiler-artifact" {
+            continue;
+        }
+        if message["fresh"] == true {
+            fresh += 1;
+        } else {
+            made += 1;
+        }
+        let artifact = Artifact::read(&message);
+        progress.at(&format!("{} of about {expected} units, now {}", made + fresh, artifact.target));
+        artifacts.push(artifact);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("cargo {} failed ({status}); its messages are above", arguments.join(" "));
+    }
+    progress.done(&format!("{made} compiled, {fresh} up to date"));
+    Ok(artifacts)
+}
+
+impl Artifact {
+    fn read(message: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let directory = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+        Self {
+            package: package_name(message["package_id"].as_str().unwrap_or_default()),
+            directory: directory.parent().map(PathBuf::from).unwrap_or_default(),
+            target: text(&message["target"]["name"]),
+            kind: text(&message["target"]["kind"][0]),
+            test: message["profile"]["test"] == true,
+            executable: message["executable"].as_str().map(PathBuf::from),
+        }
+    }
+}
+
+/// The name in a package id (cargo's package id specifications): `path+file:///a/b#1.0.0` or `...#name@1.0.0`.
+fn package_name(id: &str) -> String {
+    let (source, fragment) = id.rsplit_once('#').unwrap_or(("", id));
+    match fragment.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => source.rsplit('/').next().unwrap_or(fragment).to_owned(),
+    }
+}
+
+/// How many packages the lock file names: an estimate of the work, which some platforms' packages make too large and
+/// build scripts too small.
+fn locked_packages(workspace: &Path) -> usize {
+    let text = std::fs::read_to_string(workspace.join("Cargo.lock")).unwrap_or_default();
+    text.lines().filter(|line| *line == "[[package]]").count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_id_names_its_package_with_or_without_an_at_sign() {
+        for (id, expected) in [
+            ("path+file:///work/main/ztunnel/mesh#0.1.0", "mesh"),
+            ("path+file:///work/main/tests#e2e@0.1.0", "e2e"),
+            ("registry+https://github.com/rust-lang/crates.io-index#libc@0.2.1", "libc"),
+        ] {
+            assert_eq!(package_name(id), expected);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `cargo xtask test`: runs every test program itself, counts, and says in one line what came of it.
+//!
+//! A test that was skipped fails the run, unless a kernel feature it needs is missing; each such feature is named.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::Signal;
+
+use crate::cargo::{self, Built, TestProgram};
+use crate::progress::{Progress, seconds};
+use crate::{toolchain, workspace};
+
+/// What the harness of the end-to-end tests prints for a test that this kernel cannot run.
+const MISSING_FEATURE: &str = "kernel feature missing: ";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run the unit tests alone, which need no privileges.
+    #[arg(long)]
+    unit: bool,
+    /// Run only tests whose name contains this text.
+    filter: Option<String>,
+}
+
+/// Runs the tests; `false` when any failed, or was skipped for another reason than the kernel.
+pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    if !args.unit {
+        sandbox::check_requirements()
+            .context("the end-to-end tests cannot run here (`cargo xtask test --unit` runs the others)")?;
+    }
+    toolchain::ensure(&workspace())?;
+    let built = if args.unit { None } else { Some(cargo::build()?) };
+    let mut programs = cargo::build_tests(built.is_some())?;
+    programs
+        .sort_by(|a, b| (a.end_to_end, &a.package, &a.target).cmp(&(b.end_to_end, &b.package, &b.target)));
+    let mut total = Tally::default();
+    let count = programs.len();
+    for (number, program) in programs.iter().enumerate() {
+        total.add(run_program(program, built.as_ref(), args.filter.as_deref(), (number + 1, count))?);
+    }
+    Ok(total.report(begin.elapsed(), args))
+}
+
+/// Outcomes of tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    /// Kernel features that are missing, with the number of tests each one cost.
+    missing: BTreeMap<String, usize>,
+    /// Tests skipped for any other reason.
+    unexcused: Vec<String>,
+    /// Names of the tests that failed.
+    failures: Vec<String>,
+}
+
+impl Tally {
+    /// Reads the output of a test program; `ended_well` is what its exit status says.
+    fn read(name: &str, output: &str, ended_well: bool) -> Self {
+        let mut tally = Self::default();
+        for line in output.lines() {
+            let Some((test, outcome)) = line.strip_prefix("test ").and_then(|line| line.split_once(" ... "))
+            else {
+                continue;
+            };
+            let full = format!("{name}: {test}");
+            match outcome.trim() {
+                "ok" => tally.passed += 1,
+                outcome if outcome.starts_with("FAILED") => {
+                    tally.failed += 1;
+                    tally.failures.push(full);
+                }
+                outcome if outcome.starts_with("ignored") => match outcome.split_once(MISSING_FEATURE) {
+                    Some((_, feature)) => *tally.missing.entry(feature.to_owned()).or_default() += 1,
+                    None => tally.unexcused.push(full),
+                },
+                _ => {}
+            }
+        }
+        if !ended_well && tally.failed == 0 {
+            // It crashed, or did not get as far as its tests.
+            tally.failed += 1;
+            tally.failures.push(name.to_owned());
+        }
+        tally
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.unexcused.extend(other.unexcused);
+        self.failures.extend(other.failures);
+        for (feature, count) in other.missing {
+            *self.missing.entry(feature).or_default() += count;
+        }
+    }
+
+    fn skipped(&self) -> usize {
+        self.missing.values().sum::<usize>() + self.unexcused.len()
+    }
+
+    fn good(&self) -> bool {
+        self.failed == 0 && self.unexcused.is_empty() && self.passed > 0
+    }
+
+    /// Prints the closing lines; tells whether the run is a success.
+    fn report(&self, took: Duration, args: &Args) -> bool {
+        println!();
+        for name in &self.failures {
+            println!("failed: {name}");
+        }
+        for name in &self.unexcused {
+            println!("skipped without a kernel's fault, which counts as failed: {name}");
+        }
+        for (feature, count) in &self.missing {
+            println!("skipped {count} for want of a kernel feature: {feature}");
+        }
+        let what = if args.unit { "unit tests" } else { "unit and end-to-end tests" };
+        let took = seconds(took);
+        match (self.good(), self.passed) {
+            (true, _) => println!("All {what} passed in {took}."),
+            (false, 0) if self.failed == 0 => println!("No test ran."),
+            (false, _) => println!("Not all {what} passed ({took}); the failures' output is above."),
+        }
+        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped());
+        self.good()
+    }
+}
+
+/// Runs one program and reads its outcome. The output is shown only if something went wrong.
+fn run_program(
+    program: &TestProgram,
+    built: Option<&Built>,
+    filter: Option<&str>,
+    (number, count): (usize, usize),
+) -> anyhow::Result<Tally> {
+    let kind = if program.end_to_end { "end to end" } else { "unit" };
+    let name = format!("{} {}", program.package, program.target);
+    let mut progress = Progress::begin(format!("test program {number} of {count}, {kind}, {name}"));
+    let mut command = Command::new(&program.path);
+    command.args(filter).current_dir(&program.directory);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(built) = built {
+        command
+            .env("CULVERT_BIN", &built.culvert)
+            .env("ZTUNNEL_BIN", &built.ztunnel)
+            .env("ECHO_BIN", &built.echo);
+    }
+    // SAFETY: between fork and exec only prctl is called, which takes integers.
+    unsafe {
+        // A test program that outlived us would keep its sandbox; at SIGTERM it takes it down.
+        command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
+    }
+    let mut child = command.spawn().with_context(|| format!("running {}", program.path.display()))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (output, errors) = std::thread::scope(|scope| {
+        let errors = scope.spawn(|| lines(stderr, |_| ()));
+        let mut done = 0;
+        let output = lines(stdout, |line| {
+            if let Some((test, _)) = line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {
+                done += 1;
+                progress.at(&format!("{done} tests done, last {test}"));
+            }
+        });
+        (output, errors.join().unwrap_or_default())
+    });
+    let status = child.wait()?;
+    let tally = Tally::read(&name, &output, status.success());
+    progress.done(&format!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped()));
+    if tally.failed > 0 {
+        println!("---- {name} ({status})\n{output}{errors}");
+    }
+    Ok(tally)
+}
+
+/// Reads a program's output to its end, and shows each line to `see`.
+fn lines(output: Option<impl io::Read>, mut see: impl FnMut(&str)) -> String {
+    let mut text = String::new();
+    let Some(output) = output else { return text };
+    for line in io::BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        see(&line);
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_counted_from_both_harnesses_output() {
+        let output = "running 5 tests\ntest a::b ... ok\ntest c - should panic ... ok\ntest d ... FAILED\n\
+            test e ... ignored, kernel feature missing: TCX (6.6)\ntest f ... ignored, no binary\n";
+        let tally = Tally::read("mesh", output, false);
+        assert_eq!((tally.passed, tally.failed, tally.skipped()), (2, 1, 2));
+        assert_eq!(tally.failures, ["mesh: d"]);
+        assert_eq!(tally.unexcused, ["mesh: f"]);
+        assert_eq!(tally.missing, BTreeMap::from([("TCX (6.6)".to_owned(), 1)]));
+        assert!(!tally.good());
+    }
+
+    #[test]
+    fn a_program_that_crashed_before_its_first_test_is_a_failure() {
+        assert_eq!(Tally::read("mesh", "", false).failures, ["mesh"]);
+    }
+
+    #[test]
+    fn only_features_of_the_kernel_excuse_a_skipped_test() {
+        let excused =
+            Tally::read("e2e", "test a ... ok\ntest b ... ignored, kernel feature missing: TCX", true);
+        assert!(excused.good());
+        assert!(!Tally::read("e2e", "test a ... ok\ntest b ... ignored", true).good());
+        assert!(!Tally::read("e2e", "", true).good(), "no test at all is no success");
+    }
+}

@@ -1,2 +1,30 @@
-//! Placeholder of the first build.
-fn main() {}
+//! `culvert`: the node agent, the control plane and the command line of the mesh.
+//!
+//! - `cli` reads the command line; `run` is the agent as a process.
+//! - `enroll` takes pods into the mesh and out of it, by means of `bpf` (the kernel programs, shared through `kernel`), `plumbing`
+//!   (rules, routes, sysctls), `listeners`, and `zds` (ztunnel); `netns` finds and enters pods' namespaces.
+//! - `node_api` serves ztunnel configuration and certificates from control, which `embedded` can run in this process.
+//! - `kubelet` and `cgroup` tell processes apart; `local_socket` admits them; `status`, `view` and `telemetry` tell people.
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+mod bpf;
+mod cgroup;
+mod cli;
+mod embedded;
+mod enroll;
+mod kernel;
+mod kubelet;
+mod listeners;
+mod local_socket;
+mod netns;
+mod node_api;
+mod plumbing;
+mod run;
+mod status;
+mod telemetry;
+mod view;
+mod zds;
+
+fn main() -> anyhow::Result<()> {
+    cli::run()
+}

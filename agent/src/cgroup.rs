@@ -1,0 +1,101 @@
+//! Cgroups of version 2: where a process is, and the number by which kernel programs know a cgroup.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::bpf::CgroupId;
+
+/// Why a cgroup could not be identified.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// The process is gone or hidden.
+    #[error("cannot read the cgroup of process {pid}: {source}")]
+    Process {
+        /// The process.
+        pid: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process is in no cgroup of version 2.
+    #[error("process {0} is in no cgroup of version 2")]
+    NoVersion2(u32),
+    /// It shares its cgroup with whatever else was put nowhere.
+    #[error("process {0} runs in the root cgroup, as others may: give it a cgroup of its own")]
+    Root(u32),
+    /// The tree is not mounted.
+    #[error("no cgroup tree of version 2 is mounted")]
+    NotMounted,
+    /// The agent sees only part of the tree.
+    #[error("process {0} is outside the agent's cgroup namespace: the agent must run in the host's")]
+    OtherNamespace(u32),
+    /// The directory cannot be examined.
+    #[error("cannot examine the cgroup {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The cgroup of process `pid`, which must be one that processes are put into on purpose: what is exempted by its cgroup
+/// must share it with nobody.
+pub(crate) fn of_process(pid: u32) -> Result<CgroupId, CgroupError> {
+    let root = mount_point().ok().flatten().ok_or(CgroupError::NotMounted)?;
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .map_err(|source| CgroupError::Process { pid, source })?;
+    let path = version2_path(&cgroups).ok_or(CgroupError::NoVersion2(pid))?;
+    if path == "/" {
+        return Err(CgroupError::Root(pid));
+    }
+    if path.split('/').any(|component| component == "..") {
+        return Err(CgroupError::OtherNamespace(pid));
+    }
+    let directory = root.join(path.trim_start_matches('/'));
+    of_directory(&directory).map_err(|source| CgroupError::Directory { path: directory, source })
+}
+
+/// The path within the tree of version 2, from `/proc/PID/cgroup` (cgroups(7): the line of hierarchy 0).
+fn version2_path(cgroups: &str) -> Option<&str> {
+    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// The number of the cgroup at `directory`: its inode, which on 64-bit kernels is the whole id (Linux 5.5) and is never used again.
+pub(crate) fn of_directory(directory: &Path) -> io::Result<CgroupId> {
+    Ok(CgroupId(std::fs::metadata(directory)?.ino()))
+}
+
+/// Where version 2 is mounted, from `/proc/self/mountinfo` (proc(5)): the first such mount.
+pub(crate) fn mount_point() -> io::Result<Option<PathBuf>> {
+    Ok(find_mount(&std::fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        filesystem.starts_with("cgroup2 ").then(|| PathBuf::from(point))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_version_2_is_that_of_hierarchy_0() {
+        let hybrid = "9:name=systemd:/a\n4:memory:/b\n0::/kubepods/pod1/c\n";
+        assert_eq!(version2_path(hybrid), Some("/kubepods/pod1/c"));
+        assert_eq!(version2_path("4:memory:/b\n"), None);
+    }
+
+    #[test]
+    fn the_tree_of_version_2_is_found_wherever_it_is_mounted() {
+        let hybrid = "24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      31 24 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
+                      40 24 0:36 / /sys/fs/cgroup/unified rw,relatime shared:3 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(find_mount("24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! `culvert control`: runs the crate `control` as a process, with its endpoints.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use control::status::Status;
+use control::translate::Settings;
+use control::{ControlConfig, SERVER_NAME};
+use daemon::admin::{self, Address, Admin, Routes};
+use tokio_util::sync::CancellationToken;
+
+use super::agent::LogArgs;
+
+/// The options.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of manifests (*.yaml, *.yml, several documents a file); changes take effect within a second.
+    #[arg(long)]
+    manifests: PathBuf,
+    /// The directory of the certificate authority's key and the nodes' tokens; made when missing (0700).
+    #[arg(long)]
+    state: PathBuf,
+    #[arg(long, default_value = "0.0.0.0:15012", help = format!("Where agents connect to, with TLS, for the name {SERVER_NAME}"))]
+    listen: SocketAddr,
+    /// The trust domain of all identities.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// The cluster's name, the first part of workload uids.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// The namespace whose policies hold for the whole mesh.
+    #[arg(long, default_value = "istio-system")]
+    root_namespace: String,
+    /// The last part of Services' host names.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Where the admin endpoint listens: /status, /logging.
+    #[arg(long, default_value = "127.0.0.1:15010")]
+    admin: SocketAddr,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let (_logging, _written_at_exit) = args.log.init()?;
+    daemon::limits::raise_descriptor_limit()?;
+    let status = Status::new();
+    let admin = Admin::bind(&Address::Tcp(args.admin), "--admin")?;
+    let config = ControlConfig {
+        manifests: args.manifests,
+        state: args.state,
+        listen: args.listen,
+        settings: Settings {
+            trust_domain: args.trust_domain.into(),
+            cluster_id: args.cluster_id,
+            root_namespace: args.root_namespace,
+            cluster_domain: args.cluster_domain,
+        },
+        status: status.clone(),
+    };
+    let stop = CancellationToken::new();
+    let admin = tokio::spawn(admin.serve(routes(status), stop.clone().cancelled_owned()));
+    let mut control = tokio::spawn(control::run(config, stop.clone()));
+    let outcome = tokio::select! {
+        outcome = &mut control => outcome,
+        cause = daemon::drain::signalled() => {
+            tracing::info!(?cause, "control stops");
+            stop.cancel();
+            control.await
+        }
+    };
+    stop.cancel();
+    admin.await?;
+    Ok(outcome??)
+}
+
+fn routes(status: Status) -> Routes {
+    Routes::new().get("/status", move |_| {
+        let (manifests, counters) = (status.manifests(), status.counters());
+        std::future::ready(admin::json(&serde_json::json!({
+            "manifests": {
+                "loaded": manifests.loaded,
+                "error": manifests.error,
+                "warnings": manifests.warnings,
+                "workloads": manifests.workloads,
+                "services": manifests.services,
+                "policies": manifests.policies,
+                "pods": manifests.pods,
+                "loads": counters.loads,
+                "failed_loads": counters.failed_loads,
+            },
+            "certificates": { "issued": counters.certificates_issued, "refused": counters.certificates_refused },
+        })))
+    })
+}

@@ -1,0 +1,69 @@
+//! The command line of `culvert`. Each command is a module; this one says what there is.
+
+mod agent;
+mod control;
+mod status;
+mod token;
+mod uninstall;
+
+use clap::{Parser, Subcommand};
+
+/// The node agent of the Culvert mesh, its control plane, and the tools to look at them.
+#[derive(Debug, Parser)]
+#[command(name = "culvert", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this node: capture the traffic of its pods, and serve its ztunnel.
+    Agent(agent::Args),
+    /// Run the control plane: manifests to configuration, and the certificate authority.
+    Control(control::Args),
+    /// Manage the tokens by which nodes' agents authenticate to control.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Show the pods of this node and how they stand in the mesh.
+    Status(status::Args),
+    /// Take capture off this node, after its agent has ended for good: pods then speak plaintext.
+    Uninstall(uninstall::Args),
+    /// Print the version.
+    Version,
+}
+
+/// Runs the command of the process's arguments until it is done.
+///
+/// # Errors
+/// Whatever ended the command, with what was being done.
+pub(crate) fn run() -> anyhow::Result<()> {
+    // One crypto provider for the process; a second installation would be the same one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let command = Cli::parse().command;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Agent(args) => agent::run(args).await,
+            Command::Control(args) => control::run(args).await,
+            Command::Token(command) => token::run(command),
+            Command::Status(args) => status::run(args).await,
+            Command::Uninstall(args) => uninstall::run(&args),
+            Command::Version => {
+                println!("culvert {}", env!("CARGO_PKG_VERSION"));
+                Ok(())
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

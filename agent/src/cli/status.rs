@@ -1,0 +1,182 @@
+//! `culvert status`: what the agent of this node says of itself and its pods.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use comfy_table::{ContentArrangement, Table, presets};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::status::{AgentStatus, PodStatus};
+
+/// The options.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The agent's directory of sockets.
+    #[arg(long, default_value = "/run/culvert")]
+    run_dir: PathBuf,
+    /// Print everything as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let socket = args.run_dir.join("agent.sock");
+    let answer = ask(&socket).await.with_context(|| format!("asking the agent at {}", socket.display()))?;
+    if args.json {
+        println!("{}", answer.trim_end());
+    } else {
+        let status = serde_json::from_str(&answer).context("the agent's answer is of another version")?;
+        print!("{}", render(&status, SystemTime::now()));
+    }
+    Ok(())
+}
+
+/// One request over HTTP/1.0, which ends with the connection.
+async fn ask(socket: &Path) -> anyhow::Result<String> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(b"GET /status HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    anyhow::ensure!(head.lines().next().is_some_and(|line| line.contains(" 200 ")), "{}", body.trim_end());
+    Ok(body.to_owned())
+}
+
+fn render(status: &AgentStatus, now: SystemTime) -> String {
+    let control = match (status.control.connected, status.control.synchronised) {
+        (true, true) => "connected",
+        (true, false) => "connected, nothing received yet",
+        (false, true) => "away; the last state stays in force",
+        (false, false) => "away, nothing received yet",
+    };
+    let mut text = format!(
+        "node {} · culvert {} · {}\ncontrol {}: {control}\n",
+        status.node, status.version, status.redirection, status.control.address
+    );
+    match status.ztunnels.as_slice() {
+        [] => text.push_str("ztunnel: none is connected; captured connections wait or are refused\n"),
+        [draining @ .., active] => {
+            text.push_str(&format!("ztunnel: process {}, {} pods", active.pid, active.pods));
+            if !active.takes_listeners {
+                text.push_str("; it takes no listeners from the agent, so nothing is captured for it");
+            }
+            if !draining.is_empty() {
+                text.push_str(&format!("; {} draining", draining.len()));
+            }
+            text.push('\n');
+        }
+    }
+    text.push_str(&format!("\n{}\n", pods(status, now)));
+    for pod in status.pods.values() {
+        if let Some(error) = &pod.last_error {
+            let (name, age) = (full_name(pod), ago(error.since, now));
+            text.push_str(&format!("{name}: {} ({age}, tried {} times)\n", error.message, error.attempts));
+        }
+    }
+    text.push_str(&format!("\n{}\n", packets(status)));
+    text
+}
+
+fn full_name(pod: &PodStatus) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    table
+}
+
+fn pods(status: &AgentStatus, now: SystemTime) -> Table {
+    let mut table =
+        table(&["POD", "STATE", "SINCE", "ADDRESSES", "NETNS", "DEVICES", "LINKS", "LISTENERS", "PRE-MESH"]);
+    for pod in status.pods.values() {
+        table.add_row([
+            full_name(pod),
+            pod.state.as_str().to_owned(),
+            ago(pod.since, now),
+            join(&pod.addresses),
+            pod.netns.clone().unwrap_or_else(|| "-".to_owned()),
+            join(&pod.devices),
+            join(&pod.links),
+            join(&pod.listeners),
+            pod.pre_mesh.len().to_string(),
+        ]);
+    }
+    table
+}
+
+fn packets(status: &AgentStatus) -> Table {
+    let mut table = table(&["PACKETS", "DECISION", "REASON"]);
+    for count in status.packets.iter().filter(|count| count.packets > 0) {
+        table.add_row([count.packets.to_string(), count.decision.clone(), count.reason.clone()]);
+    }
+    table
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "-".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// How long ago, in the largest unit of which there is one.
+fn ago(then: SystemTime, now: SystemTime) -> String {
+    let seconds = now.duration_since(then).unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn ages_are_in_the_largest_unit() {
+        let cases = [(0, "0s"), (59, "59s"), (60, "1m"), (3599, "59m"), (7200, "2h"), (200_000, "2d")];
+        let then = SystemTime::UNIX_EPOCH;
+        for (seconds, expected) in cases {
+            assert_eq!(ago(then, then + Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn a_person_sees_which_pod_is_not_where_it_should_be_and_why() {
+        let status: AgentStatus = serde_json::from_value(serde_json::json!({
+            "node": "east", "version": "0.1.0", "redirection": "tcx + sk_lookup",
+            "control": { "address": "https://10.0.0.1:15012", "connected": false, "synchronised": true },
+            "ztunnels": [],
+            "pods": { "u1": {
+                "name": "web", "namespace": "shop", "service_account": "web", "addresses": ["10.0.0.5"],
+                "strict": true, "state": "preparing", "since": SystemTime::UNIX_EPOCH, "netns": "net:[7]",
+                "devices": ["eth0"], "links": [], "listeners": [], "pre_mesh": [],
+                "last_error": { "message": "port 15001 is in use by the application", "reason": "port_in_use",
+                                "since": SystemTime::UNIX_EPOCH, "attempts": 3 },
+            } },
+            "packets": [{ "decision": "captured", "reason": "outbound", "packets": 7 },
+                        { "decision": "dropped", "reason": "assign", "packets": 0 }],
+        }))
+        .unwrap();
+        let text = render(&status, SystemTime::UNIX_EPOCH + Duration::from_secs(120));
+        for expected in [
+            "control https://10.0.0.1:15012: away; the last state stays in force",
+            "ztunnel: none is connected",
+            "shop/web: port 15001 is in use by the application (2m, tried 3 times)",
+            "7        captured  outbound",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in:\n{text}");
+        }
+        assert!(!text.contains("assign"), "what never happened is left out");
+    }
+}

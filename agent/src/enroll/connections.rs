@@ -1,0 +1,82 @@
+//! What the sockets of a pod's namespace say: which connections are from before it joined, and which are captured.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use crate::bpf::{Connection, SocketCookie};
+use crate::plumbing::{APPLICATION_LEG, CAPTURED, MARK_MASK, Mark};
+
+/// The mark of ztunnel's sockets towards the network.
+const PROXY: Mark = Mark(0x539);
+
+fn mark(connection: &Connection) -> Mark {
+    Mark(connection.mark & MARK_MASK)
+}
+
+/// The connections that run past the mesh, when `all` was read at a moment in which nothing new was captured.
+///
+/// Not among them: what stays within the namespace (the other end is in it too, as with everything that is captured), and
+/// ztunnel's own.
+pub(super) fn outside(all: &[Connection]) -> Vec<Connection> {
+    let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|end| (end.local, end.remote)).collect();
+    let is_outside = |end: &&Connection| {
+        !ends.contains(&(end.remote, end.local))
+            && !end.local.ip().is_loopback()
+            && ![CAPTURED, APPLICATION_LEG, PROXY].contains(&mark(end))
+    };
+    all.iter().filter(is_outside).copied().collect()
+}
+
+/// Those of `all` that are known by `cookies`.
+pub(super) fn known(
+    all: &[Connection],
+    cookies: &std::collections::BTreeSet<SocketCookie>,
+) -> Vec<Connection> {
+    all.iter().filter(|end| cookies.contains(&end.cookie)).copied().collect()
+}
+
+/// How many connections ztunnel carries: what the pod opened (its accepted ends) and what it was sent (the
+/// application's accepted ends).
+pub(super) fn captured(all: &[Connection]) -> usize {
+    all.iter().filter(|end| [CAPTURED, APPLICATION_LEG].contains(&mark(end))).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(cookie: u64, local: &str, remote: &str, mark: u32) -> Connection {
+        Connection {
+            cookie: SocketCookie(cookie),
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            mark,
+        }
+    }
+
+    #[test]
+    fn only_what_leaves_the_namespace_without_ztunnel_is_outside() {
+        let all = [
+            // To the network, and from it.
+            end(1, "10.0.0.1:40000", "10.0.0.9:80", 0),
+            end(2, "[fd00::1]:8080", "[fd00::9]:50000", 0),
+            // Captured: the application's end and ztunnel's.
+            end(3, "10.0.0.1:40001", "10.0.0.9:80", 0),
+            end(4, "10.0.0.9:80", "10.0.0.1:40001", 0x111),
+            // An application leg: ztunnel's end and the application's.
+            end(5, "10.0.0.9:21000", "10.0.0.1:8080", 0x53a),
+            end(6, "10.0.0.1:8080", "10.0.0.9:21000", 0x53a),
+            // ztunnel to another node.
+            end(7, "10.0.0.1:40002", "10.0.1.1:15008", 0x539),
+            // Within the pod.
+            end(8, "127.0.0.1:40003", "127.0.0.1:9090", 0),
+            end(9, "127.0.0.1:9090", "127.0.0.1:40003", 0),
+            end(10, "127.0.0.1:40004", "127.0.0.1:9090", 0),
+        ];
+        let cookies: Vec<_> = outside(&all).iter().map(|end| end.cookie.0).collect();
+        assert_eq!(cookies, [1, 2]);
+        assert_eq!(captured(&all), 3, "two ends of the leg, one of what the pod opened");
+        let marked = [SocketCookie(1), SocketCookie(77)].into();
+        assert_eq!(known(&all, &marked), [all[0]]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Looking at a pod: the facts by which `steps` decides, read from the kernel and from ztunnel's sessions.
+
+use std::collections::BTreeSet;
+
+use tokio::task::block_in_place;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::connections;
+use super::error::EnrollError;
+use super::steps::{Facts, Outbound, Wanted};
+use super::task::{PodTask, Side};
+use crate::bpf;
+use crate::netns::{devices, find};
+use crate::plumbing::{self, Actual, kernel as plumber};
+use crate::status::Connection;
+
+/// What was seen.
+pub(super) struct Look {
+    /// What `steps` asks for.
+    pub(super) facts: Facts,
+    /// Rules, routes and sysctls; none without a namespace.
+    pub(super) plumbing: Option<Actual>,
+    /// What is pinned for the pod, for people.
+    pub(super) links: Vec<String>,
+    /// Its connections from before it joined.
+    pub(super) pre_mesh: Vec<Connection>,
+}
+
+impl PodTask {
+    /// Looks at everything.
+    pub(super) async fn look(&mut self) -> Result<Look, EnrollError> {
+        self.take_intent();
+        let member = self.leaving_since.is_none();
+        if member {
+            self.follow_sandbox().await?;
+        }
+        block_in_place(|| self.read(member))
+    }
+
+    /// Takes note of what control wants now.
+    fn take_intent(&mut self) {
+        let Some(spec) = self.intent.borrow_and_update().clone() else {
+            self.leaving_since.get_or_insert_with(Instant::now);
+            return;
+        };
+        self.leaving_since = None;
+        if !spec.strict {
+            self.cut = false;
+        }
+        if let Some(announcement) = &self.announcement
+            && !announcement.pod.is_same_to_ztunnel(&spec)
+        {
+            self.announcement = None;
+        }
+        self.spec = Some(spec);
+    }
+
+    /// Checks that the pod still lives in the namespace that is held; a sandbox that was made anew is another one.
+    async fn follow_sandbox(&mut self) -> Result<(), EnrollError> {
+        let (Some(spec), Some(found)) = (self.spec.clone(), &mut self.found) else { return Ok(()) };
+        let devices = block_in_place(|| devices::list(&found.netns)).map_err(EnrollError::Watch)?;
+        let missing = devices::missing(&devices, &spec.addresses);
+        found.devices = devices;
+        if missing.is_empty() && found.still_leads_here(&spec) {
+            return Ok(());
+        }
+        match block_in_place(|| find::find(&spec, self.context.own_netns, &self.context.proc_root)) {
+            Ok(now) if now.netns.id() == found.netns.id() => *found = now,
+            Ok(_) => {
+                info!(pod = %self.uid, was = %found.netns.id(), "the pod moved to another network namespace");
+                self.leave_behind().await?;
+            }
+            // Its processes ended, but the sandbox stands: nothing to do until control says more.
+            Err(_) if missing.is_empty() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Lets go of a namespace that the pod no longer lives in.
+    async fn leave_behind(&mut self) -> Result<(), EnrollError> {
+        self.context.hub.withdraw(&self.uid).await;
+        self.announcement = None;
+        let Some(found) = self.found.take() else { return Ok(()) };
+        self.watch = None;
+        self.listeners = None;
+        self.led = BTreeSet::new();
+        self.marked = None;
+        self.unverified();
+        block_in_place(|| self.context.kernel.detach_pod(&self.uid, Some(&found.netns)))?;
+        Ok(())
+    }
+
+    fn read(&mut self, member: bool) -> Result<Look, EnrollError> {
+        let links = self.context.kernel.links(&self.uid)?;
+        let plumbing = self.found.as_ref().map(|found| plumber::read(&found.netns)).transpose()?;
+        let stands = plumbing.as_ref().is_some_and(|actual| {
+            if member {
+                plumbing::to_enrolled(actual).is_empty()
+            } else {
+                !plumbing::to_left(actual, &self.before).is_empty()
+            }
+        });
+        let (pre_mesh, captured) = self.read_connections(member)?;
+        let takes_listeners = self.context.hub.takes_listeners();
+        let spec = self.spec.as_deref();
+        let facts = Facts {
+            wanted: self.wanted(member),
+            netns: self.found.is_some(),
+            listeners: self.listeners.is_some(),
+            plumbing: stands,
+            ztunnel_takes_listeners: takes_listeners.unwrap_or(true),
+            announced: self.is_announced(member),
+            inbound: if member { self.inbound == Side::Ensured } else { links.inbound },
+            outbound: match self.outbound {
+                _ if !links.outbound => Outbound::Detached,
+                Side::Unverified if member => Outbound::Partial,
+                Side::Ensured => Outbound::Capturing,
+                Side::Draining => Outbound::Draining,
+                Side::Unverified => Outbound::Capturing,
+            },
+            cut_due: spec.is_some_and(|spec| spec.strict) && !self.cut,
+            captured_connections: captured,
+        };
+        Ok(Look { facts, plumbing, links: self.names(links), pre_mesh })
+    }
+
+    /// A member is announced when the active ztunnel has acknowledged it; a leaving pod while it is not withdrawn.
+    fn is_announced(&self, member: bool) -> bool {
+        let announcement = self.announcement.as_ref();
+        announcement.is_some_and(|announcement| !member || self.context.hub.acknowledged(announcement))
+    }
+
+    fn wanted(&self, member: bool) -> Wanted {
+        let Some(since) = self.leaving_since.filter(|_| !member) else { return Wanted::Member };
+        let gone = match (&self.found, &self.spec) {
+            (Some(found), Some(spec)) => devices::list(&found.netns).is_ok_and(|devices| {
+                devices::missing(&devices, &spec.addresses).len() == spec.addresses.len()
+            }),
+            // What an earlier agent captured and nobody describes any more cannot be examined.
+            _ => true,
+        };
+        if gone || since.elapsed() >= self.context.drain_deadline { Wanted::Gone } else { Wanted::Leave }
+    }
+
+    /// The pod's connections from before it joined, and whether a leaving pod still has captured ones. Sockets are listed only when
+    /// there is something to find.
+    fn read_connections(&mut self, member: bool) -> Result<(Vec<Connection>, bool), EnrollError> {
+        let Some(found) = &self.found else { return Ok((Vec::new(), false)) };
+        if member && self.marked.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Ok((Vec::new(), false));
+        }
+        let all = bpf::connections(&found.netns).map_err(EnrollError::Sockets)?;
+        let known = match &self.marked {
+            Some(marked) => connections::known(&all, marked),
+            None => connections::known(&all, &self.context.kernel.pre_mesh()?),
+        };
+        let alive: BTreeSet<_> = known.iter().map(|connection| connection.cookie).collect();
+        let ended: Vec<_> =
+            self.marked.iter().flatten().filter(|cookie| !alive.contains(cookie)).copied().collect();
+        if let Err(error) = self.context.kernel.forget_pre_mesh(&ended) {
+            warn!(pod = %self.uid, %error, "ended connections stay in the map");
+        }
+        self.marked = Some(alive);
+        let status = known.iter().map(|end| Connection { local: end.local, remote: end.remote });
+        Ok((status.collect(), connections::captured(&all) > 0))
+    }
+
+    fn names(&self, links: bpf::PodLinks) -> Vec<String> {
+        let inbound = links.inbound.then(|| "inbound".to_owned());
+        let outbound = links.outbound.then(|| match self.outbound {
+            Side::Draining => "outbound (draining)".to_owned(),
+            Side::Unverified | Side::Ensured => "outbound".to_owned(),
+        });
+        inbound.into_iter().chain(outbound).collect()
+    }
+}

@@ -1,0 +1,222 @@
+//! Doing the steps: each is written so that repeating it does no harm.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::task::block_in_place;
+use tracing::{info, warn};
+
+use super::connections;
+use super::destroy::destroy;
+use super::error::EnrollError;
+use super::look::Look;
+use super::pod::PodSpec;
+use super::steps::Step;
+use super::task::{PodTask, Side};
+use super::watch::NetnsWatch;
+use crate::bpf::{self, Changes, PodMode};
+use crate::listeners::{Listeners, NotOurs};
+use crate::netns::Netns;
+use crate::netns::find;
+use crate::plumbing::{self, Before, kernel as plumber};
+use crate::zds::hub::AnnounceError;
+use crate::zds::{Announcement, Held};
+use api::zds::Listener;
+
+impl PodTask {
+    /// Does one step.
+    pub(super) async fn make(&mut self, step: Step, look: &Look) -> Result<(), EnrollError> {
+        match step {
+            Step::Announce => self.announce().await,
+            Step::Withdraw => {
+                self.context.hub.withdraw(&self.uid).await;
+                self.announcement = None;
+                Ok(())
+            }
+            _ => block_in_place(|| self.make_in_kernel(step, look)),
+        }
+    }
+
+    fn make_in_kernel(&mut self, step: Step, look: &Look) -> Result<(), EnrollError> {
+        match step {
+            Step::FindNetns => self.find_netns(),
+            Step::ObtainListeners => self.obtain_listeners(),
+            Step::Plumb => self.plumb(look),
+            Step::AttachInbound => self.attach_inbound(),
+            Step::AttachOutbound => self.attach_outbound(),
+            Step::CutPreMesh => self.cut_pre_mesh(),
+            Step::StartDraining => self.start_draining(),
+            Step::DetachInbound => self.detach_inbound(),
+            Step::DetachOutbound => self.detach_outbound(),
+            Step::Unplumb => self.unplumb(look),
+            Step::Announce
+            | Step::Withdraw
+            | Step::Enrolled
+            | Step::Limited
+            | Step::AwaitDrain
+            | Step::Forget => Ok(()),
+        }
+    }
+
+    /// The spec and the namespace, which every step but the first follows from having.
+    fn pod(&self) -> Option<(Arc<PodSpec>, Arc<Netns>)> {
+        Some((self.spec.clone()?, Arc::clone(&self.found.as_ref()?.netns)))
+    }
+
+    fn find_netns(&mut self) -> Result<(), EnrollError> {
+        let Some(spec) = &self.spec else { return Ok(()) };
+        let found = find::find(spec, self.context.own_netns, &self.context.proc_root)?;
+        info!(pod = %self.uid, netns = %found.netns.id(), "the pod's network namespace");
+        // Before anything is read from it, so that no change falls between reading and watching.
+        let watch =
+            NetnsWatch::start(&found.netns, Arc::clone(&self.changed_inside)).map_err(EnrollError::Watch)?;
+        self.watch = Some(watch);
+        self.found = Some(found);
+        self.marked = None;
+        Ok(())
+    }
+
+    /// Takes back what ztunnel held while the agent was away, or makes the listeners.
+    fn obtain_listeners(&mut self) -> Result<(), EnrollError> {
+        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        if !self.context.hub.holdings_known() {
+            return Err(AnnounceError::NoZtunnel.into());
+        }
+        self.announcement = None;
+        if let Some(held) = self.context.hub.take_held(&self.uid) {
+            match adopt(held, &netns) {
+                Ok(listeners) => {
+                    self.listeners = Some(Arc::new(listeners));
+                    return Ok(());
+                }
+                Err(error) => {
+                    warn!(pod = %self.uid, %error, "what ztunnel held for the pod is not usable; new listeners are made");
+                }
+            }
+        }
+        self.listeners = Some(Arc::new(Listeners::make(&netns)?));
+        Ok(())
+    }
+
+    fn plumb(&mut self, look: &Look) -> Result<(), EnrollError> {
+        let (Some((_, netns)), Some(actual)) = (self.pod(), &look.plumbing) else { return Ok(()) };
+        self.before.note(actual);
+        let changes = plumbing::to_enrolled(actual);
+        plumber::apply(&netns, &changes)?;
+        info!(pod = %self.uid, pieces = changes.len(), "rules, routes and sysctls are set");
+        Ok(())
+    }
+
+    async fn announce(&mut self) -> Result<(), EnrollError> {
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
+        let listeners = self.listeners.clone();
+        let announcement = self
+            .announcement
+            .get_or_insert_with(|| Arc::new(Announcement { pod: PodSpec::clone(&spec), netns, listeners }));
+        Ok(self.context.hub.announce(announcement).await?)
+    }
+
+    fn attach_inbound(&mut self) -> Result<(), EnrollError> {
+        let (Some((spec, netns)), Some(listeners)) = (self.pod(), &self.listeners) else { return Ok(()) };
+        let addresses: BTreeSet<_> = spec.addresses.iter().copied().collect();
+        let ports: BTreeSet<_> = spec.probe_ports.iter().copied().collect();
+        let listener = listeners.get(Listener::InboundPlaintext);
+        self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listener)?;
+        self.led = addresses;
+        let changes = self.context.kernel.ensure_inbound(&self.uid, &netns)?;
+        self.tell(&changes);
+        self.inbound = Side::Ensured;
+        Ok(())
+    }
+
+    /// Captures what the pod sends. The first time, what lives already is marked to pass:
+    ///
+    /// 1. those there are now, before anything is attached, since a packet of an unknown connection would be reset;
+    /// 2. with the programs attached as for a pod that leaves, under which connections that begin pass and are learnt by the
+    ///    programs themselves: those that began between the first listing and the attaching;
+    /// 3. then the programs are swapped for those that capture, which is atomic.
+    fn attach_outbound(&mut self) -> Result<(), EnrollError> {
+        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        let kernel = self.context.kernel.clone();
+        if !kernel.links(&self.uid)?.outbound {
+            self.mark_outside(&netns)?;
+            let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining)?;
+            self.mark_outside(&netns)?;
+            self.tell(&changes);
+        }
+        let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::On)?;
+        self.tell(&changes);
+        self.outbound = Side::Ensured;
+        Ok(())
+    }
+
+    /// Lets the connections there are now pass from here on.
+    fn mark_outside(&mut self, netns: &Netns) -> Result<(), EnrollError> {
+        let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
+        let cookies: Vec<_> = connections::outside(&all).iter().map(|connection| connection.cookie).collect();
+        self.context.kernel.mark_pre_mesh(&cookies)?;
+        self.marked.get_or_insert_default().extend(cookies);
+        Ok(())
+    }
+
+    /// Ends the connections from before the pod joined: a strict pod takes plaintext from nobody.
+    fn cut_pre_mesh(&mut self) -> Result<(), EnrollError> {
+        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
+        let all = bpf::connections(&netns).map_err(EnrollError::Sockets)?;
+        let known = connections::known(&all, &marked.iter().copied().collect());
+        // Forgotten first: what cannot be destroyed is reset by the kernel with its next packet.
+        self.context.kernel.forget_pre_mesh(&marked)?;
+        self.marked = Some(BTreeSet::new());
+        if !known.is_empty() {
+            let destroyed = destroy(&netns, &known).map_err(EnrollError::Sockets)?;
+            info!(pod = %self.uid, connections = known.len(), destroyed, "the pod is strict; its connections from before it joined are cut");
+        }
+        self.cut = true;
+        Ok(())
+    }
+
+    fn start_draining(&mut self) -> Result<(), EnrollError> {
+        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        self.context.kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining)?;
+        self.outbound = Side::Draining;
+        Ok(())
+    }
+
+    fn detach_inbound(&mut self) -> Result<(), EnrollError> {
+        let netns = self.found.as_ref().map(|found| &*found.netns);
+        self.context.kernel.detach_inbound(&self.uid, netns)?;
+        self.context.kernel.unlead(&self.uid, &self.led)?;
+        self.led = BTreeSet::new();
+        self.inbound = Side::Unverified;
+        Ok(())
+    }
+
+    fn detach_outbound(&mut self) -> Result<(), EnrollError> {
+        let netns = self.found.as_ref().map(|found| &*found.netns);
+        self.context.kernel.detach_pod(&self.uid, netns)?;
+        let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
+        self.context.kernel.forget_pre_mesh(&marked)?;
+        self.outbound = Side::Unverified;
+        Ok(())
+    }
+
+    fn unplumb(&mut self, look: &Look) -> Result<(), EnrollError> {
+        let (Some((_, netns)), Some(actual)) = (self.pod(), &look.plumbing) else { return Ok(()) };
+        plumber::apply(&netns, &plumbing::to_left(actual, &self.before))?;
+        self.before = Before::default();
+        Ok(())
+    }
+
+    fn tell(&self, changes: &Changes) {
+        if !changes.attached.is_empty() || !changes.removed.is_empty() {
+            info!(pod = %self.uid, attached = ?changes.attached, updated = ?changes.updated, removed = ?changes.removed, "links");
+        }
+    }
+}
+
+/// Checks that what ztunnel held belongs to the namespace that was found.
+fn adopt(held: Held, netns: &Netns) -> Result<Listeners, NotOurs> {
+    let same = Netns::from_fd(held.netns).is_ok_and(|held| held.id() == netns.id());
+    if same { Listeners::adopt(held.listeners, netns.id()) } else { Err(NotOurs::OtherNetns) }
+}

@@ -1,0 +1,173 @@
+//! What control says of a pod of this node: the one input of enrolment.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A pod's Kubernetes uid: what names it everywhere in the agent, in ZDS and in the pins.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct PodUid(Arc<str>);
+
+impl PodUid {
+    /// The uid as text.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for PodUid {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Borrow<str> for PodUid {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A pod that is to be in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodSpec {
+    /// Its uid.
+    pub(crate) uid: PodUid,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its service account.
+    pub(crate) service_account: String,
+    /// Its addresses, IPv4 and IPv6.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The ports its spec declares for probes and lifecycle hooks.
+    pub(crate) probe_ports: Vec<u16>,
+    /// Where its network namespace is, when control knows; else it is looked for in procfs.
+    pub(crate) netns_path: Option<PathBuf>,
+    /// Whether it takes plaintext from nobody: then connections from before it joined are cut as well.
+    pub(crate) strict: bool,
+}
+
+impl PodSpec {
+    /// Whether ztunnel would be told the same of both.
+    pub(crate) fn is_same_to_ztunnel(&self, other: &Self) -> bool {
+        (&self.name, &self.namespace, &self.service_account, &self.addresses)
+            == (&other.name, &other.namespace, &other.service_account, &other.addresses)
+    }
+}
+
+/// A pod resource that is not usable, and why.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidPod {
+    /// The uid is empty or could leave the directory of pins.
+    #[error("the uid `{0}` is no plain name")]
+    Uid(String),
+    /// An address of neither 4 nor 16 bytes.
+    #[error("an address has {0} bytes, neither 4 nor 16")]
+    Address(usize),
+    /// A port outside 1..=65535.
+    #[error("{0} is no port")]
+    Port(u32),
+}
+
+impl TryFrom<api::proto::node::Pod> for PodSpec {
+    type Error = InvalidPod;
+
+    fn try_from(pod: api::proto::node::Pod) -> Result<Self, InvalidPod> {
+        // The uid becomes a file name (pins) and a part of cgroup names.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if pod.uid.is_empty() || pod.uid.starts_with('.') || !pod.uid.bytes().all(plain) {
+            return Err(InvalidPod::Uid(pod.uid));
+        }
+        let addresses = pod.addresses.iter().map(|bytes| address(bytes)).collect::<Result<_, _>>()?;
+        let port =
+            |&port: &u32| u16::try_from(port).ok().filter(|&port| port != 0).ok_or(InvalidPod::Port(port));
+        Ok(Self {
+            uid: PodUid::from(pod.uid.as_str()),
+            name: pod.name,
+            namespace: pod.namespace,
+            service_account: pod.service_account,
+            addresses,
+            probe_ports: pod.probe_ports.iter().map(port).collect::<Result<_, _>>()?,
+            netns_path: (!pod.netns_path.is_empty()).then(|| PathBuf::from(pod.netns_path)),
+            strict: pod.strict,
+        })
+    }
+}
+
+fn address(bytes: &[u8]) -> Result<IpAddr, InvalidPod> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let any = v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+    any.map(|address| address.to_canonical()).map_err(|_| InvalidPod::Address(bytes.len()))
+}
+
+#[cfg(test)]
+impl PodSpec {
+    /// A pod of which only the uid matters.
+    pub(crate) fn named(uid: &str) -> Self {
+        Self {
+            uid: uid.into(),
+            name: format!("pod-{uid}"),
+            namespace: "default".into(),
+            service_account: "default".into(),
+            addresses: vec![],
+            probe_ports: vec![],
+            netns_path: None,
+            strict: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource() -> api::proto::node::Pod {
+        api::proto::node::Pod {
+            uid: "0b5e1c9a".into(),
+            name: "web-0".into(),
+            namespace: "shop".into(),
+            service_account: "web".into(),
+            addresses: vec![vec![10, 0, 0, 1], [&[0xfd], [0; 14].as_slice(), &[1]].concat()],
+            probe_ports: vec![8080],
+            netns_path: String::new(),
+            strict: true,
+        }
+    }
+
+    #[test]
+    fn a_resource_becomes_a_spec() {
+        let spec = PodSpec::try_from(resource()).unwrap();
+        assert_eq!(spec.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!((spec.probe_ports, spec.netns_path, spec.strict), (vec![8080], None, true));
+    }
+
+    #[test]
+    fn a_resource_with_a_bad_field_is_refused_by_name() {
+        let with = |alter: fn(&mut api::proto::node::Pod)| {
+            let mut pod = resource();
+            alter(&mut pod);
+            PodSpec::try_from(pod).unwrap_err()
+        };
+        assert_eq!(with(|pod| pod.uid = "../x".into()), InvalidPod::Uid("../x".into()));
+        assert_eq!(with(|pod| pod.uid = String::new()), InvalidPod::Uid(String::new()));
+        assert_eq!(with(|pod| pod.addresses[0] = vec![1]), InvalidPod::Address(1));
+        assert_eq!(with(|pod| pod.probe_ports = vec![70000]), InvalidPod::Port(70000));
+        assert_eq!(with(|pod| pod.probe_ports = vec![0]), InvalidPod::Port(0));
+    }
+}

@@ -1,0 +1,155 @@
+//! The kernel programs as the rest of the agent uses them: one caller at a time, named by pod uid.
+//!
+//! Calls block for some milliseconds at most; they are made from blocking contexts.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bpf::{
+    AttachError, CgroupId, Changes, InboundHook, MapError, OutboundHook, PodKey, PodLinks, PodMode, Programs,
+    SocketCookie,
+};
+use crate::enroll::pod::PodUid;
+use crate::netns::Netns;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Kernel(Arc<Mutex<Programs>>);
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kernel(..)")
+    }
+}
+
+fn key(pod: &PodUid) -> PodKey {
+    PodKey::new(pod.as_str())
+}
+
+impl Kernel {
+    /// Takes over loaded programs.
+    pub(crate) fn new(programs: Programs) -> Self {
+        Self(Arc::new(Mutex::new(programs)))
+    }
+
+    fn programs(&self) -> MutexGuard<'_, Programs> {
+        // `Programs` asks the kernel anew on each call, so a panic within one leaves nothing to repair here.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How programs are attached here, for people: such as `tcx + sk_lookup`.
+    pub(crate) fn redirection(&self) -> String {
+        let programs = self.programs();
+        let outbound = match programs.outbound_hook() {
+            OutboundHook::Tcx => "tcx",
+            OutboundHook::Clsact => "clsact",
+        };
+        let inbound = match programs.inbound_hook() {
+            InboundHook::SkLookup => "sk_lookup",
+            InboundHook::TcIngress => "ingress",
+        };
+        format!("{outbound} + {inbound}")
+    }
+
+    /// See [`Programs::exempt_cgroup`].
+    pub(crate) fn exempt_cgroup(&self, id: CgroupId) -> Result<(), MapError> {
+        self.programs().exempt_cgroup(id)
+    }
+
+    /// See [`Programs::set_kubelet_cgroups`].
+    pub(crate) fn set_kubelet_cgroups(&self, ids: &[CgroupId]) -> Result<(), MapError> {
+        self.programs().set_kubelet_cgroups(ids)
+    }
+
+    /// What an earlier agent, or this one, has pinned.
+    pub(crate) fn attached_pods(&self) -> Result<BTreeSet<PodUid>, AttachError> {
+        Ok(self.programs().attached()?.keys().map(|key| PodUid::from(key.as_str())).collect())
+    }
+
+    /// What is pinned for one pod.
+    pub(crate) fn links(&self, pod: &PodUid) -> Result<PodLinks, AttachError> {
+        Ok(self.programs().attached()?.remove(&key(pod)).unwrap_or_default())
+    }
+
+    /// Leads `addresses` to `listener`, no longer `former` ones, and opens `ports` of them to kubelet's probes.
+    pub(crate) fn lead(
+        &self,
+        pod: &PodUid,
+        (addresses, former): (&BTreeSet<IpAddr>, &BTreeSet<IpAddr>),
+        ports: &BTreeSet<u16>,
+        listener: BorrowedFd<'_>,
+    ) -> Result<(), MapError> {
+        let mut programs = self.programs();
+        for &address in addresses {
+            programs.set_listener(address, listener)?;
+        }
+        for &address in former.difference(addresses) {
+            programs.remove_listener(address)?;
+        }
+        let addresses: Vec<_> = addresses.iter().copied().collect();
+        let ports: Vec<_> = ports.iter().copied().collect();
+        programs.set_probe_targets(&key(pod), &addresses, &ports)
+    }
+
+    /// Takes back what [`Kernel::lead`] did.
+    pub(crate) fn unlead(&self, pod: &PodUid, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
+        let mut programs = self.programs();
+        for &address in addresses {
+            programs.remove_listener(address)?;
+        }
+        programs.set_probe_targets(&key(pod), &[], &[])
+    }
+
+    /// See [`Programs::ensure_inbound`].
+    pub(crate) fn ensure_inbound(&self, pod: &PodUid, netns: &Netns) -> Result<Changes, AttachError> {
+        self.programs().ensure_inbound(&key(pod), netns)
+    }
+
+    /// See [`Programs::ensure_outbound`].
+    pub(crate) fn ensure_outbound(
+        &self,
+        pod: &PodUid,
+        netns: &Netns,
+        mode: PodMode,
+    ) -> Result<Changes, AttachError> {
+        self.programs().ensure_outbound(&key(pod), netns, mode)
+    }
+
+    /// See [`Programs::detach_inbound`].
+    pub(crate) fn detach_inbound(&self, pod: &PodUid, netns: Option<&Netns>) -> Result<(), AttachError> {
+        self.programs().detach_inbound(&key(pod), netns)
+    }
+
+    /// Removes what is left of the pod; see [`Programs::detach_pod`].
+    pub(crate) fn detach_pod(&self, pod: &PodUid, netns: Option<&Netns>) -> Result<(), AttachError> {
+        self.programs().detach_pod(&key(pod), netns)
+    }
+
+    /// See [`Programs::mark_pre_mesh`].
+    pub(crate) fn mark_pre_mesh(&self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        self.programs().mark_pre_mesh(cookies)
+    }
+
+    /// See [`Programs::forget_pre_mesh`].
+    pub(crate) fn forget_pre_mesh(&self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        self.programs().forget_pre_mesh(cookies)
+    }
+
+    /// See [`Programs::pre_mesh`].
+    pub(crate) fn pre_mesh(&self) -> Result<BTreeSet<SocketCookie>, MapError> {
+        self.programs().pre_mesh()
+    }
+
+    /// See [`Programs::drop_unclaimed`].
+    pub(crate) fn drop_unclaimed(&self) -> Result<(), MapError> {
+        self.programs().drop_unclaimed()
+    }
+
+    /// See [`Programs::counters`].
+    pub(crate) fn counters(&self) -> Result<Vec<(ebpf_common::Counter, u64)>, MapError> {
+        self.programs().counters()
+    }
+}

@@ -1,0 +1,250 @@
+//! Finding a pod's network namespace: by the path its resource states, else by the cgroup of its processes.
+//!
+//! Either way the result is verified before it is used: it must not be the agent's own namespace and must
+//! carry the pod's addresses. What cannot be verified is not enrolled.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::devices::{self, Interface};
+use super::{Netns, NetnsId};
+use crate::enroll::pod::{PodSpec, PodUid};
+
+/// Why a pod's namespace could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FindError {
+    /// No process of the pod runs (yet).
+    #[error("no process of the pod was found by its cgroup (is the pod still starting?)")]
+    NoProcess,
+    /// The path stated for it cannot be opened.
+    #[error("the network namespace {path} cannot be opened: {source}")]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The pod is in the namespace of the agent: a host network pod, or a wrong path.
+    #[error("its network namespace is the agent's own: host network pods are not enrolled")]
+    AgentsOwn,
+    /// The namespace lacks some of the pod's addresses.
+    #[error("no device of its network namespace carries {} (is the pod still starting?)", list(.0))]
+    AddressesMissing(Vec<IpAddr>),
+    /// The pod has no address yet.
+    #[error("the pod has no address yet")]
+    NoAddress,
+    /// The namespace could not be examined.
+    #[error("its network namespace cannot be examined: {0}")]
+    Examine(#[source] io::Error),
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// How a namespace was come by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The path that control states.
+    Path(PathBuf),
+    /// A process of the pod.
+    Process(PathBuf),
+}
+
+/// A namespace verified to be the pod's.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// The namespace.
+    pub(crate) netns: Arc<Netns>,
+    /// Its devices when it was last looked at.
+    pub(crate) devices: Vec<Interface>,
+    origin: Origin,
+}
+
+impl Found {
+    /// Whether what led here still leads here: else the pod may live elsewhere now (its sandbox was made anew).
+    pub(crate) fn still_leads_here(&self, pod: &PodSpec) -> bool {
+        let (path, is_stated) = match &self.origin {
+            Origin::Path(path) => (path, pod.netns_path.as_ref() == Some(path)),
+            Origin::Process(path) => (path, pod.netns_path.is_none()),
+        };
+        is_stated && Netns::open(path).is_ok_and(|netns| netns.id() == self.netns.id())
+    }
+}
+
+/// Opens and verifies the namespace of `pod`. `proc_root` is where procfs is mounted.
+pub(crate) fn find(pod: &PodSpec, own: NetnsId, proc_root: &Path) -> Result<Found, FindError> {
+    if pod.addresses.is_empty() {
+        return Err(FindError::NoAddress);
+    }
+    if let Some(path) = &pod.netns_path {
+        let netns = Netns::open(path).map_err(|source| FindError::Open { path: path.clone(), source })?;
+        return verify(netns, own, &pod.addresses, Origin::Path(path.clone()));
+    }
+    let mut last = FindError::NoProcess;
+    let mut seen = HashSet::new();
+    for pid in processes(proc_root, &pod.uid) {
+        // A process that ended meanwhile is no failure; the next one may live.
+        let path = proc_root.join(pid.to_string()).join("ns/net");
+        let Ok(netns) = Netns::open(&path) else { continue };
+        if !seen.insert(netns.id()) {
+            continue;
+        }
+        match verify(netns, own, &pod.addresses, Origin::Process(path)) {
+            Ok(found) => return Ok(found),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Checks that `netns` is another namespace than the agent's and carries `addresses`.
+fn verify(netns: Netns, own: NetnsId, addresses: &[IpAddr], origin: Origin) -> Result<Found, FindError> {
+    if netns.id() == own {
+        return Err(FindError::AgentsOwn);
+    }
+    let devices = devices::list(&netns).map_err(FindError::Examine)?;
+    let missing = devices::missing(&devices, addresses);
+    if !missing.is_empty() {
+        return Err(FindError::AddressesMissing(missing));
+    }
+    Ok(Found { netns: Arc::new(netns), devices, origin })
+}
+
+/// The processes of a pod, lowest id first.
+fn processes(proc_root: &Path, pod: &PodUid) -> Vec<u32> {
+    let wanted = HashSet::from([pod.clone()]);
+    scan(proc_root, &wanted).remove(pod).unwrap_or_default()
+}
+
+/// The processes of each of `wanted` that runs any, from one walk over procfs.
+fn scan(proc_root: &Path, wanted: &HashSet<PodUid>) -> HashMap<PodUid, Vec<u32>> {
+    let mut found: HashMap<PodUid, Vec<u32>> = HashMap::new();
+    let Ok(entries) = std::fs::read_dir(proc_root) else { return found };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(cgroups) = std::fs::read_to_string(entry.path().join("cgroup")) else { continue };
+        if let Some(uid) = pod_of(&cgroups, wanted) {
+            found.entry(uid).or_default().push(pid);
+        }
+    }
+    for pids in found.values_mut() {
+        pids.sort_unstable();
+    }
+    found
+}
+
+/// The pod of `wanted` that a process with this `/proc/PID/cgroup` belongs to.
+///
+/// Kubelet names a pod's cgroup `pod<uid>` or, with systemd, `kubepods-<class>-pod<uid>.slice` with underscores
+/// for dashes. The outermost component that names a pod decides: what a container makes below its own cgroup
+/// claims nothing.
+fn pod_of(cgroups: &str, wanted: &HashSet<PodUid>) -> Option<PodUid> {
+    cgroups.lines().find_map(|line| {
+        let path = line.splitn(3, ':').nth(2)?;
+        for component in path.split('/') {
+            let Some(uid) = uid_of(component) else { continue };
+            if let Some(uid) = wanted.get(uid.as_str()) {
+                return Some(uid.clone());
+            }
+            if is_kubernetes_uid(&uid) {
+                return None;
+            }
+        }
+        None
+    })
+}
+
+/// The uid a cgroup's name carries, with dashes.
+fn uid_of(component: &str) -> Option<String> {
+    let name = component.strip_suffix(".slice").unwrap_or(component);
+    let uid = match name.strip_prefix("pod") {
+        Some(uid) => uid,
+        None => &name[name.find("-pod")? + "-pod".len()..],
+    };
+    (!uid.is_empty()).then(|| uid.replace('_', "-"))
+}
+
+/// Whether this is certainly the uid of some pod: a UUID, or the 32 hexadecimal digits of a static pod.
+fn is_kubernetes_uid(uid: &str) -> bool {
+    let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
+    digits == 32 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "0b5e1c9a-7b39-4c6e-9f65-0a1b2c3d4e5f";
+    const B: &str = "11111111-2222-3333-4444-555555555555";
+
+    #[test]
+    fn a_process_belongs_to_the_pod_its_cgroup_names() {
+        let cases = [
+            ("cgroupfs, v2", format!("0::/kubepods/burstable/pod{A}/3f2a"), Some(A)),
+            ("cgroupfs, guaranteed", format!("0::/kubepods/pod{A}"), Some(A)),
+            (
+                "systemd, underscores",
+                format!(
+                    "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{}.slice/cri-1.scope",
+                    A.replace('-', "_")
+                ),
+                Some(A),
+            ),
+            (
+                "systemd, guaranteed",
+                format!("0::/kubepods.slice/kubepods-pod{}.slice", A.replace('-', "_")),
+                Some(A),
+            ),
+            ("version 1 controller", format!("5:devices:/x\n4:memory:/kubepods/pod{A}/c\n0::/"), Some(A)),
+            ("below a tree of its own", format!("0::/node-east/kubelet/kubepods/pod{A}/app"), Some(A)),
+            ("another pod", format!("0::/kubepods/pod{B}/c"), None),
+            ("a nested cgroup that claims to be ours", format!("0::/kubepods/pod{B}/c/pod{A}"), None),
+            ("a longer uid", format!("0::/kubepods/pod{A}0/c"), None),
+            ("not a pod", "0::/system.slice/podman-1.scope".to_owned(), None),
+            ("within something that only begins like a pod", format!("0::/podman-1/pod{A}"), Some(A)),
+            ("no path", "garbage".to_owned(), None),
+        ];
+        let wanted = HashSet::from([PodUid::from(A)]);
+        for (name, cgroups, expected) in cases {
+            assert_eq!(pod_of(&cgroups, &wanted), expected.map(PodUid::from), "{name}");
+        }
+    }
+
+    #[test]
+    fn one_walk_over_proc_finds_the_processes_of_each_pod() {
+        let proc = tempfile::tempdir().unwrap();
+        for (pid, cgroup) in [("12", A), ("7", A), ("9", B), ("self", A)] {
+            std::fs::create_dir(proc.path().join(pid)).unwrap();
+            std::fs::write(proc.path().join(pid).join("cgroup"), format!("0::/kubepods/pod{cgroup}/c\n"))
+                .unwrap();
+        }
+        let found = scan(proc.path(), &HashSet::from([PodUid::from(A)]));
+        assert_eq!(found, HashMap::from([(PodUid::from(A), vec![7, 12])]));
+    }
+
+    fn pod(addresses: &[&str]) -> PodSpec {
+        PodSpec {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..PodSpec::named(A)
+        }
+    }
+
+    #[test]
+    fn the_agents_own_namespace_is_never_a_pods() {
+        let spec = PodSpec { netns_path: Some("/proc/self/ns/net".into()), ..pod(&["127.0.0.1"]) };
+        let error = find(&spec, Netns::own().unwrap().id(), Path::new("/proc")).unwrap_err();
+        assert!(matches!(error, FindError::AgentsOwn), "{error}");
+    }
+
+    #[test]
+    fn a_pod_without_processes_or_addresses_is_not_found() {
+        let proc = tempfile::tempdir().unwrap();
+        let own = Netns::own().unwrap().id();
+        assert!(matches!(find(&pod(&["10.0.0.1"]), own, proc.path()), Err(FindError::NoProcess)));
+        assert!(matches!(find(&pod(&[]), own, proc.path()), Err(FindError::NoAddress)));
+    }
+}

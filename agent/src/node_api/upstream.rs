@@ -1,0 +1,80 @@
+//! The agent's copy of what control says: configuration for ztunnel, as it came, and this node's pods.
+//!
+//! The copy stays in force while control is away; what changed meanwhile comes with the next stream.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::convert::Resource;
+use api::delta::Rejection;
+use api::type_url::ResourceType;
+use api::xds_client::{Batch, Subscription, Update};
+use control::xds::{Entry, ResourceStore};
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::enroll::manager::Pods;
+use crate::enroll::pod::{PodSpec, PodUid};
+
+/// Takes what control pushes into `store` and `pods`, until the client ends.
+pub(crate) async fn follow(mut subscription: Subscription, store: ResourceStore, pods: watch::Sender<Pods>) {
+    while let Some(batch) = subscription.batches.recv().await {
+        debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), "push from control");
+        let rejected = match batch.kind {
+            ResourceType::NodePod => take_pods(&batch, &pods),
+            kind => {
+                store.update(kind, batch.updates.iter().map(entry).collect(), &batch.removed);
+                Vec::new()
+            }
+        };
+        batch.reject(rejected);
+    }
+}
+
+/// Content goes on as it came, unreadable content too: ztunnel is to refuse what a policy it cannot read applies to.
+fn entry(update: &Update) -> Entry {
+    Entry::from((update.name.clone(), update.content.clone()))
+}
+
+/// A pod that is not usable stays as it was; control is told why.
+fn take_pods(batch: &Batch, pods: &watch::Sender<Pods>) -> Vec<Rejection> {
+    let mut rejected = Vec::new();
+    let mut specs = Vec::new();
+    for update in &batch.updates {
+        let Ok(Resource::Pod(pod)) = &update.outcome else { continue };
+        match PodSpec::try_from((**pod).clone()) {
+            Ok(spec) => specs.push(spec),
+            Err(error) => rejected.push(Rejection { name: update.name.clone(), reason: error.to_string() }),
+        }
+    }
+    pods.send_modify(|pods| *pods = Some(Arc::new(merged(pods.as_deref(), specs, &batch.removed))));
+    rejected
+}
+
+fn merged(
+    before: Option<&BTreeMap<PodUid, PodSpec>>,
+    specs: Vec<PodSpec>,
+    removed: &[String],
+) -> BTreeMap<PodUid, PodSpec> {
+    let mut pods = before.cloned().unwrap_or_default();
+    for name in removed {
+        pods.remove(name.as_str());
+    }
+    pods.extend(specs.into_iter().map(|spec| (spec.uid.clone(), spec)));
+    pods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_added_changed_and_removed_by_uid() {
+        let first = merged(None, vec![PodSpec::named("a"), PodSpec::named("b")], &[]);
+        let strict = PodSpec { strict: true, ..PodSpec::named("b") };
+        let second = merged(Some(&first), vec![strict.clone(), PodSpec::named("c")], &["a".to_owned()]);
+        let uids: Vec<_> = second.keys().map(PodUid::as_str).collect();
+        assert_eq!(uids, ["b", "c"]);
+        assert_eq!(second["b"], strict);
+    }
+}

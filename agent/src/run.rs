@@ -1,0 +1,340 @@
+//! The agent as a process: what it needs, in the order in which it is safe, and its end.
+//!
+//! The order matters twice. The agent's own cgroup is exempt before any listener exists, since accepted sockets inherit it; and
+//! every socket is bound before anything in the kernel changes, so that a port in use ends the start without a trace.
+//! At the end capture stays: pods leave the mesh when control says so, not when the agent stops.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use api::ca::CaClient;
+use api::channel::{Credentials, Server, ServerAddress};
+use api::type_url::ResourceType;
+use api::xds_client::{self, XdsConfig};
+use control::xds::ResourceStore;
+use daemon::admin::{Address, Admin, Routes};
+use daemon::logging::LogHandle;
+use daemon::metrics::Metrics;
+use daemon::readiness::Readiness;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, block_in_place};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::bpf::{LoadOptions, LogReader, Programs, Redirection};
+use crate::cgroup;
+use crate::embedded;
+use crate::enroll::manager::{self, Pods};
+use crate::enroll::{Context, Sweep};
+use crate::kernel::Kernel;
+use crate::kubelet;
+use crate::local_socket::{self, Peer};
+use crate::netns::Netns;
+use crate::node_api::{self, ca_relay::CaRelay, upstream};
+use crate::status::Board;
+use crate::telemetry::{Observed, Telemetry};
+use crate::view::{View, logging_routes};
+use crate::zds::hub::Hub;
+use crate::zds::server::{self as zds_server, Admission};
+use crate::zds::socket::SeqPacketListener;
+
+/// How long tasks may take to end once told.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where configuration comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum ControlSource {
+    /// A control plane elsewhere.
+    Remote {
+        /// Its address.
+        server: ServerAddress,
+        /// The PEM file of its root.
+        roots: PathBuf,
+        /// The file of this node's token.
+        token: PathBuf,
+    },
+    /// A control plane in this process, for this node alone.
+    Embedded {
+        /// The manifests.
+        manifests: PathBuf,
+        /// Its state directory.
+        state: PathBuf,
+    },
+}
+
+/// What the agent needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentConfig {
+    /// The node's name.
+    pub(crate) node: String,
+    /// Where configuration comes from.
+    pub(crate) control: ControlSource,
+    /// The directory of the sockets.
+    pub(crate) run_dir: PathBuf,
+    /// A mounted BPF file system.
+    pub(crate) bpffs: PathBuf,
+    /// The cgroup below which kubelet runs; none: all of the tree.
+    pub(crate) cgroup_root: Option<PathBuf>,
+    /// Kubelet's cgroup, absolute or below the former.
+    pub(crate) kubelet_cgroup: Option<PathBuf>,
+    /// How capture is attached.
+    pub(crate) redirection: Redirection,
+    /// How long captured connections of a leaving pod may last.
+    pub(crate) drain_deadline: Duration,
+    /// Where the admin endpoint listens.
+    pub(crate) admin: SocketAddr,
+    /// Where metrics are served.
+    pub(crate) metrics: SocketAddr,
+    /// Where readiness is served.
+    pub(crate) readiness: SocketAddr,
+}
+
+/// Everything that listens, bound before anything else happens.
+struct Sockets {
+    zds: SeqPacketListener,
+    xds: UnixListener,
+    agent: Admin,
+    admin: Admin,
+    metrics: Admin,
+    readiness: Admin,
+}
+
+impl Sockets {
+    fn bind(config: &AgentConfig) -> anyhow::Result<Self> {
+        let directory = &config.run_dir;
+        local_socket::make_directory(directory).with_context(|| format!("making {}", directory.display()))?;
+        let named = |name: &str| directory.join(name);
+        let cannot = |name: &str| format!("cannot listen on {} (--run-dir)", directory.join(name).display());
+        Ok(Self {
+            zds: SeqPacketListener::bind(&named("zds.sock")).with_context(|| cannot("zds.sock"))?,
+            xds: local_socket::listen(&named("xds.sock")).with_context(|| cannot("xds.sock"))?,
+            agent: Admin::bind(&Address::Unix(named("agent.sock")), "--run-dir")?,
+            admin: Admin::bind(&Address::Tcp(config.admin), "--admin")?,
+            metrics: Admin::bind(&Address::Tcp(config.metrics), "--metrics")?,
+            readiness: Admin::bind(&Address::Tcp(config.readiness), "--readiness")?,
+        })
+    }
+}
+
+/// Runs the agent until it is told to stop, or cannot go on.
+///
+/// # Errors
+/// What it lacks to start, with the flag that would change it; or what ended it.
+pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Result<()> {
+    daemon::limits::raise_descriptor_limit()?;
+    let sockets = Sockets::bind(&config)?;
+    let readiness = Readiness::new();
+    let programs_block = readiness.block("kernel programs");
+    let (kernel, log) = block_in_place(|| load(&config))?;
+    drop(programs_block);
+
+    let stop = CancellationToken::new();
+    let mut tasks = Tasks { all: JoinSet::new(), stop: stop.clone() };
+    let (server, credentials) = connect_control(&config, &mut tasks).await?;
+    let address = server.to_string();
+    let authority = CaClient::new(server.clone(), credentials.clone());
+    let (client, subscription) = xds_client::client(xds_config(&config.node, server, credentials));
+    let control_status = subscription.status.clone();
+    let store = ResourceStore::new(ResourceType::ZTUNNEL);
+    let (pods, pods_out) = watch::channel::<Pods>(None);
+    tasks.spawn("control client", client.run());
+    tasks.spawn("control client", upstream::follow(subscription, store.clone(), pods));
+
+    let hub = Arc::new(Hub::new());
+    let board = Arc::new(Board::default());
+    let telemetry = Telemetry::default();
+    let context = Arc::new(Context {
+        kernel: kernel.clone(),
+        hub: Arc::clone(&hub),
+        board: Arc::clone(&board),
+        telemetry: telemetry.clone(),
+        sweep: Sweep::new(readiness.block("pods of this node")),
+        own_netns: Netns::own().context("reading the agent's own network namespace")?.id(),
+        proc_root: PathBuf::from("/proc"),
+        drain_deadline: config.drain_deadline,
+    });
+    tasks.spawn("pods", manager::run(context, pods_out, stop.clone()));
+    let admission = Arc::new(ExemptCgroup(kernel.clone()));
+    tasks.spawn("zds", zds_server::serve(sockets.zds, Arc::clone(&hub), admission, stop.clone()));
+    let relay = CaRelay::new(authority, telemetry.clone());
+    let node_api = node_api::serve(sockets.xds, store, relay, stop.clone());
+    tasks.spawn("node api", async move {
+        if let Err(error) = node_api.await {
+            error!(%error, "the configuration socket failed");
+        }
+    });
+    follow_kubelet(&config, &kernel, &mut tasks);
+    if let Some(log) = log {
+        tasks.spawn_detached("kernel log", read_log(log));
+    }
+    let view = View { node: config.node, address, kernel, hub, board, control: control_status };
+    let metrics = metrics(&view, &telemetry);
+    let about = Arc::new(view);
+    let status = |about: &Arc<View>| about.routes(Routes::new());
+    tasks.serve(sockets.agent, logging_routes(status(&about), logging));
+    tasks.serve(sockets.admin, status(&about));
+    tasks.serve(sockets.metrics, metrics.routes(Routes::new()));
+    tasks.serve(sockets.readiness, readiness.routes(Routes::new()));
+    tasks.until_told().await
+}
+
+/// The tasks of the process; each is to run until `stop`.
+pub(crate) struct Tasks {
+    all: JoinSet<&'static str>,
+    /// Ends them.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs a task that ends by itself only when told to, or on a fault.
+    pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.all.spawn(async move {
+            tokio::pin!(task);
+            tokio::select! {
+                () = &mut task => return name,
+                () = stop.cancelled() => {}
+            }
+            // It was told as well; one that has nothing to finish is simply dropped by the deadline.
+            let _ = tokio::time::timeout(STOP_DEADLINE, task).await;
+            name
+        });
+    }
+
+    /// Runs a task that is dropped at the end, and whose own end is no fault.
+    fn spawn_detached(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.spawn(name, async move {
+            tokio::select! {
+                () = task => stop.cancelled().await,
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    fn serve(&mut self, admin: Admin, routes: Routes) {
+        self.spawn("endpoint", admin.serve(routes, self.stop.clone().cancelled_owned()));
+    }
+
+    /// Waits for a signal, or for a task that ends before it; then ends all.
+    async fn until_told(mut self) -> anyhow::Result<()> {
+        let outcome = tokio::select! {
+            cause = daemon::drain::signalled() => {
+                info!(cause = ?cause?, "the agent stops; what is captured stays captured");
+                Ok(())
+            }
+            ended = self.all.join_next() => match ended {
+                Some(Ok(name)) => Err(anyhow::anyhow!("{name} ended; see the log above")),
+                Some(Err(failure)) => Err(anyhow::anyhow!("a fault of the agent: {failure}")),
+                None => Ok(()),
+            },
+        };
+        self.stop.cancel();
+        while self.all.join_next().await.is_some() {}
+        outcome
+    }
+}
+
+/// Loads the programs and exempts the agent itself.
+fn load(config: &AgentConfig) -> anyhow::Result<(Kernel, Option<LogReader>)> {
+    let cgroup_root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => cgroup::mount_point()?
+            .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
+    };
+    let options = LoadOptions {
+        bpffs: &config.bpffs,
+        cgroup_root: &cgroup_root,
+        redirection: config.redirection,
+        log: tracing::enabled!(target: "culvert::bpf", tracing::Level::DEBUG),
+    };
+    let mut programs = Programs::load(&options)?;
+    let log = programs.take_log();
+    let own = cgroup::of_process(std::process::id()).context("the agent's own cgroup")?;
+    programs.exempt_cgroup(own)?;
+    let kernel = Kernel::new(programs);
+    info!(redirection = kernel.redirection(), "the kernel programs are loaded");
+    Ok((kernel, log))
+}
+
+/// How control is reached; an embedded one is started first.
+async fn connect_control(config: &AgentConfig, tasks: &mut Tasks) -> anyhow::Result<(Server, Credentials)> {
+    match &config.control {
+        ControlSource::Remote { server, roots, token } => {
+            let server = match server {
+                ServerAddress::Unix(path) => Server::Unix(path.clone()),
+                ServerAddress::Https(authority) => Server::Tls {
+                    authority: authority.clone(),
+                    name: control::SERVER_NAME.to_owned(),
+                    roots: roots.clone(),
+                },
+            };
+            Ok((server, Credentials { token: Some(token.clone()), cluster_id: None }))
+        }
+        ControlSource::Embedded { manifests, state } => {
+            embedded::start(&config.node, manifests, state, &config.run_dir, tasks).await
+        }
+    }
+}
+
+fn metrics(view: &View, telemetry: &Telemetry) -> Metrics {
+    let metrics = Metrics::new();
+    metrics.register(|registry| {
+        let registry = registry.sub_registry_with_prefix("culvert");
+        telemetry.register(registry);
+        registry.register_collector(Box::new(Observed {
+            kernel: view.kernel.clone(),
+            board: Arc::clone(&view.board),
+            hub: Arc::clone(&view.hub),
+            control: view.control.clone(),
+        }));
+    });
+    metrics
+}
+
+fn xds_config(node: &str, server: Server, credentials: Credentials) -> XdsConfig {
+    let id = format!("agent~{node}~culvert-agent.culvert-system~culvert-system.svc.cluster.local");
+    XdsConfig {
+        server,
+        credentials,
+        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.to_owned())]),
+        types: ResourceType::AGENT.into(),
+    }
+}
+
+/// Exempts what a ztunnel sends, by its cgroup, before it serves any pod.
+#[derive(Debug)]
+struct ExemptCgroup(Kernel);
+
+impl Admission for ExemptCgroup {
+    fn admit(&self, peer: Peer) -> Result<(), String> {
+        let cgroup = cgroup::of_process(peer.pid).map_err(|error| error.to_string())?;
+        self.0.exempt_cgroup(cgroup).map_err(|error| error.to_string())
+    }
+}
+
+fn follow_kubelet(config: &AgentConfig, kernel: &Kernel, tasks: &mut Tasks) {
+    let Some(path) = &config.kubelet_cgroup else {
+        warn!("without --kubelet-cgroup kubelet's probes are captured like everything else");
+        return;
+    };
+    let path = config.cgroup_root.clone().unwrap_or_default().join(path);
+    let kernel = kernel.clone();
+    let changed = move |id: Option<_>| {
+        let ids: Vec<_> = id.into_iter().collect();
+        if let Err(error) = block_in_place(|| kernel.set_kubelet_cgroups(&ids)) {
+            error!(%error, "kubelet's cgroup cannot be told to the kernel");
+        }
+    };
+    tasks.spawn("kubelet", kubelet::follow(path, changed, tasks.stop.clone()));
+}
+
+async fn read_log(log: LogReader) {
+    if let Err(error) = log.run().await {
+        error!(%error, "the kernel programs' log cannot be read any more");
+    }
+}

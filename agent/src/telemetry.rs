@@ -1,0 +1,121 @@
+//! What the agent counts. Packets are counted by the kernel programs and read when asked; states are read from the board.
+
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tracing::warn;
+
+use api::xds_client::XdsStatus;
+
+use crate::enroll::steps::State;
+use crate::kernel::Kernel;
+use crate::status::Board;
+use crate::zds::hub::Hub;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// The counters that the agent itself advances.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Telemetry {
+    enrolment_failures: Family<Reason, Counter>,
+    certificates: Family<Outcome, Counter>,
+}
+
+impl Telemetry {
+    /// Makes the counters known under the prefix `culvert`.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "enrolment_failures",
+            "Steps of enrolment or leaving that failed and are tried again, by reason",
+            self.enrolment_failures.clone(),
+        );
+        registry.register(
+            "certificate_requests",
+            "Certificate requests of ztunnel relayed to control, by outcome (issued, refused, unavailable)",
+            self.certificates.clone(),
+        );
+    }
+
+    /// A step failed.
+    pub(crate) fn enrolment_failed(&self, reason: &str) {
+        self.enrolment_failures.get_or_create(&Reason { reason: reason.to_owned() }).inc();
+    }
+
+    /// A certificate request was answered.
+    pub(crate) fn certificate(&self, outcome: &'static str) {
+        self.certificates.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+/// What is read when somebody asks.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    /// The packets.
+    pub(crate) kernel: Kernel,
+    /// The pods.
+    pub(crate) board: Arc<Board>,
+    /// The ztunnels.
+    pub(crate) hub: Arc<Hub>,
+    /// The stream to control.
+    pub(crate) control: watch::Receiver<XdsStatus>,
+}
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self.kernel.counters() {
+            Ok(counters) => {
+                let help = "Packets, and for inbound connections their first, by what the kernel programs did and why";
+                let mut packets =
+                    encoder.encode_descriptor("bpf_packets", help, None, MetricType::Counter)?;
+                for (counter, count) in counters {
+                    let labels = [("decision", counter.decision().label()), ("reason", counter.reason())];
+                    ConstCounter::new(count).encode(packets.encode_family(&labels)?)?;
+                }
+            }
+            Err(error) => warn!(%error, "the packet counters cannot be read"),
+        }
+        let mut pods =
+            encoder.encode_descriptor("pods", "Pods of this node, by state", None, MetricType::Gauge)?;
+        for state in State::ALL {
+            let count = i64::try_from(self.board.count(state)).unwrap_or(i64::MAX);
+            ConstGauge::new(count).encode(pods.encode_family(&[("state", state.as_str())])?)?;
+        }
+        let status = *self.control.borrow();
+        let connected = i64::from(status.connected);
+        gauge(&mut encoder, "control_connected", "Whether the stream to control stands: 1 or 0", connected)?;
+        let terminations = ConstCounter::new(status.terminations);
+        let help = "Streams to control, and attempts at one, that ended";
+        terminations.encode(encoder.encode_descriptor(
+            "control_terminations",
+            help,
+            None,
+            MetricType::Counter,
+        )?)?;
+        let ztunnels = i64::try_from(self.hub.sessions().len()).unwrap_or(i64::MAX);
+        gauge(&mut encoder, "ztunnels", "Connected ztunnels, draining ones included", ztunnels)
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> Result<(), std::fmt::Error> {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}

@@ -1,0 +1,71 @@
+//! The agent's side of ZDS (Istio contract 2.5): which pods ztunnel serves, with their namespaces and listeners.
+//!
+//! One ztunnel is active, the one that connected last; older ones are draining. Pods are added to the active one,
+//! and taken from all. A new session gets the whole snapshot first, then what changes. `hub` knows the sessions and what
+//! each has acknowledged, `session` speaks with one, `server` accepts them, `socket` carries datagrams.
+
+pub(crate) mod hub;
+pub(crate) mod server;
+pub(crate) mod session;
+pub(crate) mod socket;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use api::zds::{Add, Listener, PodInfo};
+
+use crate::enroll::pod::{PodSpec, PodUid};
+use crate::listeners::Listeners;
+use crate::netns::Netns;
+
+/// What ztunnel is told of a pod. Compared by identity: a changed pod is a new announcement.
+#[derive(Debug)]
+pub(crate) struct Announcement {
+    /// The pod.
+    pub(crate) pod: PodSpec,
+    /// Its namespace.
+    pub(crate) netns: Arc<Netns>,
+    /// The agent's listeners in it; none when ztunnel is to make its own.
+    pub(crate) listeners: Option<Arc<Listeners>>,
+}
+
+impl Announcement {
+    /// The message; without `with_listeners` it is what Istio's ztunnel knows, to the byte.
+    fn message(&self, with_listeners: bool) -> Add {
+        let listeners = self.listeners.as_ref().filter(|_| with_listeners);
+        Add {
+            uid: self.pod.uid.to_string(),
+            info: PodInfo {
+                name: self.pod.name.clone(),
+                namespace: self.pod.namespace.clone(),
+                service_account: self.pod.service_account.clone(),
+            },
+            listeners: listeners
+                .into_iter()
+                .flat_map(|listeners| listeners.all().map(|(kind, _)| kind))
+                .collect(),
+            addresses: if with_listeners { self.pod.addresses.clone() } else { Vec::new() },
+        }
+    }
+
+    /// The descriptors that travel with it: the namespace, and for a ztunnel that takes them the listeners.
+    fn fds(&self, with_listeners: bool) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.listeners.as_ref().filter(|_| with_listeners);
+        let listeners = listeners.into_iter().flat_map(|listeners| listeners.all().map(|(_, fd)| fd));
+        std::iter::once(self.netns.as_fd()).chain(listeners).collect()
+    }
+}
+
+/// A pod that a ztunnel held when the agent came back: what keeps its accept queues alive.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The pod.
+    pub(crate) uid: PodUid,
+    /// Its namespace.
+    pub(crate) netns: OwnedFd,
+    /// Its listeners.
+    pub(crate) listeners: Vec<(Listener, OwnedFd)>,
+}

@@ -1,0 +1,196 @@
+//! One conversation with one ztunnel: hello, what it holds, the snapshot, then changes. One request at a time,
+//! each answered within [`DEADLINE`]; anything else than the protocol allows ends the session.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::zds::{Hello, Request, Response, Violation};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry};
+use super::socket::{Datagram, SeqPacket};
+use super::{Announcement, Held};
+use crate::enroll::pod::PodUid;
+use crate::local_socket::Peer;
+
+/// Longest time for a hello, for sending and for each answer (Istio contract 2.5).
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a session ended. All but `Io` are the peer's doing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    /// The socket failed.
+    #[error("the socket failed: {0}")]
+    Io(#[from] io::Error),
+    /// Nothing came in time.
+    #[error("ztunnel did not answer within {} s", DEADLINE.as_secs())]
+    Deadline,
+    /// The connection was closed in the middle of something.
+    #[error("ztunnel closed the connection while an answer was due")]
+    Closed,
+    /// The message cannot be read, or one of ours cannot be written.
+    #[error("ztunnel broke the protocol: {0}")]
+    Protocol(#[from] Violation),
+    /// The message has no place here.
+    #[error("ztunnel broke the protocol: a message that was not due")]
+    NotDue,
+}
+
+/// Serves one ztunnel until it closes the connection.
+pub(crate) async fn run(socket: SeqPacket, peer: Peer, hub: &Arc<Hub>) -> Result<(), SessionError> {
+    let first = due(&socket).await?;
+    let hello = Hello::decode(&first.bytes, first.fds.len())?;
+    info!(pid = peer.pid, listeners = hello.listeners, "ztunnel connected");
+    if !hello.listeners {
+        warn!(
+            pid = peer.pid,
+            "this ztunnel takes no listeners from the agent (Istio's): it is told of pods, but their traffic cannot be captured for it"
+        );
+    }
+    let (membership, commands) = hub.join(peer, hello.listeners);
+    let mut session = Session { socket, membership, listeners: hello.listeners };
+    if !hub.holdings_known() {
+        let held = if hello.listeners { session.return_listeners().await? } else { Vec::new() };
+        session.membership.report(held);
+    }
+    tokio::select! {
+        () = hub.roster_known() => {}
+        early = session.socket.receive() => return ended(early?),
+    }
+    session.send_snapshot().await?;
+    session.serve(commands).await
+}
+
+/// What is due from the peer at this point.
+async fn due(socket: &SeqPacket) -> Result<Datagram, SessionError> {
+    let received =
+        tokio::time::timeout(DEADLINE, socket.receive()).await.map_err(|_| SessionError::Deadline)?;
+    received?.ok_or(SessionError::Closed)
+}
+
+/// Nothing is due: only the end may come.
+fn ended(received: Option<Datagram>) -> Result<(), SessionError> {
+    received.map_or(Ok(()), |_| Err(SessionError::NotDue))
+}
+
+struct Session {
+    socket: SeqPacket,
+    membership: Membership,
+    listeners: bool,
+}
+
+impl Session {
+    async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), SessionError> {
+        let message = request.encode()?;
+        let sent = tokio::time::timeout(DEADLINE, self.socket.send(&message, fds)).await;
+        Ok(sent.map_err(|_| SessionError::Deadline)??)
+    }
+
+    /// Sends a request and waits for its answer; the inner error is ztunnel's.
+    async fn request(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Result<(), String>, SessionError> {
+        self.send(request, fds).await?;
+        let answer = due(&self.socket).await?;
+        match Response::decode(&answer.bytes, answer.fds.len())? {
+            Response::Ack => Ok(Ok(())),
+            Response::Nack(error) => Ok(Err(error)),
+            Response::Held(_) => Err(SessionError::NotDue),
+        }
+    }
+
+    /// Asks for everything ztunnel holds.
+    async fn return_listeners(&mut self) -> Result<Vec<Held>, SessionError> {
+        self.send(&Request::ReturnListeners, &[]).await?;
+        let mut all = Vec::new();
+        loop {
+            let answer = due(&self.socket).await?;
+            match Response::decode(&answer.bytes, answer.fds.len())? {
+                Response::Held(held) => all.push(held_pod(held, answer.fds)?),
+                Response::Ack => break,
+                Response::Nack(error) => {
+                    warn!(error, "ztunnel gives no listeners back");
+                    break;
+                }
+            }
+        }
+        info!(pods = all.len(), "ztunnel gave back what it holds");
+        Ok(all)
+    }
+
+    async fn send_snapshot(&mut self) -> Result<(), SessionError> {
+        for entry in self.membership.snapshot() {
+            match entry {
+                SnapshotEntry::Add(announcement) => {
+                    // A refusal is reported where the pod's task asks again, which it does on every change here.
+                    if let Err(error) = self.add(&announcement).await? {
+                        warn!(pod = %announcement.pod.uid, %error, "a pod of the snapshot was refused");
+                    }
+                }
+                SnapshotEntry::Keep(uid) => {
+                    let kept = self.request(&Request::Keep(uid.to_string()), &[]).await?;
+                    debug!(pod = %uid, ?kept, "told to keep");
+                }
+            }
+        }
+        if let Err(error) = self.request(&Request::SnapshotSent, &[]).await? {
+            warn!(error, "ztunnel did not take the end of the snapshot");
+        }
+        self.membership.synchronised();
+        Ok(())
+    }
+
+    async fn add(
+        &mut self,
+        announcement: &Arc<Announcement>,
+    ) -> Result<Result<(), AnnounceError>, SessionError> {
+        if self.membership.has_acknowledged(announcement) {
+            return Ok(Ok(()));
+        }
+        let message = Request::Add(announcement.message(self.listeners));
+        let answer = self.request(&message, &announcement.fds(self.listeners)).await?;
+        if answer.is_ok() {
+            self.membership.acknowledge(announcement);
+        }
+        Ok(answer.map_err(AnnounceError::Refused))
+    }
+
+    async fn serve(&mut self, mut commands: mpsc::UnboundedReceiver<Command>) -> Result<(), SessionError> {
+        loop {
+            tokio::select! {
+                received = self.socket.receive() => return ended(received?),
+                command = commands.recv() => match command {
+                    None => return Ok(()),
+                    Some(Command::Add(announcement, reply)) => {
+                        let answer = self.add(&announcement).await?;
+                        // The pod's task may have given up waiting.
+                        let _ = reply.send(answer);
+                    }
+                    Some(Command::Del(uid, reply)) => {
+                        if let Err(error) = self.request(&Request::Del(uid.to_string()), &[]).await? {
+                            warn!(pod = %uid, error, "ztunnel did not let go of a pod");
+                        }
+                        self.membership.forget(&uid);
+                        let _ = reply.send(());
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Joins a pod that ztunnel holds with the descriptors that came with it, whose number the decoder has checked.
+fn held_pod(held: api::zds::Held, fds: Vec<OwnedFd>) -> Result<Held, SessionError> {
+    let mut fds = fds.into_iter();
+    let netns = fds.next().ok_or(Violation::MissingNetns)?;
+    Ok(Held {
+        uid: PodUid::from(held.uid.as_str()),
+        netns,
+        listeners: held.listeners.into_iter().zip(fds).collect(),
+    })
+}

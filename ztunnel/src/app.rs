@@ -22,7 +22,7 @@ use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
 use crate::proxy::{CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
-use crate::telemetry::Metrics;
+use crate::telemetry::{BuildLabel, Collected, Metrics};
 use crate::zds::{self, NodeProxies};
 use crate::{admin, xds};
 
@@ -38,7 +38,10 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     registry.register(|registry| metrics.register(registry));
     let readiness = Readiness::new();
     let (drain, drain_signal) = drain();
+    metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: BUILD }).set(1);
     let node = node(&config, metrics, drain_signal)?;
+    let collected = Collected { tunnels: node.tunnels.clone(), logging: logging.clone() };
+    registry.register(|registry| collected.register(registry));
     let servers = Servers::bind(&config)?;
     let stop = CancellationToken::new();
     servers.serve(&node, &logging, &registry, &readiness, &stop);

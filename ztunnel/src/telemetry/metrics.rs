@@ -32,9 +32,17 @@ pub(crate) struct UrlLabel {
     pub(crate) url: &'static str,
 }
 
+/// Labels of `istio_build`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct BuildLabel {
+    pub(crate) component: &'static str,
+    pub(crate) tag: &'static str,
+}
+
 /// All families; cheap to clone, as clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
+    pub(crate) build: Family<BuildLabel, Gauge>,
     pub(crate) opened: Family<Traffic, Counter>,
     pub(crate) closed: Family<Traffic, Counter>,
     pub(crate) failed: Family<Traffic, Counter>,
@@ -61,6 +69,7 @@ impl Metrics {
     /// Makes the families known to `registry`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let istio = registry.sub_registry_with_prefix("istio");
+        istio.register("build", "What is running", self.build.clone());
         istio.register("tcp_connections_opened", "Connections established", self.opened.clone());
         istio.register("tcp_connections_closed", "Established connections ended", self.closed.clone());
         istio.register(

@@ -1,6 +1,7 @@
 //! What the process tells about connections: one access-log line each and the TCP metrics, by Istio's
 //! names (contract 1.10) with a few fields of our own.
 
+mod collected;
 #[cfg(test)]
 pub(crate) mod kept;
 mod labels;
@@ -8,7 +9,8 @@ mod metrics;
 mod record;
 mod trace;
 
+pub(crate) use collected::Collected;
 pub(crate) use labels::Reporter;
-pub(crate) use metrics::{Metrics, ReasonLabel, ResultLabel, UrlLabel};
+pub(crate) use metrics::{BuildLabel, Metrics, ReasonLabel, ResultLabel, UrlLabel};
 pub(crate) use record::{Path, Record};
 pub(crate) use trace::TraceParent;

@@ -50,7 +50,7 @@ async fn pods_of_two_nodes_talk_through_mutual_tls_and_both_sides_say_so() {
     world.pod(At::West, "server", SERVER).await;
     world.echo(SERVER_APP).await;
     world.complete();
-    let sent: Vec<u8> = (0..300_000u32).map(|number| number as u8).collect();
+    let sent: Vec<u8> = (0..=u8::MAX).cycle().take(300_000).collect();
     let answer = exchange(world.dial(At::East, &client, SERVER_APP).await, &sent).await.unwrap();
     assert!(answer == sent, "{} bytes came back", answer.len());
     let lines = world.lines(2).await;
@@ -80,7 +80,7 @@ async fn pods_of_one_node_meet_in_the_process_with_identity_policy_and_both_line
     let client = world.pod(At::East, "client", CLIENT).await;
     world.pod(At::East, "server", SERVER).await;
     world.tell(|state| {
-        state.upsert_policy(policy("only-client", Action::Allow, of_principal(CLIENT_PRINCIPAL)))
+        state.upsert_policy(policy("only-client", Action::Allow, of_principal(CLIENT_PRINCIPAL)));
     });
     world.echo(SERVER_APP).await;
     world.complete();
@@ -105,7 +105,7 @@ async fn an_identity_that_policy_does_not_allow_is_reset_before_the_application_
         let client = world.pod(At::East, "client", CLIENT).await;
         world.pod(at, "server", SERVER).await;
         world.tell(|state| {
-            state.upsert_policy(policy("only-admin", Action::Allow, of_principal("somebody/else")))
+            state.upsert_policy(policy("only-admin", Action::Allow, of_principal("somebody/else")));
         });
         world.echo(SERVER_APP).await;
         world.complete();

@@ -10,3 +10,6 @@ pub mod copy;
 pub mod hbone;
 pub mod socket;
 pub mod tls;
+
+#[cfg(test)]
+mod authority;

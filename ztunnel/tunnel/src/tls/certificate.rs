@@ -207,3 +207,59 @@ fn certificates(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::{Authority, LeafSpec, identity};
+
+    const ECHO: &str = "spiffe://cluster.local/ns/demo/sa/echo";
+
+    #[test]
+    fn a_certificate_tells_who_until_when_and_its_number_and_never_its_key() {
+        let issued = Authority::new().issue(&LeafSpec { years: (2026, 2027), ..LeafSpec::of(ECHO) });
+        let certificate = WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap();
+        assert_eq!(certificate.identity(), &identity("echo"));
+        let year = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * days);
+        assert_eq!(certificate.not_before(), year(20_454));
+        assert_eq!(certificate.not_after(), year(20_819));
+        assert!(certificate.serial().bytes().all(|byte| byte.is_ascii_digit()), "{}", certificate.serial());
+        assert_eq!(certificate.chain_pem().len(), 1);
+        assert_eq!(certificate.roots_pem().len(), 1);
+        assert!(!format!("{certificate:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn intermediates_and_several_roots_are_taken_as_the_ca_sends_them() {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let (intermediate, certificate) = authority.intermediate();
+        let mut issued = intermediate.issue(&LeafSpec::of(ECHO));
+        let roots = issued.chain.pop().unwrap() + &other.root;
+        issued.chain.extend([certificate, roots]);
+        let certificate = WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap();
+        assert_eq!(certificate.chain_pem().len(), 2);
+        assert_eq!(certificate.roots_pem().len(), 2);
+    }
+
+    #[test]
+    fn a_chain_that_cannot_be_used_says_why() {
+        let authority = Authority::new();
+        let good = authority.issue(&LeafSpec::of(ECHO));
+        let leaf = good.chain[0].as_str();
+        let nameless = authority.issue(&LeafSpec { uris: vec![], ..LeafSpec::of(ECHO) });
+        let refused = |key: &str, chain: &[&str]| WorkloadCertificate::from_pem(key, chain).unwrap_err();
+        assert_eq!(refused(&good.key, &[]), CertificateError::Incomplete(0));
+        assert_eq!(refused(&good.key, &[leaf]), CertificateError::Incomplete(1));
+        for (index, chain) in [["", &authority.root], ["text", &authority.root]].iter().enumerate() {
+            let error = refused(&good.key, chain);
+            assert!(matches!(error, CertificateError::Malformed { index: 0, .. }), "{index}: {error}");
+        }
+        assert!(matches!(refused(&good.key, &[leaf, " \n"]), CertificateError::Malformed { index: 1, .. }));
+        assert!(matches!(refused("no key", &[leaf, &authority.root]), CertificateError::Key(_)));
+        assert_eq!(refused(&nameless.key, &[leaf, &authority.root]), CertificateError::WrongKey);
+        let error = refused(&nameless.key, &[nameless.chain[0].as_str(), &authority.root]);
+        assert!(matches!(error, CertificateError::Leaf(_)), "{error}");
+    }
+}

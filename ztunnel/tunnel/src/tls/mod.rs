@@ -12,3 +12,6 @@ pub use certificate::WorkloadCertificate;
 pub use error::{Blame, CertificateError, PeerCertificateError, TlsError};
 pub use handshake::{ClientStream, ExpectedPeers, ServerStream, TlsFacts, VerifiedPeer, accept, connect};
 pub use request::CertificateRequest;
+
+#[cfg(test)]
+mod tests;

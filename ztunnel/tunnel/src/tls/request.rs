@@ -51,3 +51,66 @@ impl CertificateRequest {
         Ok(certificate)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::certification_request::X509CertificationRequest;
+    use x509_parser::extensions::{GeneralName, ParsedExtension};
+    use x509_parser::pem::parse_x509_pem;
+    use x509_parser::prelude::FromDer as _;
+
+    use super::*;
+    use crate::authority::{Authority, identity};
+
+    #[test]
+    fn a_request_has_an_empty_subject_one_critical_uri_and_its_own_signature() {
+        let request = CertificateRequest::new(&identity("echo")).unwrap();
+        let (_, pem) = parse_x509_pem(request.csr_pem().as_bytes()).unwrap();
+        let (_, csr) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+        csr.verify_signature().unwrap();
+        assert_eq!(csr.certification_request_info.subject.iter().count(), 0);
+        let attributes = csr.certification_request_info.iter_attributes();
+        let extensions: Vec<_> = attributes
+            .filter_map(|attribute| match attribute.parsed_attribute() {
+                x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(request) => {
+                    Some(request.extensions.clone())
+                }
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let [name] = extensions.as_slice() else { panic!("{extensions:?}") };
+        assert!(name.critical);
+        let ParsedExtension::SubjectAlternativeName(names) = name.parsed_extension() else {
+            panic!("{name:?}")
+        };
+        assert_eq!(names.general_names, [GeneralName::URI("spiffe://cluster.local/ns/demo/sa/echo")]);
+    }
+
+    #[test]
+    fn two_requests_have_two_keys() {
+        let [first, second] = [(); 2].map(|()| CertificateRequest::new(&identity("echo")).unwrap());
+        assert_ne!(first.key.serialize_der(), second.key.serialize_der());
+    }
+
+    #[test]
+    fn the_answer_has_to_be_for_this_key_and_this_identity() {
+        let authority = Authority::new();
+        let request = |account| CertificateRequest::new(&identity(account)).unwrap();
+        let echo = request("echo");
+        let answer = authority.sign(echo.csr_pem());
+        let error = request("echo").complete(&answer).unwrap_err();
+        assert_eq!(error, CertificateError::WrongKey);
+        assert_eq!(echo.complete(&answer).unwrap().identity(), &identity("echo"));
+
+        // A CA that answers another's request by mistake.
+        let admin = request("admin");
+        let answer = authority.sign(admin.csr_pem());
+        let misled = CertificateRequest { identity: identity("echo"), ..admin };
+        let error = misled.complete(&answer).unwrap_err();
+        assert_eq!(
+            error,
+            CertificateError::WrongIdentity { asked: identity("echo"), got: identity("admin") }
+        );
+    }
+}

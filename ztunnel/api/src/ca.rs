@@ -1,5 +1,8 @@
 //! The client of a certificate authority (Istio contract 2.4).
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -3,6 +3,9 @@
 //!
 //! Roots and token are read anew for every connection, because both are rotated under a running process.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};

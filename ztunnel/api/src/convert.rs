@@ -6,6 +6,8 @@
 //! would make a DENY inert or an ALLOW wide, so its reader gets a [`RejectedPolicy`] to enforce instead.
 
 mod authorization;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use std::net::IpAddr;

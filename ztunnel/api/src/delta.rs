@@ -7,6 +7,8 @@
 
 mod client;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use client::{ClientState, ClientViolation, Push, Receipt, Rejection};
 pub use server::{Heard, ServerState, ServerViolation, Source, Versioned};

@@ -4,6 +4,9 @@
 //! comes out of the [`Subscription`] as [`Batch`]es, one at a time: the next push is read when the last batch
 //! is answered. What a consumer holds stays in force while the control plane is away.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -26,9 +29,20 @@ use crate::type_url::ResourceType;
 /// The longest message in bytes (contract 2.3): a first push has all of the mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
 
-/// The pause after a failed connection, doubled with each to [`BACKOFF_MAX`] (contract 2.8).
-const BACKOFF_MIN: Duration = Duration::from_millis(10);
-const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// How long to wait before the next attempt: doubled with each, from 10 ms to 15 s (contract 2.8).
+#[derive(Debug)]
+struct Backoff(Duration);
+
+impl Backoff {
+    const MIN: Duration = Duration::from_millis(10);
+    const MAX: Duration = Duration::from_secs(15);
+
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Self::MAX);
+        pause
+    }
+}
 
 /// What a client needs to know.
 #[derive(Clone, Debug)]
@@ -191,7 +205,7 @@ impl XdsClient {
     }
 
     async fn reconnect_for_ever(&mut self) -> Infallible {
-        let mut backoff = BACKOFF_MIN;
+        let mut backoff = Backoff(Backoff::MIN);
         loop {
             let mut heard = false;
             let Err(ended) = self.serve_stream(&mut heard).await;
@@ -201,16 +215,16 @@ impl XdsClient {
             });
             // A server that had something to say is not one to be spared.
             if heard {
-                backoff = BACKOFF_MIN;
+                backoff = Backoff(Backoff::MIN);
             }
+            let pause = backoff.next();
             tracing::warn!(
                 server = %self.config.server,
                 error = &ended as &dyn std::error::Error,
-                retry_in = ?backoff,
+                retry_in = ?pause,
                 "no configuration stream"
             );
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            tokio::time::sleep(pause).await;
         }
     }
 

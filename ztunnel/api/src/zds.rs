@@ -5,6 +5,9 @@
 //! datagram and how many file descriptors came with it, and returns the message only when the two agree; what
 //! the caller does with the descriptors of a message that does not decode is to close them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

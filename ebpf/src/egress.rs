@@ -23,7 +23,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ebpf_common::{
-    Counter, LOOPBACK_INDEX, MARK_CAPTURED, MARK_MASK, ProbeFlow,
+    Counter, Flow, LOOPBACK_INDEX, MARK_CAPTURED, MARK_MASK,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Parsed, Segment, Unparsed},
 };
 
@@ -114,7 +114,7 @@ pub fn unparsed(reason: Unparsed) -> Counter {
 #[inline(always)]
 fn stays_outside<const DRAINING: bool>(ctx: &TcContext, segment: &Segment, cookie: u64) -> Option<Counter> {
     if segment.flags.answers() {
-        let flow = ProbeFlow {
+        let flow = Flow {
             pod: segment.source,
             peer: segment.destination,
             pod_port: segment.source_port,

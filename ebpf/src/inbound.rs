@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use ebpf_common::{
-    Counter, LOOPBACK_INDEX, PORT_HBONE, ProbeFlow,
+    Counter, Flow, LOOPBACK_INDEX, PORT_HBONE,
     packet::{Parsed, Segment},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     context,
     count::{count, decide},
     egress::unparsed,
-    maps::{LISTENERS, PROBES},
+    maps::{LISTENERS, OUTBOUND_LISTENERS, PROBES, REOPENED},
     skb::{self, DROP, PASS},
 };
 
@@ -28,7 +28,7 @@ const IPPROTO_TCP: u32 = 6;
 
 /// Why a connection is not for the inbound listener.
 #[inline(always)]
-fn passes(flow: &ProbeFlow) -> Option<Counter> {
+fn passes(flow: &Flow) -> Option<Counter> {
     if flow.pod == flow.peer || flow.peer.is_loopback() || flow.pod.is_loopback() {
         Some(Counter::PassedSelf)
     } else if flow.pod_port == PORT_HBONE {
@@ -45,11 +45,15 @@ fn passes(flow: &ProbeFlow) -> Option<Counter> {
 pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (protocol, interface) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex) };
-    // Over `lo` come ztunnel's connections to the application and the pod's own.
-    if protocol != IPPROTO_TCP || interface == LOOPBACK_INDEX {
+    if protocol != IPPROTO_TCP {
         return SK_PASS;
     }
     let flow = flow(&ctx);
+    // Over `lo` come ztunnel's connections to the application and the pod's own.
+    if interface == LOOPBACK_INDEX {
+        reopen(&ctx, &flow);
+        return SK_PASS;
+    }
     if let Some(counter) = passes(&flow) {
         count(counter);
         return SK_PASS;
@@ -63,13 +67,36 @@ pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
     }
 }
 
+/// The part of `sk_lookup_inbound` that is of use beside `tc_ingress`.
+#[sk_lookup]
+pub fn sk_lookup_reopen(ctx: SkLookupContext) -> u32 {
+    // SAFETY: reads of the context, which the verifier checks.
+    let (protocol, interface) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex) };
+    if protocol == IPPROTO_TCP && interface == LOOPBACK_INDEX {
+        reopen(&ctx, &flow(&ctx));
+    }
+    SK_PASS
+}
+
+/// Gives a captured connection that `tc_lo` left to us its listener; its near end is the destination here. Failing, no socket is
+/// chosen, and the kernel finds none either: the destination is not the pod's.
 #[inline(always)]
-fn flow(ctx: &SkLookupContext) -> ProbeFlow {
+fn reopen(ctx: &SkLookupContext, flow: &Flow) {
+    let captured =
+        Flow { pod: flow.peer, peer: flow.pod, pod_port: flow.peer_port, peer_port: flow.pod_port };
+    if REOPENED.get_ptr(&captured).is_some() {
+        let _ = REOPENED.remove(&captured);
+        let _ = OUTBOUND_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0);
+    }
+}
+
+#[inline(always)]
+fn flow(ctx: &SkLookupContext) -> Flow {
     let lookup = ctx.lookup;
     // SAFETY: reads of the context, which the verifier checks, each of a whole field.
     unsafe {
         let is_v4 = (*lookup).family == AF_INET;
-        ProbeFlow {
+        Flow {
             pod: context::address(is_v4, &raw const (*lookup).local_ip4, &raw const (*lookup).local_ip6),
             peer: context::address(is_v4, &raw const (*lookup).remote_ip4, &raw const (*lookup).remote_ip6),
             // The local port is in host byte order already.
@@ -108,7 +135,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn open(ctx: &TcContext, segment: &Segment) -> Counter {
-    let flow = ProbeFlow {
+    let flow = Flow {
         pod: segment.destination,
         peer: segment.source,
         pod_port: segment.destination_port,

@@ -4,15 +4,27 @@
 //! Ethernet address of another host. Those sent over `lo` do not; they are ztunnel's answers to applications (sockets inherit the mark
 //! of the packet that opened them), resets (`fwmark_reflect`), and whatever a pod that sets the mark by itself sends. The kernel's own
 //! lookup serves answers and resets best: it knows sockets bound to a device, which the helper would not find from here.
+//!
+//! A connection may have the same ends as one that ztunnel closed first and that is in TIME_WAIT there. Only the kernel can end that,
+//! and it does so when it finds it by itself, not when the packet comes with a listener (since 6.10 the packet is then dropped for up to a
+//! minute). So such a packet goes on as it is, and when the kernel then asks for a listener, `sk_lookup_inbound` gives it ours.
 
-use aya_ebpf::{helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
-use ebpf_common::{Counter, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND, packet::Parsed};
+use aya_ebpf::{Global, helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
+use ebpf_common::{
+    Counter, Flow, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND,
+    packet::{Parsed, Segment},
+};
 
 use crate::{
     count::{count, decide},
     egress::unparsed,
+    maps::REOPENED,
     skb::{self, Assigned, DROP, PASS},
 };
+
+/// Whether `sk_lookup_inbound` or `sk_lookup_reopen` is attached to pods here. Set by the agent at load.
+#[unsafe(no_mangle)]
+static HAS_SK_LOOKUP: Global<u8> = Global::new(0);
 
 /// `PACKET_HOST`: the packet is for this host.
 const PACKET_HOST: u32 = 0;
@@ -44,11 +56,36 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
     if !segment.flags.opens() && (!turned || skb::has_receiver(&ctx, &segment)) {
         return PASS;
     }
-    let counter = match skb::assign_to_port(&ctx, &segment, PORT_OUTBOUND) {
-        Assigned::Yes => return PASS,
-        Assigned::NoListener => Counter::DroppedNoOutboundListener,
-        Assigned::Refused => Counter::DroppedAssign,
+    if turned && segment.flags.opens() && reopens(&ctx, &segment) {
+        return PASS;
+    }
+    match skb::assign_to_port(&ctx, &segment, PORT_OUTBOUND) {
+        Assigned::Yes => PASS,
+        Assigned::NoListener => {
+            decide(&ctx, &segment, Counter::DroppedNoOutboundListener);
+            // A reset says more than silence, and the kernel sends one for what nobody here receives, if it is IPv6; with IPv4 it sends
+            // none in the name of an address that is not its own. An application of the pod that happens to listen on the
+            // destination's port must not receive it, however.
+            if skb::has_any_receiver(&ctx, &segment) { DROP } else { PASS }
+        }
+        Assigned::Refused => {
+            decide(&ctx, &segment, Counter::DroppedAssign);
+            DROP
+        }
+    }
+}
+
+/// Whether the connection is left to `sk_lookup_inbound`, told by the flow.
+#[inline(always)]
+fn reopens(ctx: &TcContext, segment: &Segment) -> bool {
+    if HAS_SK_LOOKUP.load() == 0 || !skb::meets_time_wait(ctx, segment) {
+        return false;
+    }
+    let flow = Flow {
+        pod: segment.source,
+        peer: segment.destination,
+        pod_port: segment.source_port,
+        peer_port: segment.destination_port,
     };
-    decide(&ctx, &segment, counter);
-    DROP
+    REOPENED.insert(&flow, &1, 0).is_ok()
 }

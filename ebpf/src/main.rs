@@ -6,6 +6,7 @@
 //! | `tc_lo` | ingress of a pod's `lo` | hands what was turned there to the outbound listener |
 //! | `sk_lookup_inbound` | a pod's network namespace | hands new connections from outside to the inbound listener |
 //! | `tc_ingress` | ingress of every device of a pod but `lo` | the same, where `sk_lookup` cannot be had |
+//! | `sk_lookup_reopen` | a pod's network namespace | beside `tc_ingress`, if that was chosen and `sk_lookup` can be had |
 //! | `probe_connect4/6`, `probe_sockops` | the root of the cgroups | recognise kubelet's probes |
 //!
 //! Invariants:

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, SockHash},
 };
-use ebpf_common::{Address, Counter, ProbeFlow, ProbeTarget};
+use ebpf_common::{Address, Counter, Flow, ProbeTarget};
 
 /// Cgroup ids of ztunnel, past ones included, and of the agent, whose cgroup the sockets inherit that are accepted from the listeners
 /// it made. Ids are never used twice, so old ones are harmless. Written by the agent.
@@ -30,7 +30,7 @@ pub static PROBE_SOCKETS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(204
 /// Kubelet's open connections to probe targets, with the cookie of its socket. An entry leaves when its socket closes, before the
 /// port can be anybody else's.
 #[map]
-pub static PROBES: LruHashMap<ProbeFlow, u64> = LruHashMap::with_max_entries(4096, 0);
+pub static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
 
 /// Cookies of sockets that were open before their pod joined. Written by the agent; entries must not be evicted, hence no LRU.
 #[map]
@@ -45,6 +45,14 @@ pub static OUTSIDE: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0
 /// The inbound listener of each pod by each of its addresses. Written by the agent.
 #[map]
 pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
+
+/// The outbound listener of each pod by each of its addresses, for `REOPENED`. Written by the agent.
+#[map]
+pub static OUTBOUND_LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
+
+/// Captured connections whose first packet meets the remains of an earlier one, from `tc_lo` to `sk_lookup_inbound`, which runs next.
+#[map]
+pub static REOPENED: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(1024, 0);
 
 /// Decisions by reason; the slot is the number of the `Counter`.
 #[map]

@@ -10,17 +10,18 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_addr,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_addr,
     },
     helpers::{bpf_get_current_cgroup_id, bpf_get_socket_cookie},
     macros::{cgroup_sock_addr, sock_ops},
     programs::{SockAddrContext, SockOpsContext},
 };
-use ebpf_common::{Address, ProbeFlow, ProbeTarget};
+use ebpf_common::{Address, Counter, Flow, ProbeTarget};
 
 use crate::{
     context,
-    maps::{KUBELET_CGROUPS, PROBE_SOCKETS, PROBE_TARGETS, PROBES},
+    maps::{KUBELET_CGROUPS, OUTSIDE, PROBE_SOCKETS, PROBE_TARGETS, PROBES},
 };
 
 const AF_INET: u32 = 2;
@@ -74,6 +75,7 @@ fn connect(ctx: &SockAddrContext, address: *mut bpf_sock_addr, destination: Addr
 pub fn probe_sockops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => begin(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accept(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => end(&ctx),
         _ => {}
     }
@@ -97,6 +99,19 @@ fn begin(ctx: &SockOpsContext) {
     }
 }
 
+/// The pod's end of a probe. Its socket is learnt when it answers, but an answer with a SYN cookie has no socket, so here is the second
+/// chance, before the application can send.
+#[inline(always)]
+fn accept(ctx: &SockOpsContext) {
+    let Some(Flow { pod, peer, pod_port, peer_port }) = flow(ctx) else { return };
+    let probe = Flow { pod: peer, peer: pod, pod_port: peer_port, peer_port: pod_port };
+    if PROBES.get_ptr(&probe).is_some() {
+        // SAFETY: the context is the one the kernel gave.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        let _ = OUTSIDE.insert(&cookie, &(Counter::ExemptProbeReply as u32), 0);
+    }
+}
+
 #[inline(always)]
 fn end(ctx: &SockOpsContext) {
     let Some(flow) = flow(ctx) else { return };
@@ -109,9 +124,9 @@ fn end(ctx: &SockOpsContext) {
     }
 }
 
-/// The socket's connection as the pod sees it.
+/// The socket's connection as the other end, a pod, sees it.
 #[inline(always)]
-fn flow(ctx: &SockOpsContext) -> Option<ProbeFlow> {
+fn flow(ctx: &SockOpsContext) -> Option<Flow> {
     let ops = ctx.ops;
     // SAFETY: reads of the context, which the verifier checks, each of a whole field.
     unsafe {
@@ -120,7 +135,7 @@ fn flow(ctx: &SockOpsContext) -> Option<ProbeFlow> {
             return None;
         }
         let is_v4 = family == AF_INET;
-        Some(ProbeFlow {
+        Some(Flow {
             pod: context::address(is_v4, &raw const (*ops).remote_ip4, &raw const (*ops).remote_ip6),
             peer: context::address(is_v4, &raw const (*ops).local_ip4, &raw const (*ops).local_ip6),
             // The remote port is in network byte order in the upper half of its word, the local one in host byte order.

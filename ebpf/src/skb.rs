@@ -157,21 +157,40 @@ fn with_tuple<T>(
     }
 }
 
-/// Whether a socket of this namespace that is no listener would receive `segment`.
+/// State of the socket of this namespace that would receive `segment`, 0 if there is none.
 #[inline(never)]
-pub fn has_receiver(ctx: &TcContext, segment: &Segment) -> bool {
+fn receiver_state(ctx: &TcContext, segment: &Segment) -> u32 {
     let sk = with_tuple(segment, segment.destination_port, |tuple, size| {
         // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
         unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) }
     });
     if sk.is_null() {
-        return false;
+        return 0;
     }
     // SAFETY: not null.
     let state = unsafe { (*sk).state };
     // SAFETY: not null, and not used afterwards.
     unsafe { bpf_sk_release(sk.cast()) };
-    state != TCP_LISTEN
+    state
+}
+
+/// Whether a socket of this namespace that is no listener would receive `segment`.
+#[inline(always)]
+pub fn has_receiver(ctx: &TcContext, segment: &Segment) -> bool {
+    let state = receiver_state(ctx, segment);
+    state != 0 && state != TCP_LISTEN
+}
+
+/// Whether any socket of this namespace, a listener too, would receive `segment`.
+#[inline(always)]
+pub fn has_any_receiver(ctx: &TcContext, segment: &Segment) -> bool {
+    receiver_state(ctx, segment) != 0
+}
+
+/// Whether what would receive `segment` is the remains of a closed connection.
+#[inline(always)]
+pub fn meets_time_wait(ctx: &TcContext, segment: &Segment) -> bool {
+    receiver_state(ctx, segment) == TCP_TIME_WAIT
 }
 
 /// What came of handing a packet to a listener.

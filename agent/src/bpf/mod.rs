@@ -131,7 +131,8 @@ impl Programs {
         for id in ids {
             self.maps.kubelet_cgroups.insert(id.0, 1, 0).map_err(failed)?;
         }
-        let standing: Vec<u64> = self.maps.kubelet_cgroups.keys().collect::<Result<_, _>>().map_err(failed)?;
+        let standing: Vec<u64> =
+            self.maps.kubelet_cgroups.keys().collect::<Result<_, _>>().map_err(failed)?;
         for id in standing.into_iter().filter(|id| !ids.contains(&CgroupId(*id))) {
             absent_is_fine(self.maps.kubelet_cgroups.remove(&id)).map_err(failed)?;
         }
@@ -170,17 +171,35 @@ impl Programs {
         Ok(())
     }
 
-    /// Forgets the listener for `address`; connections to it are then refused while its pod is attached.
+    /// Names the listener on 15001 of the namespace that has `address`, for connections that reuse the ends of one in TIME_WAIT at
+    /// ztunnel; all others find it by its port. Without it such a connection is reset by the kernel.
+    pub(crate) fn set_outbound_listener(
+        &mut self,
+        address: IpAddr,
+        listener: BorrowedFd<'_>,
+    ) -> Result<(), MapError> {
+        let key = Address::from(address);
+        self.maps
+            .outbound_listeners
+            .insert(key, listener.as_raw_fd(), 0)
+            .map_err(in_map("OUTBOUND_LISTENERS"))?;
+        self.listeners.insert(address);
+        Ok(())
+    }
+
+    /// Forgets both listeners for `address`; connections to it are then refused while its pod is attached.
     pub(crate) fn remove_listener(&mut self, address: IpAddr) -> Result<(), MapError> {
         self.listeners.remove(&address);
-        absent_is_fine(self.maps.listeners.remove(&Address::from(address))).map_err(in_map("LISTENERS"))
+        let key = Address::from(address);
+        absent_is_fine(self.maps.listeners.remove(&key)).map_err(in_map("LISTENERS"))?;
+        absent_is_fine(self.maps.outbound_listeners.remove(&key)).map_err(in_map("OUTBOUND_LISTENERS"))
     }
 
     /// Lets these sockets, open before their pod joined, go on as they were.
     pub(crate) fn mark_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
-        cookies.iter().try_for_each(|cookie| {
-            self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH"))
-        })
+        cookies
+            .iter()
+            .try_for_each(|cookie| self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH")))
     }
 
     /// Forgets sockets that are closed, or cuts off ones that are not.
@@ -207,10 +226,16 @@ impl Programs {
                 absent_is_fine(self.maps.probe_targets.remove(&target)).map_err(failed)?;
             }
         }
-        let failed = in_map("LISTENERS");
-        let standing: Vec<Address> = self.maps.listeners.keys().collect::<Result<_, _>>().map_err(failed)?;
-        for address in standing.into_iter().filter(|address| !self.listeners.contains(&(*address).into())) {
-            absent_is_fine(self.maps.listeners.remove(&address)).map_err(failed)?;
+        for (map, name) in [
+            (&mut self.maps.listeners, "LISTENERS"),
+            (&mut self.maps.outbound_listeners, "OUTBOUND_LISTENERS"),
+        ] {
+            let failed = in_map(name);
+            let standing: Vec<Address> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
+            for address in standing.into_iter().filter(|address| !self.listeners.contains(&(*address).into()))
+            {
+                absent_is_fine(map.remove(&address)).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -235,7 +260,9 @@ fn in_map(map: &'static str) -> impl Fn(AyaMapError) -> MapError + Copy {
 fn absent_is_fine(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
     match result {
         Err(AyaMapError::KeyNotFound) => Ok(()),
-        Err(AyaMapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(AyaMapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
         other => other,
     }
 }

@@ -54,11 +54,10 @@ impl Programs {
         directory(root.join("pods"))?;
         let node_dir = directory(root.join("node"))?;
 
-        let mut ebpf = object::open(&maps_dir, options.log)?;
+        let (mut ebpf, inbound, mut loaded) = open(&maps_dir, options)?;
         let mut maps = Maps::take(&mut ebpf)?;
         let log = if options.log { Some(LogReader::new(&mut ebpf)?) } else { None };
         let outbound = choose_outbound(options.redirection)?;
-        let mut loaded = Vec::new();
         for name in [
             program::EGRESS,
             program::EGRESS_BARE,
@@ -68,8 +67,6 @@ impl Programs {
         ] {
             loaded.push(object::load(&mut ebpf, name)?);
         }
-        let (inbound, inbound_program) = load_inbound(&mut ebpf, options.redirection)?;
-        loaded.push(inbound_program);
         attach_node(&mut ebpf, &mut maps, &node_dir, options.cgroup_root)?;
         Ok(Self {
             ebpf,
@@ -104,18 +101,26 @@ fn choose_outbound(redirection: Redirection) -> Result<OutboundHook, LoadError> 
     }
 }
 
-/// `sk_lookup` if the kernel takes the program, else its substitute.
-fn load_inbound(
-    ebpf: &mut Ebpf,
-    redirection: Redirection,
-) -> Result<(InboundHook, LoadedProgram), LoadError> {
-    if redirection != Redirection::Clsact {
-        match object::load(ebpf, program::LOOKUP) {
-            Ok(program) => return Ok((InboundHook::SkLookup, program)),
+/// Opens the object and loads its inbound programs: `sk_lookup` if it is wanted and the kernel takes that program, else its
+/// substitute, and beside that what only `sk_lookup` can do, if the kernel takes it.
+fn open(
+    maps: &Path,
+    options: &LoadOptions<'_>,
+) -> Result<(Ebpf, InboundHook, Vec<LoadedProgram>), LoadError> {
+    let mut ebpf = object::open(maps, options.log, true)?;
+    if options.redirection != Redirection::Clsact {
+        match object::load(&mut ebpf, program::LOOKUP) {
+            Ok(program) => return Ok((ebpf, InboundHook::SkLookup, vec![program])),
             Err(error) => tracing::info!(%error, "sk_lookup cannot be had; capturing at ingress instead"),
         }
     }
-    Ok((InboundHook::TcIngress, object::load(ebpf, program::INGRESS)?))
+    let mut loaded = Vec::new();
+    match object::load(&mut ebpf, program::REOPEN) {
+        Ok(program) => loaded.push(program),
+        Err(_) => ebpf = object::open(maps, options.log, false)?,
+    }
+    loaded.push(object::load(&mut ebpf, program::INGRESS)?);
+    Ok((ebpf, InboundHook::TcIngress, loaded))
 }
 
 /// Attaches what recognises kubelet's probes.

@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, SockHash};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Address, ProbeFlow, ProbeTarget};
+use ebpf_common::{Address, Flow, ProbeTarget};
 
 use super::error::LoadError;
 use super::link::LoadedProgram;
@@ -15,7 +15,7 @@ use super::link::LoadedProgram;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-bpf"));
 
 /// Maps that outlive the agent. The log's buffer is not among them: each agent reads its own programs' log.
-const PINNED_MAPS: [&str; 9] = [
+const PINNED_MAPS: [&str; 11] = [
     "EXEMPT_CGROUPS",
     "KUBELET_CGROUPS",
     "PROBE_TARGETS",
@@ -24,8 +24,13 @@ const PINNED_MAPS: [&str; 9] = [
     "PRE_MESH",
     "OUTSIDE",
     "LISTENERS",
+    "OUTBOUND_LISTENERS",
+    "REOPENED",
     "COUNTERS",
 ];
+
+/// Number of the level `debug`, the only one the programs log at (aya-log's `Level`).
+const DEBUG: u8 = 4;
 
 /// Names of the programs.
 pub(crate) mod program {
@@ -36,6 +41,7 @@ pub(crate) mod program {
     pub(crate) const LO: &str = "tc_lo";
     pub(crate) const INGRESS: &str = "tc_ingress";
     pub(crate) const LOOKUP: &str = "sk_lookup_inbound";
+    pub(crate) const REOPEN: &str = "sk_lookup_reopen";
     pub(crate) const CONNECT4: &str = "probe_connect4";
     pub(crate) const CONNECT6: &str = "probe_connect6";
     pub(crate) const SOCKOPS: &str = "probe_sockops";
@@ -47,20 +53,23 @@ pub(crate) struct Maps {
     pub(crate) kubelet_cgroups: HashMap<MapData, u64, u8>,
     pub(crate) probe_targets: HashMap<MapData, ProbeTarget, u8>,
     pub(crate) probe_sockets: HashMap<MapData, u64, u8>,
-    pub(crate) probes: HashMap<MapData, ProbeFlow, u64>,
+    pub(crate) probes: HashMap<MapData, Flow, u64>,
     pub(crate) pre_mesh: HashMap<MapData, u64, u8>,
     pub(crate) listeners: SockHash<MapData, Address>,
+    pub(crate) outbound_listeners: SockHash<MapData, Address>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
 }
 
 /// Opens the object, taking over the maps pinned in `maps` and pinning there those that are not.
 ///
-/// `log` decides whether the programs contain their log statements at all.
-pub(crate) fn open(maps: &Path, log: bool) -> Result<Ebpf, LoadError> {
-    // A bit for each level; `debug` is the only one in use.
-    let level: u8 = if log { 0xff } else { 0 };
+/// `log` decides whether the programs contain their log statements at all, `has_sk_lookup` whether they count on a program of that
+/// kind being attached to pods.
+pub(crate) fn open(maps: &Path, log: bool, has_sk_lookup: bool) -> Result<Ebpf, LoadError> {
+    let level: u8 = if log { DEBUG } else { 0 };
+    let has_sk_lookup = u8::from(has_sk_lookup);
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, true);
+    loader.override_global("HAS_SK_LOOKUP", &has_sk_lookup, true);
     for name in PINNED_MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
@@ -78,6 +87,7 @@ impl Maps {
             probes: take(ebpf, "PROBES")?,
             pre_mesh: take(ebpf, "PRE_MESH")?,
             listeners: take(ebpf, "LISTENERS")?,
+            outbound_listeners: take(ebpf, "OUTBOUND_LISTENERS")?,
             counters: take(ebpf, "COUNTERS")?,
         })
     }

@@ -14,7 +14,7 @@ use aya::programs::TcAttachType;
 use ebpf_common::LOOPBACK_INDEX;
 
 use super::device::{self, Device, LinkLayer};
-use super::error::{AttachError, LinkError};
+use super::error::AttachError;
 use super::link::{self, LinkChange, LoadedProgram};
 use super::object::{self, program};
 use super::sys::{self, Hook, LinkPlace};
@@ -121,16 +121,14 @@ impl Programs {
     /// Makes new connections from outside to this pod go to its listeners, which must have been set before. Repeating it repairs what
     /// is missing, follows devices that came and went, and brings in this agent's programs.
     pub(crate) fn ensure_inbound(&mut self, pod: &PodKey, netns: &Netns) -> Result<Changes, AttachError> {
-        let (name, hook) = match self.inbound {
-            InboundHook::SkLookup => (program::LOOKUP, OutboundHook::Tcx),
-            InboundHook::TcIngress => (program::INGRESS, self.outbound),
-        };
-        let lookup = self.inbound == InboundHook::SkLookup;
-        self.ensure(pod, netns, hook, Point::is_inbound, |devices| {
-            if lookup {
-                vec![(Point::Lookup, name)]
-            } else {
-                devices.keys().map(|index| (Point::Ingress(*index), name)).collect()
+        let inbound = self.inbound;
+        let reopens = self.program(program::REOPEN).is_ok();
+        self.ensure(pod, netns, self.outbound, Point::is_inbound, |devices| match inbound {
+            InboundHook::SkLookup => vec![(Point::Lookup, program::LOOKUP)],
+            InboundHook::TcIngress => {
+                let reopen = reopens.then_some((Point::Lookup, program::REOPEN));
+                let ingress = devices.keys().map(|index| (Point::Ingress(*index), program::INGRESS));
+                reopen.into_iter().chain(ingress).collect()
             }
         })
     }
@@ -144,19 +142,25 @@ impl Programs {
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
         let hook = self.outbound;
-        self.ensure(pod, netns, hook, |point| !point.is_inbound(), |devices| {
-            let mut wanted = vec![(Point::Lo, program::LO)];
-            wanted.extend(devices.iter().map(|(index, device)| {
-                let name = match (mode, device.layer) {
-                    (PodMode::On, LinkLayer::Ethernet) => program::EGRESS,
-                    (PodMode::On, LinkLayer::Bare) => program::EGRESS_BARE,
-                    (PodMode::Draining, LinkLayer::Ethernet) => program::EGRESS_DRAIN,
-                    (PodMode::Draining, LinkLayer::Bare) => program::EGRESS_BARE_DRAIN,
-                };
-                (Point::Egress(*index), name)
-            }));
-            wanted
-        })
+        self.ensure(
+            pod,
+            netns,
+            hook,
+            |point| !point.is_inbound(),
+            |devices| {
+                let mut wanted = vec![(Point::Lo, program::LO)];
+                wanted.extend(devices.iter().map(|(index, device)| {
+                    let name = match (mode, device.layer) {
+                        (PodMode::On, LinkLayer::Ethernet) => program::EGRESS,
+                        (PodMode::On, LinkLayer::Bare) => program::EGRESS_BARE,
+                        (PodMode::Draining, LinkLayer::Ethernet) => program::EGRESS_DRAIN,
+                        (PodMode::Draining, LinkLayer::Bare) => program::EGRESS_BARE_DRAIN,
+                    };
+                    (Point::Egress(*index), name)
+                }));
+                wanted
+            },
+        )
     }
 
     /// Leaves the pod's new inbound connections alone; established ones are not touched.
@@ -323,7 +327,8 @@ impl Within<'_> {
         let path = self.directory.join(pin.name());
         let failed = |source| AttachError::Link { hook: pin.name(), source };
         let existed = path.try_exists().unwrap_or(false);
-        let classifier = object::classifier(&mut self.programs.ebpf, name).ok_or(AttachError::NotLoaded(name))?;
+        let classifier =
+            object::classifier(&mut self.programs.ebpf, name).ok_or(AttachError::NotLoaded(name))?;
         filter::ensure(classifier, device, direction)
             .map_err(|source| AttachError::Filter { device: device.to_owned(), source: Box::new(source) })?;
         if existed {
@@ -373,15 +378,11 @@ fn remove_pin(
             })?;
         }
     }
-    link::remove(&directory.join(pin.name()))
-        .map_err(|source| AttachError::Link { hook: pin.name(), source })
+    link::remove(&directory.join(pin.name())).map_err(|source| AttachError::Link { hook: pin.name(), source })
 }
 
 fn pins(directory: &Path) -> Result<Vec<Pin>, AttachError> {
-    Ok(entries(directory)?
-        .iter()
-        .filter_map(|path| Pin::parse(path.file_name()?.to_str()?))
-        .collect())
+    Ok(entries(directory)?.iter().filter_map(|path| Pin::parse(path.file_name()?.to_str()?)).collect())
 }
 
 fn subdirectories(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {

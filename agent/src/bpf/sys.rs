@@ -151,11 +151,13 @@ struct RawLinkInfo {
 fn bpf<T>(call: &'static str, command: libc::c_int, attributes: &mut T) -> Result<libc::c_int, BpfCallError> {
     // SAFETY: the attributes are a C structure of the stated size, valid for the call; the kernel writes at most that much. Pointers
     // within are to buffers the callers below keep alive.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 {
         return Err(BpfCallError { call, source: io::Error::last_os_error() });
     }
-    libc::c_int::try_from(result).map_err(|_| BpfCallError { call, source: io::ErrorKind::InvalidData.into() })
+    libc::c_int::try_from(result)
+        .map_err(|_| BpfCallError { call, source: io::ErrorKind::InvalidData.into() })
 }
 
 fn owned(fd: libc::c_int) -> OwnedFd {

@@ -25,31 +25,31 @@ impl ProbeTarget {
     }
 }
 
-/// Key of `PROBES`: one connection of kubelet to a pod, as the pod sees it.
+/// One TCP connection of a pod, by both ends: the key of `PROBES` and `REOPENED`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(Debug))]
-pub struct ProbeFlow {
+pub struct Flow {
     /// The pod's address.
     pub pod: Address,
-    /// Kubelet's address.
+    /// The other end's address.
     pub peer: Address,
     /// The pod's port, in host byte order.
     pub pod_port: u16,
-    /// Kubelet's port, in host byte order.
+    /// The other end's port, in host byte order.
     pub peer_port: u16,
 }
 
-const _: () = assert!(size_of::<ProbeFlow>() == 36 && align_of::<ProbeFlow>() == 4);
+const _: () = assert!(size_of::<Flow>() == 36 && align_of::<Flow>() == 4);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Address, ProbeFlow, ProbeTarget};
+    use super::{Address, Flow, ProbeTarget};
 
     // SAFETY: repr(transparent) over an array of words.
     unsafe impl aya::Pod for Address {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
     unsafe impl aya::Pod for ProbeTarget {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
-    unsafe impl aya::Pod for ProbeFlow {}
+    unsafe impl aya::Pod for Flow {}
 }

@@ -16,7 +16,7 @@ pub mod packet;
 
 pub use address::Address;
 pub use counter::{Counter, Decision};
-pub use layout::{ProbeFlow, ProbeTarget};
+pub use layout::{Flow, ProbeTarget};
 
 /// Version of all layouts and map definitions together; part of the path the agent pins them under.
 pub const LAYOUT_VERSION: u32 = 1;

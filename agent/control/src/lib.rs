@@ -26,3 +26,6 @@ pub use routes::Routes;
 pub use server::{ControlConfig, ControlError, run, serve};
 pub use state_directory::StateError;
 pub use tls::{SERVER_NAME, TlsError};
+
+#[cfg(test)]
+mod server_tests;

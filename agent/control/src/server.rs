@@ -113,7 +113,7 @@ pub async fn serve(
     let connections = tls::accept(listener, certificate.acceptor()?, cancelled.clone());
     tracing::info!(%address, manifests = %config.manifests.display(), "control serves nodes");
     let certificates = ca::service(authority, Arc::clone(&nodes), config.status);
-    let routes = Routes::new(xds::service(store, nodes), certificates);
+    let routes = Routes::new(xds::service(store.clone(), nodes), certificates);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
@@ -125,11 +125,12 @@ pub async fn serve(
         );
     let overdue = async {
         cancelled.cancelled().await;
+        store.close();
         tokio::time::sleep(GRACE).await;
     };
     let outcome = tokio::select! {
         outcome = server => outcome.map_err(ControlError::from),
-        // Streams of configuration never end by themselves.
+        // Somebody does not take the goodbye.
         () = overdue => Ok(()),
         () = configuration.follow() => Ok(()),
         () = certificate.keep_fresh(renew_at) => Ok(()),

@@ -232,3 +232,6 @@ fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_afte
     params.not_before = epoch + since(not_before);
     params.not_after = epoch + since(not_after);
 }
+
+#[cfg(test)]
+mod tests;

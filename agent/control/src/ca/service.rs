@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use api::ca::IMPERSONATED_IDENTITY;
+use api::ca::{IMPERSONATED_IDENTITY, impersonated_identity};
 use api::proto::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use api::proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use mesh::SpiffeId;
-use prost_types::value::Kind;
 use tonic::{Code, Request, Response, Status as GrpcStatus};
 
 use super::{Authority, SignError};
@@ -43,7 +42,7 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, GrpcStatus> {
         let peer = request.extensions().get::<std::net::SocketAddr>().copied();
         let node = self.nodes.of(request.metadata());
-        let asked = asked_for(request.get_ref()).map(str::to_owned);
+        let asked = impersonated_identity(request.get_ref()).map(str::to_owned);
         let outcome = node.clone().and_then(|node| self.answer(&node, request.get_ref()));
         let node = node.unwrap_or_else(|_| "unknown".to_owned());
         let identity = asked.unwrap_or_default();
@@ -69,7 +68,7 @@ impl CertificateService {
         node: &str,
         request: &IstioCertificateRequest,
     ) -> Result<(IstioCertificateResponse, String), GrpcStatus> {
-        let asked = asked_for(request).ok_or_else(|| {
+        let asked = impersonated_identity(request).ok_or_else(|| {
             GrpcStatus::invalid_argument(format!(
                 "the metadata `{IMPERSONATED_IDENTITY}` must name the identity"
             ))
@@ -91,13 +90,6 @@ impl CertificateService {
             .map_err(|error| GrpcStatus::new(code(&error), error.to_string()))?;
         let cert_chain = vec![signed.leaf_pem, self.authority.root_pem().to_owned()];
         Ok((IstioCertificateResponse { cert_chain }, signed.serial))
-    }
-}
-
-fn asked_for(request: &IstioCertificateRequest) -> Option<&str> {
-    match &request.metadata.as_ref()?.fields.get(IMPERSONATED_IDENTITY)?.kind {
-        Some(Kind::StringValue(identity)) => Some(identity),
-        _ => None,
     }
 }
 

@@ -40,6 +40,9 @@ pub struct ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.is_empty() && self.namespace.is_empty() {
+            return f.write_str(&self.kind);
+        }
         let slash = if self.namespace.is_empty() { "" } else { "/" };
         write!(f, "{} {}{slash}{}", self.kind, self.namespace, self.name)
     }

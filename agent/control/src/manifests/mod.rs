@@ -104,7 +104,7 @@ impl Objects {
     fn read_object(&mut self, file: &Arc<Path>, tree: &Tree) -> field::Result<()> {
         let (kind, api_version) = (peek(tree, "kind"), peek(tree, "apiVersion"));
         let name = ObjectName {
-            kind: kind.unwrap_or("object without a kind").to_owned(),
+            kind: kind.unwrap_or("document without a kind").to_owned(),
             namespace: peek_metadata(tree, "namespace").unwrap_or_default().to_owned(),
             name: peek_metadata(tree, "name").unwrap_or_default().to_owned(),
         };
@@ -186,3 +186,8 @@ fn peek_metadata<'a>(tree: &'a Tree, key: &str) -> Option<&'a str> {
     let (_, metadata) = entries.iter().find(|(name, _)| name == "metadata")?;
     peek(metadata, key)
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod watch_tests;

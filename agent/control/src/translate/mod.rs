@@ -187,3 +187,7 @@ fn unknown_accounts(objects: &Objects, warnings: &mut Warnings) {
         }
     }
 }
+#[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
+mod tests;

@@ -7,3 +7,6 @@ mod stream;
 
 pub use service::{Access, Client, DeltaAds, Local, service};
 pub use store::{Entry, ResourceStore, Snapshot};
+
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,9 @@ impl<A: Access> Stream<A> {
     ) -> Result<(), Status> {
         let mut snapshots = store.watch();
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        if snapshot.is_closed() {
+            return Err(going_down());
+        }
         let mut conversation = Conversation::new(client, snapshot);
         let mut standing = tokio::time::interval(STANDING_PERIOD);
         loop {
@@ -136,10 +139,10 @@ impl<A: Access> Stream<A> {
                     None => return Ok(()),
                 },
                 changed = snapshots.changed() => {
-                    if changed.is_err() {
-                        return Err(Status::unavailable("the server is going down"));
-                    }
                     let latest = Arc::clone(&snapshots.borrow_and_update());
+                    if changed.is_err() || latest.is_closed() {
+                        return Err(going_down());
+                    }
                     conversation.follow(latest);
                 }
                 _ = standing.tick() => {
@@ -161,6 +164,10 @@ impl<A: Access> Stream<A> {
             }
         }
     }
+}
+
+fn going_down() -> Status {
+    Status::unavailable("the server is going down")
 }
 
 fn hear(conversation: &mut Conversation, request: DeltaDiscoveryRequest) -> Result<(), Status> {

@@ -49,6 +49,7 @@ pub struct Snapshot {
     types: BTreeMap<ResourceType, Arc<Resources>>,
     /// What differs from the snapshot before, of revision one less.
     changed: BTreeSet<(ResourceType, Arc<str>)>,
+    closed: bool,
 }
 
 impl Snapshot {
@@ -60,6 +61,11 @@ impl Snapshot {
     /// How many resources of a type there are.
     pub fn count(&self, kind: ResourceType) -> usize {
         self.types.get(&kind).map_or(0, |resources| resources.len())
+    }
+
+    /// Whether there will be no other, and clients are sent away.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     pub(super) fn revision(&self) -> u64 {
@@ -126,11 +132,19 @@ impl ResourceStore {
         Arc::clone(&self.current.borrow())
     }
 
-    /// Tells of new snapshots. The latest one counts as not seen.
+    /// Tells of new snapshots from now on.
     pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
-        let mut receiver = self.current.subscribe();
-        receiver.mark_changed();
-        receiver
+        self.current.subscribe()
+    }
+
+    /// Ends every stream: clients go to another server, or come back to this one's successor.
+    pub fn close(&self) {
+        self.current.send_modify(|current| {
+            let types = current.types.clone();
+            let (revision, required) = (current.revision + 1, current.required.clone());
+            *current =
+                Arc::new(Snapshot { revision, required, types, changed: BTreeSet::new(), closed: true });
+        });
     }
 
     fn publish(&self, make: impl FnOnce(&Snapshot) -> Vec<(ResourceType, Resources)>) {
@@ -141,6 +155,7 @@ impl ResourceStore {
                 required: current.required.clone(),
                 types: current.types.clone(),
                 changed: BTreeSet::new(),
+                closed: current.closed,
             };
             let mut newly_known = false;
             for (kind, resources) in fresh {

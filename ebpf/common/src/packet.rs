@@ -121,7 +121,9 @@ pub fn parse(source: &impl Source, ethertype: u16) -> Parsed {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_SERVICE_VLAN {
             break;
         }
-        let Some(Bytes([_, _, high, low])) = source.read::<4>(offset) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
+        let Some(Bytes([_, _, high, low])) = source.read::<4>(offset) else {
+            return Parsed::MaybeTcp(Unparsed::Truncated);
+        };
         ethertype = u16::from_be_bytes([high, low]);
         offset += 4;
     }

@@ -59,13 +59,17 @@ fn required(variable: &str) -> Result<String, Box<dyn Error>> {
 /// The record is in the target directory, which `OUT_DIR` is somewhere below.
 fn find_record(out: &Path, root: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let default = root.join("target");
-    let found = out.ancestors().chain([default.as_path()]).map(|dir| dir.join(RECORD)).find(|path| path.is_file());
+    let found =
+        out.ancestors().chain([default.as_path()]).map(|dir| dir.join(RECORD)).find(|path| path.is_file());
     if found.is_none() {
         // Looked at again once it is there.
         println!("cargo::rerun-if-changed={}", default.join(RECORD).display());
     }
     found.ok_or_else(|| {
-        format!("no compiler for the kernel programs is set up ({RECORD} is missing): run `cargo xtask setup`").into()
+        format!(
+            "no compiler for the kernel programs is set up ({RECORD} is missing): run `cargo xtask setup`"
+        )
+        .into()
     })
 }
 
@@ -144,5 +148,6 @@ fn belongs_to_outer_build(name: &str) -> bool {
     let stays = ["CARGO_HOME", "CARGO_NET", "CARGO_HTTP", "CARGO_REGISTR", "CARGO_TERM"];
     (name.starts_with("CARGO") && !stays.iter().any(|prefix| name.starts_with(prefix)))
         || name.starts_with("RUSTC")
-        || ["RUSTFLAGS", "RUSTDOC", "RUSTDOCFLAGS", "RUSTUP_TOOLCHAIN", "RUSTUP_HOME", "TARGET", "HOST"].contains(&name)
+        || ["RUSTFLAGS", "RUSTDOC", "RUSTDOCFLAGS", "RUSTUP_TOOLCHAIN", "RUSTUP_HOME", "TARGET", "HOST"]
+            .contains(&name)
 }

@@ -74,17 +74,19 @@ impl Kernel {
         Ok(self.programs().attached()?.remove(&key(pod)).unwrap_or_default())
     }
 
-    /// Leads `addresses` to `listener`, no longer `former` ones, and opens `ports` of them to kubelet's probes.
+    /// Leads `addresses` to the listeners for connections from outside and from the pod, no longer `former` ones, and opens `ports` of
+    /// them to kubelet's probes.
     pub(crate) fn lead(
         &self,
         pod: &PodUid,
         (addresses, former): (&BTreeSet<IpAddr>, &BTreeSet<IpAddr>),
         ports: &BTreeSet<u16>,
-        listener: BorrowedFd<'_>,
+        (inbound, outbound): (BorrowedFd<'_>, BorrowedFd<'_>),
     ) -> Result<(), MapError> {
         let mut programs = self.programs();
         for &address in addresses {
-            programs.set_listener(address, listener)?;
+            programs.set_listener(address, inbound)?;
+            programs.set_outbound_listener(address, outbound)?;
         }
         for &address in former.difference(addresses) {
             programs.remove_listener(address)?;

@@ -12,6 +12,9 @@
 //! A segment that no socket owns any more (its application was killed, or the other end timed out) is none of these and goes to
 //! `lo`, where the kernel resets it: bytes of a captured connection never leave in the clear.
 //!
+//! While a pod is joining nothing is captured yet, and whatever sends is learnt, so that no connection falls between the listing of
+//! those that are to live on and the capture of new ones.
+//!
 //! There is a program for each mode of the pod and each kind of device instead of a map that tells them apart: the kernel
 //! offers tc programs no key for a namespace before 6.12, and swapping the program under a link is atomic.
 
@@ -40,6 +43,28 @@ const ETHERNET: u32 = 14;
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
     egress::<false, false>(&ctx)
+}
+
+/// A pod that is about to be captured, any device: everything passes, and its sockets are learnt.
+#[classifier]
+pub fn tc_egress_join(ctx: TcContext) -> i32 {
+    if matches!(skb::parse(&ctx), Parsed::Other) {
+        count(Counter::PassedNotTcp);
+        return PASS;
+    }
+    // SAFETY: the context is the one the kernel gave; the helper returns 0 for packets without a full socket.
+    let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
+    if EXEMPT_CGROUPS.get_ptr(&cgroup).is_some() {
+        count(Counter::ExemptProxy);
+        return PASS;
+    }
+    // A cookie of the kernel's own sockets would let pass what they send for others, for ever.
+    let cookie = if skb::is_ownerless(&ctx) { 0 } else { skb::socket_cookie(&ctx) };
+    if PRE_MESH.get_ptr(&cookie).is_none() {
+        learn(cookie, Counter::PassedPreMesh);
+    }
+    count(Counter::PassedPreMesh);
+    PASS
 }
 
 /// A pod in the mesh, device without link-layer headers.
@@ -80,8 +105,14 @@ fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
     }
     if let Some(reason) = OUTSIDE.get_ptr(&cookie) {
         // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
-        let draining = unsafe { *reason } == Counter::PassedDraining as u32;
-        count(if draining { Counter::PassedDraining } else { Counter::ExemptProbeReply });
+        let reason = unsafe { *reason };
+        count(if reason == Counter::PassedDraining as u32 {
+            Counter::PassedDraining
+        } else if reason == Counter::PassedPreMesh as u32 {
+            Counter::PassedPreMesh
+        } else {
+            Counter::ExemptProbeReply
+        });
         return PASS;
     }
     let segment = match parsed {

@@ -32,7 +32,7 @@ use aya::Ebpf;
 use aya::maps::MapError as AyaMapError;
 use ebpf_common::{Address, Counter, ProbeTarget};
 
-pub(crate) use error::{AttachError, LoadError, MapError};
+pub(crate) use error::{AttachError, MapError};
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode};

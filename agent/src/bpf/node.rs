@@ -61,6 +61,7 @@ impl Programs {
         for name in [
             program::EGRESS,
             program::EGRESS_BARE,
+            program::EGRESS_JOIN,
             program::EGRESS_DRAIN,
             program::EGRESS_BARE_DRAIN,
             program::LO,

@@ -36,6 +36,7 @@ const DEBUG: u8 = 4;
 pub(crate) mod program {
     pub(crate) const EGRESS: &str = "tc_egress";
     pub(crate) const EGRESS_BARE: &str = "tc_egress_bare";
+    pub(crate) const EGRESS_JOIN: &str = "tc_egress_join";
     pub(crate) const EGRESS_DRAIN: &str = "tc_egress_drain";
     pub(crate) const EGRESS_BARE_DRAIN: &str = "tc_egress_bare_drain";
     pub(crate) const LO: &str = "tc_lo";

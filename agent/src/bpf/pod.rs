@@ -24,6 +24,8 @@ use crate::netns::Netns;
 /// What the outbound programs of a pod do with new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PodMode {
+    /// Let everything pass and learn whose it is, so that it passes ever after: nothing of the pod is captured yet.
+    Joining,
     /// Capture them.
     On,
     /// Let them pass, and go on carrying those that were captured: the pod is leaving.
@@ -151,6 +153,7 @@ impl Programs {
                 let mut wanted = vec![(Point::Lo, program::LO)];
                 wanted.extend(devices.iter().map(|(index, device)| {
                     let name = match (mode, device.layer) {
+                    (PodMode::Joining, _) => program::EGRESS_JOIN,
                         (PodMode::On, LinkLayer::Ethernet) => program::EGRESS,
                         (PodMode::On, LinkLayer::Bare) => program::EGRESS_BARE,
                         (PodMode::Draining, LinkLayer::Ethernet) => program::EGRESS_DRAIN,

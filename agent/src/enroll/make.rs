@@ -120,8 +120,8 @@ impl PodTask {
         let (Some((spec, netns)), Some(listeners)) = (self.pod(), &self.listeners) else { return Ok(()) };
         let addresses: BTreeSet<_> = spec.addresses.iter().copied().collect();
         let ports: BTreeSet<_> = spec.probe_ports.iter().copied().collect();
-        let listener = listeners.get(Listener::InboundPlaintext);
-        self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listener)?;
+        let listeners = (listeners.get(Listener::InboundPlaintext), listeners.get(Listener::Outbound));
+        self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listeners)?;
         self.led = addresses;
         let changes = self.context.kernel.ensure_inbound(&self.uid, &netns)?;
         self.tell(&changes);

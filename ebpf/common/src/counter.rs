@@ -98,6 +98,7 @@ counters! {
 
 impl Counter {
     /// Number of slots of the `COUNTERS` map.
+    #[expect(clippy::cast_possible_truncation, reason = "there are a few dozen")]
     pub const COUNT: u32 = Self::ALL.len() as u32;
 }
 

@@ -132,7 +132,16 @@ impl Call<'_> {
         self.record.destination_address = upstream.application;
         self.record.ends.source_identity = Some(own.workload.identity());
         self.record.ends.destination_identity = Some(upstream.workload.identity());
-        let local = local::open(self.node, pod, self.client, upstream.application, self.record).await?;
+        // As a tunnel would: of the application's family. A pod that calls itself does so from the address it calls,
+        // which is the only way the kernel brings the answers back.
+        let ip = match Arc::ptr_eq(&pod, self.pod) {
+            true => upstream.application.ip(),
+            false => {
+                self.pod.source_for(self.client.ip(), upstream.application.ip()).unwrap_or(self.client.ip())
+            }
+        };
+        let client = SocketAddr::new(ip, self.client.port());
+        let local = local::open(self.node, pod, client, upstream.application, self.record).await?;
         Ok(Way::Local(Box::new(local)))
     }
 

@@ -2,10 +2,13 @@
 
 mod world;
 
+use std::time::Duration;
+
 use mesh::policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch};
 use mesh::{PolicyName, WorkloadUid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use world::{At, World, workload};
 
 const CLIENT: &str = "10.1.0.1";
@@ -23,7 +26,8 @@ async fn exchange(mut client: TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8
 
 /// Reads until the other end has had enough.
 async fn is_reset(client: &mut TcpStream) -> bool {
-    let end = client.read(&mut [0; 16]).await;
+    let end =
+        timeout(Duration::from_secs(10), client.read(&mut [0; 16])).await.expect("neither bytes nor an end");
     end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
@@ -272,7 +276,7 @@ async fn a_draining_node_lets_live_connections_end() {
     live.write_all(b"x").await.unwrap();
     let (mut served, _) = application.accept().await.unwrap();
     let drain = world.west.drain.take().unwrap();
-    let ended = tokio::spawn(drain.start(std::time::Duration::from_secs(60)));
+    let ended = tokio::spawn(drain.start(Duration::from_secs(60)));
     live.write_all(b"y").await.unwrap();
     let mut both = [0; 2];
     served.read_exact(&mut both).await.unwrap();

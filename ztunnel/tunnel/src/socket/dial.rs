@@ -152,6 +152,10 @@ impl Leg<'_> {
             if attempt % ATTEMPTS_A_TURN == ATTEMPTS_A_TURN - 1 {
                 tokio::task::yield_now().await;
             }
+            // A socket that connects to its own address and port is its own peer (RFC 9293 3.5, simultaneous open).
+            if self.is_hairpin() && port == self.to.port() {
+                continue;
+            }
             let socket = match bound.take() {
                 Some(socket) => socket,
                 None => self.make()?,
@@ -174,14 +178,23 @@ impl Leg<'_> {
         Ok(None)
     }
 
+    /// The pod dials itself.
+    fn is_hairpin(&self) -> bool {
+        self.client == self.to.ip()
+    }
+
     fn make(&self) -> io::Result<Socket> {
         let socket = make(self.netns, self.to, self.options, SocketMark::APPLICATION)?;
         match self.client {
             IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
             IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
         }
-        // So that capture sees it come from `lo` and lets it pass.
-        socket.bind_device(Some(b"lo"))?;
+        // So that capture sees it come from `lo` and lets it pass. What a pod sends to itself passes anyhow, and the
+        // kernel reports its replies as received on the device that has the address: bound to `lo`, the socket
+        // would never get them.
+        if !self.is_hairpin() {
+            socket.bind_device(Some(b"lo"))?;
+        }
         // Or every port in TIME_WAIT would be taken.
         socket.set_reuse_address(true)?;
         Ok(socket)

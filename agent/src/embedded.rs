@@ -15,7 +15,7 @@ use control::{ControlConfig, SERVER_NAME};
 use tokio::net::TcpListener;
 use tracing::error;
 
-use crate::run::Tasks;
+use crate::tasks::Tasks;
 
 /// Starts control and returns how the agent reaches it. A token for `node` is made anew, in `run_dir`.
 pub(crate) async fn start(
@@ -38,7 +38,7 @@ pub(crate) async fn start(
         settings: Settings::default(),
         status: Status::new(),
     };
-    let control = control::serve(config, listener, tasks.stop.clone());
+    let control = control::serve(config, listener, tasks.stop());
     tasks.spawn("control", async move {
         if let Err(error) = control.await {
             error!(%error, "control failed");

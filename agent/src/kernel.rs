@@ -59,6 +59,11 @@ impl Kernel {
         self.programs().exempt_cgroup(id)
     }
 
+    /// See [`Programs::exempt_cgroups`].
+    pub(crate) fn exempt_cgroups(&self) -> Result<BTreeSet<CgroupId>, MapError> {
+        self.programs().exempt_cgroups()
+    }
+
     /// See [`Programs::set_kubelet_cgroups`].
     pub(crate) fn set_kubelet_cgroups(&self, ids: &[CgroupId]) -> Result<(), MapError> {
         self.programs().set_kubelet_cgroups(ids)

@@ -1,6 +1,6 @@
 //! `culvert`: the node agent, the control plane and the command line of the mesh.
 //!
-//! - `cli` reads the command line; `run` is the agent as a process.
+//! - `cli` reads the command line; `run` is the agent as a process, `tasks` what runs in it.
 //! - `enroll` takes pods into the mesh and out of it, by means of `bpf` (the kernel programs, shared through `kernel`), `plumbing`
 //!   (rules, routes, sysctls), `listeners`, and `zds` (ztunnel); `netns` finds and enters pods' namespaces.
 //! - `node_api` serves ztunnel configuration and certificates from control, which `embedded` can run in this process.
@@ -21,10 +21,20 @@ mod node_api;
 mod plumbing;
 mod run;
 mod status;
+mod tasks;
 mod telemetry;
 mod view;
 mod zds;
 
-fn main() -> anyhow::Result<()> {
-    cli::run()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with all causes: what a person, or the end of a pod's log, needs.
+            eprintln!("culvert: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

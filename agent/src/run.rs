@@ -21,7 +21,7 @@ use daemon::metrics::Metrics;
 use daemon::readiness::Readiness;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, block_in_place};
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -36,14 +36,12 @@ use crate::local_socket::{self, Peer};
 use crate::netns::Netns;
 use crate::node_api::{self, ca_relay::CaRelay, upstream};
 use crate::status::Board;
+use crate::tasks::Tasks;
 use crate::telemetry::{Observed, Telemetry};
 use crate::view::{View, logging_routes};
 use crate::zds::hub::Hub;
 use crate::zds::server::{self as zds_server, Admission};
 use crate::zds::socket::SeqPacketListener;
-
-/// How long tasks may take to end once told.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where configuration comes from.
 #[derive(Clone, Debug)]
@@ -128,13 +126,10 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     daemon::limits::raise_descriptor_limit()?;
     let sockets = Sockets::bind(&config)?;
     let readiness = Readiness::new();
-    let programs_block = readiness.block("kernel programs");
-    let (kernel, log) = block_in_place(|| load(&config))?;
-    drop(programs_block);
-
     let stop = CancellationToken::new();
-    let mut tasks = Tasks { all: JoinSet::new(), stop: stop.clone() };
+    let mut tasks = Tasks::new(stop.clone());
     let (server, credentials) = connect_control(&config, &mut tasks).await?;
+    let (kernel, log) = block_in_place(|| load(&config))?;
     let address = server.to_string();
     let authority = CaClient::new(server.clone(), credentials.clone());
     let (client, subscription) = xds_client::client(xds_config(&config.node, server, credentials));
@@ -157,9 +152,9 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         proc_root: PathBuf::from("/proc"),
         drain_deadline: config.drain_deadline,
     });
-    tasks.spawn("pods", manager::run(context, pods_out, stop.clone()));
+    tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
     let admission = Arc::new(ExemptCgroup(kernel.clone()));
-    tasks.spawn("zds", zds_server::serve(sockets.zds, Arc::clone(&hub), admission, stop.clone()));
+    tasks.spawn_told("zds", zds_server::serve(sockets.zds, Arc::clone(&hub), admission, stop.clone()));
     let relay = CaRelay::new(authority, telemetry.clone());
     let node_api = node_api::serve(sockets.xds, store, relay, stop.clone());
     tasks.spawn("node api", async move {
@@ -169,74 +164,22 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     });
     follow_kubelet(&config, &kernel, &mut tasks);
     if let Some(log) = log {
-        tasks.spawn_detached("kernel log", read_log(log));
+        tasks.spawn("kernel log", read_log(log));
     }
     let view = View { node: config.node, address, kernel, hub, board, control: control_status };
     let metrics = metrics(&view, &telemetry);
     let about = Arc::new(view);
     let status = |about: &Arc<View>| about.routes(Routes::new());
-    tasks.serve(sockets.agent, logging_routes(status(&about), logging));
-    tasks.serve(sockets.admin, status(&about));
-    tasks.serve(sockets.metrics, metrics.routes(Routes::new()));
-    tasks.serve(sockets.readiness, readiness.routes(Routes::new()));
+    let endpoints = [
+        (sockets.agent, logging_routes(status(&about), logging)),
+        (sockets.admin, status(&about)),
+        (sockets.metrics, metrics.routes(Routes::new())),
+        (sockets.readiness, readiness.routes(Routes::new())),
+    ];
+    for (endpoint, routes) in endpoints {
+        tasks.spawn_told("endpoint", endpoint.serve(routes, stop.clone().cancelled_owned()));
+    }
     tasks.until_told().await
-}
-
-/// The tasks of the process; each is to run until `stop`.
-pub(crate) struct Tasks {
-    all: JoinSet<&'static str>,
-    /// Ends them.
-    pub(crate) stop: CancellationToken,
-}
-
-impl Tasks {
-    /// Runs a task that ends by itself only when told to, or on a fault.
-    pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.all.spawn(async move {
-            tokio::pin!(task);
-            tokio::select! {
-                () = &mut task => return name,
-                () = stop.cancelled() => {}
-            }
-            // It was told as well; one that has nothing to finish is simply dropped by the deadline.
-            let _ = tokio::time::timeout(STOP_DEADLINE, task).await;
-            name
-        });
-    }
-
-    /// Runs a task that is dropped at the end, and whose own end is no fault.
-    fn spawn_detached(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.spawn(name, async move {
-            tokio::select! {
-                () = task => stop.cancelled().await,
-                () = stop.cancelled() => {}
-            }
-        });
-    }
-
-    fn serve(&mut self, admin: Admin, routes: Routes) {
-        self.spawn("endpoint", admin.serve(routes, self.stop.clone().cancelled_owned()));
-    }
-
-    /// Waits for a signal, or for a task that ends before it; then ends all.
-    async fn until_told(mut self) -> anyhow::Result<()> {
-        let outcome = tokio::select! {
-            cause = daemon::drain::signalled() => {
-                info!(cause = ?cause?, "the agent stops; what is captured stays captured");
-                Ok(())
-            }
-            ended = self.all.join_next() => match ended {
-                Some(Ok(name)) => Err(anyhow::anyhow!("{name} ended; see the log above")),
-                Some(Err(failure)) => Err(anyhow::anyhow!("a fault of the agent: {failure}")),
-                None => Ok(()),
-            },
-        };
-        self.stop.cancel();
-        while self.all.join_next().await.is_some() {}
-        outcome
-    }
 }
 
 /// Loads the programs and exempts the agent itself.
@@ -330,11 +273,13 @@ fn follow_kubelet(config: &AgentConfig, kernel: &Kernel, tasks: &mut Tasks) {
             error!(%error, "kubelet's cgroup cannot be told to the kernel");
         }
     };
-    tasks.spawn("kubelet", kubelet::follow(path, changed, tasks.stop.clone()));
+    tasks.spawn_told("kubelet", kubelet::follow(path, changed, tasks.stop()));
 }
 
 async fn read_log(log: LogReader) {
     if let Err(error) = log.run().await {
         error!(%error, "the kernel programs' log cannot be read any more");
     }
+    // Without it the agent does its work all the same.
+    std::future::pending::<()>().await;
 }

@@ -125,6 +125,12 @@ impl Programs {
         self.maps.exempt_cgroups.insert(id.0, 1, 0).map_err(in_map("EXEMPT_CGROUPS"))
     }
 
+    /// The cgroups whose sockets' traffic passes: those of ztunnels, past ones too, and of agents.
+    pub(crate) fn exempt_cgroups(&self) -> Result<BTreeSet<CgroupId>, MapError> {
+        let ids = self.maps.exempt_cgroups.keys();
+        ids.map(|id| id.map(CgroupId).map_err(in_map("EXEMPT_CGROUPS"))).collect()
+    }
+
     /// Takes these, and no others, for kubelet's cgroups.
     pub(crate) fn set_kubelet_cgroups(&mut self, ids: &[CgroupId]) -> Result<(), MapError> {
         let failed = in_map("KUBELET_CGROUPS");

@@ -153,7 +153,7 @@ impl Programs {
                 let mut wanted = vec![(Point::Lo, program::LO)];
                 wanted.extend(devices.iter().map(|(index, device)| {
                     let name = match (mode, device.layer) {
-                    (PodMode::Joining, _) => program::EGRESS_JOIN,
+                        (PodMode::Joining, _) => program::EGRESS_JOIN,
                         (PodMode::On, LinkLayer::Ethernet) => program::EGRESS,
                         (PodMode::On, LinkLayer::Bare) => program::EGRESS_BARE,
                         (PodMode::Draining, LinkLayer::Ethernet) => program::EGRESS_DRAIN,

@@ -10,13 +10,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
-use super::SocketCookie;
+use super::{CgroupId, SocketCookie};
 use crate::netns::Netns;
 
 /// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Extension that asks for the mark (`INET_DIAG_MARK` of linux/inet_diag.h).
 const INET_DIAG_MARK: u16 = 15;
+/// The attribute with the cgroup's id (`INET_DIAG_CGROUP_ID`, Linux 5.9).
+const INET_DIAG_CGROUP_ID: u16 = 21;
 /// All states but `LISTEN` (10) and `CLOSE` (7), as bits.
 const ALL_BUT_LISTEN: u32 = 0xfff & !(1 << 10) & !(1 << 7);
 const NETLINK_HEADER: usize = 16;
@@ -35,6 +37,8 @@ pub(crate) struct Connection {
     pub(crate) remote: SocketAddr,
     /// The socket's mark; ztunnel's ends of captured connections have [`ebpf_common::MARK_CAPTURED`]. 0 for sockets in TIME_WAIT.
     pub(crate) mark: u32,
+    /// The cgroup the socket was made in, or the listener it was accepted from; none for sockets in TIME_WAIT and half-open ones.
+    pub(crate) cgroup: Option<CgroupId>,
 }
 
 /// All TCP sockets of the namespace but listeners, IPv4 and IPv6.
@@ -119,20 +123,26 @@ fn parse(message: &[u8]) -> Option<Connection> {
     // The cookie is stored as two words, the low one first.
     let low = u64::from(u32::from_ne_bytes(array(message, 44)?));
     let high = u64::from(u32::from_ne_bytes(array(message, 48)?));
+    let attributes = message.get(DIAG_MESSAGE..).unwrap_or_default();
+    let cgroup = attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|value| array(value, 0));
     Some(Connection {
         cookie: SocketCookie(high << 32 | low),
         local: SocketAddr::new(address(8)?, port(4)?),
         remote: SocketAddr::new(address(24)?, port(6)?),
-        mark: mark(message.get(DIAG_MESSAGE..).unwrap_or_default()).unwrap_or(0),
+        // The kernel adds it for callers with `NET_ADMIN`.
+        mark: attribute(attributes, INET_DIAG_MARK)
+            .and_then(|value| array(value, 0))
+            .map_or(0, u32::from_ne_bytes),
+        cgroup: cgroup.map(|id| CgroupId(u64::from_ne_bytes(id))),
     })
 }
 
-/// The mark among the attributes; the kernel adds it for callers with `NET_ADMIN`.
-fn mark(mut attributes: &[u8]) -> Option<u32> {
+/// The value of the attribute of this kind.
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(array(attributes, 0)?));
-        if u16::from_ne_bytes(array(attributes, 2)?) == INET_DIAG_MARK {
-            return Some(u32::from_ne_bytes(array(attributes, 4)?));
+        if u16::from_ne_bytes(array(attributes, 2)?) == kind {
+            return attributes.get(4..length);
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }

@@ -1,13 +1,10 @@
 //! What the sockets of a pod's namespace say: which connections are from before it joined, and which are captured.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
-use crate::bpf::{Connection, SocketCookie};
+use crate::bpf::{CgroupId, Connection, SocketCookie};
 use crate::plumbing::{APPLICATION_LEG, CAPTURED, MARK_MASK, Mark};
-
-/// The mark of ztunnel's sockets towards the network.
-const PROXY: Mark = Mark(0x539);
 
 fn mark(connection: &Connection) -> Mark {
     Mark(connection.mark & MARK_MASK)
@@ -16,22 +13,19 @@ fn mark(connection: &Connection) -> Mark {
 /// The connections that run past the mesh, when `all` was read at a moment in which nothing new was captured.
 ///
 /// Not among them: what stays within the namespace (the other end is in it too, as with everything that is captured), and
-/// ztunnel's own.
-pub(super) fn outside(all: &[Connection]) -> Vec<Connection> {
+/// what sockets of `exempt` cgroups carry: ztunnel's own, and those accepted from the agent's listeners.
+pub(super) fn outside(all: &[Connection], exempt: &BTreeSet<CgroupId>) -> Vec<Connection> {
     let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|end| (end.local, end.remote)).collect();
     let is_outside = |end: &&Connection| {
         !ends.contains(&(end.remote, end.local))
             && !end.local.ip().is_loopback()
-            && ![CAPTURED, APPLICATION_LEG, PROXY].contains(&mark(end))
+            && !end.cgroup.is_some_and(|cgroup| exempt.contains(&cgroup))
     };
     all.iter().filter(is_outside).copied().collect()
 }
 
 /// Those of `all` that are known by `cookies`.
-pub(super) fn known(
-    all: &[Connection],
-    cookies: &std::collections::BTreeSet<SocketCookie>,
-) -> Vec<Connection> {
+pub(super) fn known(all: &[Connection], cookies: &BTreeSet<SocketCookie>) -> Vec<Connection> {
     all.iter().filter(|end| cookies.contains(&end.cookie)).copied().collect()
 }
 
@@ -45,12 +39,16 @@ pub(super) fn captured(all: &[Connection]) -> usize {
 mod tests {
     use super::*;
 
+    const ZTUNNEL: CgroupId = CgroupId(42);
+
+    /// ztunnel's ends are those with marks, and the one accepted from a listener of the agent.
     fn end(cookie: u64, local: &str, remote: &str, mark: u32) -> Connection {
         Connection {
             cookie: SocketCookie(cookie),
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             mark,
+            cgroup: Some(if mark != 0 || cookie == 11 { ZTUNNEL } else { CgroupId(7) }),
         }
     }
 
@@ -66,14 +64,15 @@ mod tests {
             // An application leg: ztunnel's end and the application's.
             end(5, "10.0.0.9:21000", "10.0.0.1:8080", 0x53a),
             end(6, "10.0.0.1:8080", "10.0.0.9:21000", 0x53a),
-            // ztunnel to another node.
+            // ztunnel to another node, and from one.
             end(7, "10.0.0.1:40002", "10.0.1.1:15008", 0x539),
+            end(11, "10.0.0.1:15008", "10.0.1.1:40002", 0),
             // Within the pod.
             end(8, "127.0.0.1:40003", "127.0.0.1:9090", 0),
             end(9, "127.0.0.1:9090", "127.0.0.1:40003", 0),
             end(10, "127.0.0.1:40004", "127.0.0.1:9090", 0),
         ];
-        let cookies: Vec<_> = outside(&all).iter().map(|end| end.cookie.0).collect();
+        let cookies: Vec<_> = outside(&all, &[ZTUNNEL].into()).iter().map(|end| end.cookie.0).collect();
         assert_eq!(cookies, [1, 2]);
         assert_eq!(captured(&all), 3, "two ends of the leg, one of what the pod opened");
         let marked = [SocketCookie(1), SocketCookie(77)].into();

@@ -93,6 +93,7 @@ mod tests {
             local: "10.0.0.1:8080".parse().unwrap(),
             remote: "10.0.0.9:443".parse().unwrap(),
             mark: 0,
+            cgroup: None,
         };
         let bytes = request(&connection);
         assert_eq!(bytes[4..6], 21_u16.to_ne_bytes());

@@ -129,18 +129,14 @@ impl PodTask {
         Ok(())
     }
 
-    /// Captures what the pod sends. The first time, what lives already is marked to pass:
-    ///
-    /// 1. those there are now, before anything is attached, since a packet of an unknown connection would be reset;
-    /// 2. with the programs attached as for a pod that leaves, under which connections that begin pass and are learnt by the
-    ///    programs themselves: those that began between the first listing and the attaching;
-    /// 3. then the programs are swapped for those that capture, which is atomic.
+    /// Captures what the pod sends. The first time, what lives already is to go on: programs are attached that let everything pass
+    /// and learn whose it is, the connections there are then are marked, and the programs are swapped for those that capture,
+    /// which is atomic. What began after the marking has been learnt, so no connection falls in between.
     fn attach_outbound(&mut self) -> Result<(), EnrollError> {
         let Some((_, netns)) = self.pod() else { return Ok(()) };
         let kernel = self.context.kernel.clone();
         if !kernel.links(&self.uid)?.outbound {
-            self.mark_outside(&netns)?;
-            let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining)?;
+            let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::Joining)?;
             self.mark_outside(&netns)?;
             self.tell(&changes);
         }
@@ -153,7 +149,9 @@ impl PodTask {
     /// Lets the connections there are now pass from here on.
     fn mark_outside(&mut self, netns: &Netns) -> Result<(), EnrollError> {
         let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
-        let cookies: Vec<_> = connections::outside(&all).iter().map(|connection| connection.cookie).collect();
+        let exempt = self.context.kernel.exempt_cgroups()?;
+        let cookies: Vec<_> =
+            connections::outside(&all, &exempt).iter().map(|connection| connection.cookie).collect();
         self.context.kernel.mark_pre_mesh(&cookies)?;
         self.marked.get_or_insert_default().extend(cookies);
         Ok(())

@@ -160,11 +160,8 @@ impl PodTask {
                 Step::Forget => Some(Settled::Over),
                 _ => None,
             };
-            // What is only being verified is still what it was.
-            if settled.is_some() || self.state != State::Enrolled {
-                self.post(state, Some(&look), None);
-            }
             if settled.is_some() {
+                self.post(state, Some(&look), None);
                 self.context.sweep.settled(&self.uid, self.marked.as_ref(), &self.context);
                 return settled;
             }
@@ -191,6 +188,7 @@ impl PodTask {
             self.context.telemetry.enrolment_failed(error.reason());
             warn!(pod = %self.uid, state = state.as_str(), %error, "the pod is not where it should be; it is tried again");
         }
+        let state = if error.reason() == "no_ztunnel" { State::AwaitingZtunnel } else { state };
         self.post(state, look, Some(error));
         None
     }

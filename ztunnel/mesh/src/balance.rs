@@ -79,14 +79,16 @@ impl Endpoints {
         eligible: impl Fn(&Workload) -> bool,
         random: u64,
     ) -> Option<&Arc<Workload>> {
-        if balancing.routing_preference.is_empty() {
+        let drawn = if balancing.routing_preference.is_empty() {
             let weights = if balancing.allow_unhealthy { &self.all } else { &self.healthy };
-            let drawn = weights.position_of(scale(random, weights.total())?)?;
-            // Accepting the first draw and otherwise drawing among the eligible ones alone leaves each of
-            // these a share proportional to its weight.
-            if eligible(&self.members[drawn]) {
-                return Some(&self.members[drawn]);
-            }
+            &self.members[weights.position_of(scale(random, weights.total())?)?]
+        } else {
+            self.choose_by_scan(balancing, client, |_| true, random)?
+        };
+        // Nearly all are eligible, and to ask is dear. Accepting the first draw and otherwise drawing among the
+        // eligible ones alone leaves each of these a share proportional to its weight.
+        if eligible(drawn) {
+            return Some(drawn);
         }
         self.choose_by_scan(balancing, client, eligible, mix(random))
     }

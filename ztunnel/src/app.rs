@@ -1,5 +1,6 @@
 //! The process: makes the parts, joins them, and takes them down in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +8,12 @@ use anyhow::Context as _;
 use api::ca::CaClient;
 use api::type_url::ResourceType;
 use api::xds_client::{self, XdsConfig};
-use daemon::admin::{Address, Admin, Routes};
+use daemon::admin::{Address, Admin, BindError, Routes};
 use daemon::drain::{Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
 use daemon::readiness::Readiness;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tunnel::hbone::{Pool, PoolConfig};
 use tunnel::socket::TcpOptions;
@@ -28,6 +29,10 @@ use crate::{admin, xds};
 
 const BUILD: &str = env!("CARGO_PKG_VERSION");
 
+/// How long a predecessor may take to let go of the endpoints' ports, and how often that is tried.
+const HANDOVER: Duration = Duration::from_secs(5);
+const HANDOVER_RETRY: Duration = Duration::from_millis(50);
+
 /// The answer to a CONNECT takes as long as the other side's own dial may, and the way there and back.
 const REPLY_MARGIN: Duration = Duration::from_secs(5);
 
@@ -42,7 +47,7 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     let node = node(&config, metrics, drain_signal)?;
     let collected = Collected { tunnels: node.tunnels.clone(), logging: logging.clone() };
     registry.register(|registry| collected.register(registry));
-    let servers = Servers::bind(&config)?;
+    let servers = Servers::bind(&config).await?;
     let stop = CancellationToken::new();
     servers.serve(&node, &logging, &registry, &readiness, &stop);
 
@@ -59,9 +64,9 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
         _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
     };
     tracing::info!(?cause, deadline = ?config.drain_deadline, "draining");
-    let _draining = readiness.block("draining");
-    end(&node, drain, config.drain_deadline).await;
+    // The endpoints are the successor's from now on; who asks for readiness meanwhile is refused, which is true.
     stop.cancel();
+    end(&node, drain, config.drain_deadline).await;
     Ok(())
 }
 
@@ -132,11 +137,11 @@ struct Servers {
 }
 
 impl Servers {
-    fn bind(config: &Config) -> anyhow::Result<Self> {
+    async fn bind(config: &Config) -> Result<Self, BindError> {
         Ok(Self {
-            admin: Admin::bind(&Address::Tcp(config.admin_address), "--admin-address")?,
-            stats: Admin::bind(&Address::Tcp(config.stats_address), "--stats-address")?,
-            readiness: Admin::bind(&Address::Tcp(config.readiness_address), "--readiness-address")?,
+            admin: bind(config.admin_address, "--admin-address").await?,
+            stats: bind(config.stats_address, "--stats-address").await?,
+            readiness: bind(config.readiness_address, "--readiness-address").await?,
         })
     }
 
@@ -157,6 +162,19 @@ impl Servers {
         for (server, routes) in all {
             let stop = stop.clone().cancelled_owned();
             tokio::spawn(server.serve(routes, stop));
+        }
+    }
+}
+
+/// Binds, waiting a little for a predecessor to let go: it does as soon as it is told to end.
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<Admin, BindError> {
+    let deadline = Instant::now() + HANDOVER;
+    loop {
+        match Admin::bind(&Address::Tcp(address), flag) {
+            Err(BindError::InUse { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(HANDOVER_RETRY).await
+            }
+            bound => return bound,
         }
     }
 }

@@ -29,10 +29,16 @@ pub(super) fn known(all: &[Connection], cookies: &BTreeSet<SocketCookie>) -> Vec
     all.iter().filter(|end| cookies.contains(&end.cookie)).copied().collect()
 }
 
+/// Whether this is an end of a connection, not what is left of one (TIME_WAIT, which has no cgroup any more).
+pub(super) fn is_alive(end: &Connection) -> bool {
+    end.cgroup.is_some()
+}
+
 /// How many connections ztunnel carries: what the pod opened (its accepted ends) and what it was sent (the
 /// application's accepted ends).
 pub(super) fn captured(all: &[Connection]) -> usize {
-    all.iter().filter(|end| [CAPTURED, APPLICATION_LEG].contains(&mark(end))).count()
+    let alive = all.iter().filter(|end| is_alive(end));
+    alive.filter(|end| [CAPTURED, APPLICATION_LEG].contains(&mark(end))).count()
 }
 
 #[cfg(test)]
@@ -67,6 +73,9 @@ mod tests {
             // ztunnel to another node, and from one.
             end(7, "10.0.0.1:40002", "10.0.1.1:15008", 0x539),
             end(11, "10.0.0.1:15008", "10.0.1.1:40002", 0),
+            // What is left of an application leg.
+            Connection { cgroup: None, ..end(12, "10.0.0.9:21001", "10.0.0.1:8080", 0x53a) },
+            Connection { cgroup: None, ..end(13, "10.0.0.1:8080", "10.0.0.9:21001", 0x53a) },
             // Within the pod.
             end(8, "127.0.0.1:40003", "127.0.0.1:9090", 0),
             end(9, "127.0.0.1:9090", "127.0.0.1:40003", 0),

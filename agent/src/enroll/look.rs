@@ -163,7 +163,8 @@ impl PodTask {
             warn!(pod = %self.uid, %error, "ended connections stay in the map");
         }
         self.marked = Some(alive);
-        let status = known.iter().map(|end| Connection { local: end.local, remote: end.remote });
+        let status = known.iter().filter(|end| connections::is_alive(end));
+        let status = status.map(|end| Connection { local: end.local, remote: end.remote });
         Ok((status.collect(), connections::captured(&all) > 0))
     }
 

@@ -93,11 +93,14 @@ fn hairpin(world: &mut World) -> anyhow::Result<()> {
 fn strict(world: &mut World) -> anyhow::Result<()> {
     for family in Family::BOTH {
         // On the node itself, so that the marker stays there; between nodes without it.
-        let near = world.fetch(pods::OUTSIDER_EAST, pods::NEAR, family, ports::HTTP)?;
-        world.ensure_refused(&near, STRICT).with_context(|| format!("{family}, same node"))?;
+        let client = world.sandbox.pod(pods::OUTSIDER_EAST)?.address(family)?;
+        let near = || world.fetch(pods::OUTSIDER_EAST, pods::NEAR, family, ports::HTTP);
+        world.ensure_refused(client, STRICT, near).with_context(|| format!("{family}, same node"))?;
+        let outsider = world.sandbox.pod(pods::OUTSIDER_WEST)?;
         let url = format!("http://{}/", world.address(pods::NEAR, family, ports::HTTP)?);
-        let far = Fetch::new(url).from_pod(world.sandbox.pod(pods::OUTSIDER_WEST)?)?;
-        world.ensure_refused(&far, STRICT).with_context(|| format!("{family}, other node"))?;
+        let far = || Ok(Fetch::new(url).from_pod(outsider)?);
+        let client = outsider.address(family)?;
+        world.ensure_refused(client, STRICT, far).with_context(|| format!("{family}, other node"))?;
     }
     Ok(())
 }
@@ -118,11 +121,11 @@ fn own_ports(world: &mut World) -> anyhow::Result<()> {
 
 fn unauthorized(world: &mut World) -> anyhow::Result<()> {
     for family in Family::BOTH {
+        let client = world.sandbox.pod(pods::INTRUDER)?.address(family)?;
         for server in [pods::NEAR, pods::FAR] {
-            let reply = world.fetch(pods::INTRUDER, server, family, ports::HTTP)?;
-            let entry = world
-                .ensure_refused(&reply, "shop/no-guests")
-                .with_context(|| format!("{family} {server}"))?;
+            let send = || world.fetch(pods::INTRUDER, server, family, ports::HTTP);
+            let entry = world.ensure_refused(client, "shop/no-guests", send);
+            let entry = entry.with_context(|| format!("{family} {server}"))?;
             ensure!(entry.source_identity.as_deref() == Some(&identity("guest", "intruder")), "{entry:?}");
         }
     }
@@ -143,14 +146,17 @@ fn probes(world: &mut World) -> anyhow::Result<()> {
 fn only_probes(world: &mut World) -> anyhow::Result<()> {
     let node = world.sandbox.node("east")?;
     for family in Family::BOTH {
+        let [v4, v6] = node.addresses();
+        let client = if family == Family::V4 { v4 } else { v6 };
         let probed = world.request(pods::NEAR, family, ports::HTTP)?;
+        let not_kubelet = || Ok(probed.from_node(node)?);
         world
-            .ensure_refused(&probed.from_node(node)?, STRICT)
+            .ensure_refused(client, STRICT, not_kubelet)
             .with_context(|| format!("{family}: not kubelet"))?;
         let other = world.request(pods::NEAR, family, ports::RESET)?;
-        let reply = other.from_kubelet(node)?;
+        let kubelet = || Ok(other.from_kubelet(node)?);
         world
-            .ensure_refused(&reply, STRICT)
+            .ensure_refused(client, STRICT, kubelet)
             .with_context(|| format!("{family}: a port that is not probed"))?;
     }
     Ok(())
@@ -161,7 +167,7 @@ fn faithful(world: &mut World) -> anyhow::Result<()> {
         for server in [pods::NEAR, pods::FAR] {
             for port in [ports::RESET, ports::CLOSED] {
                 let reply = world.fetch(pods::CLIENT, server, family, port)?;
-                ensure!(reply.exit == 56, "{family} {server} port {port}: {}", reply.outcome());
+                ensure!(reply.reset(), "{family} {server} port {port}: {}", reply.outcome());
             }
             let mut stream = world.connect(pods::CLIENT, world.address(server, family, ports::SINK)?)?;
             stream.write_all(b"to the end")?;

@@ -1,12 +1,10 @@
 //! The mesh of `tests/manifests/mesh` on a sandbox, and the steps the tests are made of.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use sandbox::{
-    AccessEntry, Capture, Direction, Family, Fetch, Mesh, MeshOptions, Redirection, Reply, Sandbox, wait,
-};
+use sandbox::{AccessEntry, Capture, Family, Fetch, Mesh, MeshOptions, Redirection, Reply, Sandbox, wait};
 
 use crate::places::{binaries, options};
 
@@ -128,26 +126,18 @@ impl World {
         Ok(stream)
     }
 
-    /// What the server's end wrote about a client's connection, which it refused.
-    pub fn refusal(&self, reply: &Reply) -> anyhow::Result<AccessEntry> {
-        let client = reply.local.context("the client never had a connection")?;
-        let log = self.mesh.access_log();
-        let what = || format!("a refusal of {client} in the access log");
-        let inbound = log.find(LOG_DEADLINE, what, |entry| {
-            let of_client = |other: &AccessEntry| {
-                other.source == client && other.trace_id.is_some() && other.trace_id == entry.trace_id
-            };
-            entry.direction == Some(Direction::Inbound)
-                && entry.policy.is_some()
-                && (entry.source == client || log.entries().iter().any(of_client))
-        });
-        Ok(inbound?)
-    }
-
-    /// That a request was refused by a policy, and came to nothing at the client.
-    pub fn ensure_refused(&self, reply: &Reply, policy: &str) -> anyhow::Result<AccessEntry> {
-        ensure!(reply.exit == 56, "the client saw {} in place of a reset", reply.outcome());
-        let entry = self.refusal(reply)?;
+    /// That a request from `client` is refused by a policy, and comes to nothing there. Returns what the server's end
+    /// wrote about it.
+    pub fn ensure_refused(
+        &self,
+        client: IpAddr,
+        policy: &str,
+        send: impl FnOnce() -> anyhow::Result<Reply>,
+    ) -> anyhow::Result<AccessEntry> {
+        let log = self.mesh.access_log().from_now();
+        let reply = send()?;
+        ensure!(reply.reset(), "the client saw {} in place of a reset", reply.outcome());
+        let entry = log.refusal_of(client, LOG_DEADLINE)?;
         ensure!(entry.policy.as_deref() == Some(policy), "refused by {:?}", entry.policy);
         ensure!(entry.path.as_deref() == Some("refused"), "{entry:?}");
         Ok(entry)

@@ -91,8 +91,10 @@ fn leave_and_join(world: &mut World) -> anyhow::Result<()> {
     edit(world, "shop.yaml", OUT, IN)?;
     until_answered(world, pods::OUTSIDER_EAST, pods::NEAR, false, SETTLE)?;
     until_answered(world, pods::CLIENT, pods::NEAR, true, SETTLE)?;
-    let reply = world.fetch(pods::OUTSIDER_EAST, pods::NEAR, Family::V4, ports::HTTP)?;
-    world.ensure_refused(&reply, STRICT)?;
+    let client = world.sandbox.pod(pods::OUTSIDER_EAST)?.address(Family::V4)?;
+    world.ensure_refused(client, STRICT, || {
+        world.fetch(pods::OUTSIDER_EAST, pods::NEAR, Family::V4, ports::HTTP)
+    })?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! ztunnel's access log: the facts about a connection as the two ends that verified them wrote them down.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,21 +57,28 @@ pub struct AccessEntry {
     pub others: HashMap<String, Value>,
 }
 
-/// The logs of every ztunnel of a sandbox.
+/// The logs of every ztunnel of a sandbox, each from some byte on.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    files: Vec<PathBuf>,
+    files: Vec<(PathBuf, u64)>,
 }
 
 impl AccessLog {
     /// The log made of these files.
-    pub fn new(files: Vec<PathBuf>) -> Self {
-        Self { files }
+    pub fn new(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { files: files.into_iter().map(|file| (file, 0)).collect() }
+    }
+
+    /// The same log without what is in it by now.
+    #[must_use]
+    pub fn from_now(&self) -> Self {
+        let length = |file: &PathBuf| std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+        Self { files: self.files.iter().map(|(file, _)| (file.clone(), length(file))).collect() }
     }
 
     /// Every entry so far.
     pub fn entries(&self) -> Vec<AccessEntry> {
-        self.files.iter().flat_map(|file| entries(file)).collect()
+        self.files.iter().flat_map(|(file, start)| entries(file, *start)).collect()
     }
 
     /// Waits for an entry that `wanted` accepts, the newest of each file first.
@@ -89,11 +96,23 @@ impl AccessLog {
         let what = || format!("an {direction:?} access log entry for the connection from {client}");
         self.find(deadline, what, |entry| entry.direction == Some(direction) && entry.source == client)
     }
+
+    /// Waits for the server's end to write that a policy refused a client with this address. A refusal can reach a
+    /// client before it knows its own port, so that the port is not asked for.
+    pub fn refusal_of(&self, client: IpAddr, deadline: Duration) -> Result<AccessEntry> {
+        let what = || format!("an inbound access log entry with a policy that refused {client}");
+        self.find(deadline, what, |entry| {
+            entry.direction == Some(Direction::Inbound)
+                && entry.policy.is_some()
+                && entry.source.ip() == client
+        })
+    }
 }
 
 /// The access log entries among the lines of a log. Lines of other kinds, and one still being written, are passed over.
-fn entries(file: &Path) -> Vec<AccessEntry> {
+fn entries(file: &Path, start: u64) -> Vec<AccessEntry> {
     let text = std::fs::read(file).unwrap_or_default();
+    let text = usize::try_from(start).ok().and_then(|start| text.get(start..)).unwrap_or_default();
     let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{"));
     let values = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let access = values.filter(|value| value["scope"] == "access");
@@ -127,5 +146,6 @@ mod tests {
         );
         assert_eq!(entry.others["bytes_sent"], 3);
         assert!(log.of("[fd00::1]:4000".parse().unwrap(), Direction::Inbound, Duration::ZERO).is_err());
+        assert!(log.from_now().entries().is_empty());
     }
 }

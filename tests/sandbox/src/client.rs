@@ -129,6 +129,12 @@ impl Reply {
         self.exit == 0 && (200..300).contains(&self.status)
     }
 
+    /// Whether the connection was reset. A reset that comes while curl still looks whether it is connected is told as a
+    /// failed connect (7), a later one as a failed send (55) or receive (56).
+    pub fn reset(&self) -> bool {
+        matches!(self.exit, 7 | 55 | 56)
+    }
+
     /// In words, for tables and errors.
     pub fn outcome(&self) -> String {
         match self.exit {
@@ -136,7 +142,7 @@ impl Reply {
             7 => "connection refused".into(),
             28 => "timed out".into(),
             52 => "closed without an answer".into(),
-            35 | 55 | 56 => "connection reset".into(),
+            55 | 56 => "connection reset".into(),
             code => format!("curl {code}: {}", self.error.trim()),
         }
     }

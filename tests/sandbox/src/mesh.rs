@@ -199,7 +199,7 @@ impl Mesh {
 
     /// The access logs of all ztunnels.
     pub fn access_log(&self) -> AccessLog {
-        AccessLog::new(self.ztunnels.keys().map(|node| self.ztunnel_log(node)).collect())
+        AccessLog::new(self.ztunnels.keys().map(|node| self.ztunnel_log(node)))
     }
 
     /// An error, with the end of its log, when any program has ended.

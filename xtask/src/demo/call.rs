@@ -41,7 +41,7 @@ pub(crate) struct Call {
 }
 
 /// The policy that stands for PeerAuthentication STRICT where authorization is decided, named as Istio names it.
-const STRICT: &str = "istio-system/istio_converted_static_strict";
+pub(crate) const STRICT: &str = "istio-system/istio_converted_static_strict";
 
 /// Every call, over IPv4 and IPv6.
 pub(crate) fn all() -> Vec<Call> {

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use sandbox::{AccessEntry, Direction, Fetch, Mesh, Pod, Reply, Sandbox};
+use sandbox::{AccessEntry, AccessLog, Direction, Fetch, Mesh, Pod, Reply, Sandbox};
 use serde::Serialize;
 
 use super::MARKER;
-use super::call::{Call, Caller, Expectation, Target};
+use super::call::{self, Call, Caller, Expectation, Target};
 
 /// The port of every container, behind the Services' port 80.
 const POD_PORT: u16 = 8080;
@@ -42,6 +42,7 @@ pub(crate) struct Fact {
 /// Makes the call.
 pub(crate) fn observe(sandbox: &Sandbox, mesh: &Mesh, call: &Call) -> anyhow::Result<Fact> {
     let url = url(sandbox, call)?;
+    let log = mesh.access_log().from_now();
     let request = Fetch::new(&url).over(call.family).header("x-marker", MARKER);
     let reply = match call.caller {
         Caller::Pod(name) => request.from_pod(sandbox.pod(name)?)?,
@@ -50,9 +51,9 @@ pub(crate) fn observe(sandbox: &Sandbox, mesh: &Mesh, call: &Call) -> anyhow::Re
     };
     let mut fact = Fact::of_client(call, &url, &reply);
     match call.expectation {
-        Expectation::Answered(by) => fact.answered(sandbox, mesh, call, &reply, by)?,
-        Expectation::RefusedBy(policy) => fact.refused(sandbox, mesh, call, &reply, policy)?,
-        Expectation::Probe => fact.probe(mesh, &reply),
+        Expectation::Answered(by) => fact.answered(sandbox, &log, call, &reply, by)?,
+        Expectation::RefusedBy(policy) => fact.refused(sandbox, &log, call, &reply, policy)?,
+        Expectation::Probe => fact.probe(&log, &reply),
     }
     Ok(fact)
 }
@@ -106,14 +107,14 @@ impl Fact {
     fn answered(
         &mut self,
         sandbox: &Sandbox,
-        mesh: &Mesh,
+        log: &AccessLog,
         call: &Call,
         reply: &Reply,
         by: &[&str],
     ) -> anyhow::Result<()> {
         self.expect(reply.ok(), || format!("expected an answer, got: {}", reply.outcome()));
         let (Some(client), true) = (reply.local, reply.ok()) else {
-            self.quote(mesh, reply);
+            self.quote(log, reply);
             return Ok(());
         };
         let line =
@@ -129,8 +130,8 @@ impl Fact {
         self.expect(seen == Some(client.ip()), || {
             format!("the server saw {seen:?} in place of {}", client.ip())
         });
-        let Some((outbound, inbound)) = self.both_ends(mesh, client) else {
-            self.quote(mesh, reply);
+        let Some((outbound, inbound)) = self.both_ends(log, client) else {
+            self.quote(log, reply);
             return Ok(());
         };
         if let Caller::Pod(source) = call.caller {
@@ -143,8 +144,7 @@ impl Fact {
     }
 
     /// What client's and server's end wrote about the connection, tied together by the trace id.
-    fn both_ends(&mut self, mesh: &Mesh, client: SocketAddr) -> Option<(AccessEntry, AccessEntry)> {
-        let log = mesh.access_log();
+    fn both_ends(&mut self, log: &AccessLog, client: SocketAddr) -> Option<(AccessEntry, AccessEntry)> {
         let found = log.of(client, Direction::Outbound, LOG_DEADLINE).and_then(|outbound| {
             let trace = outbound.trace_id.clone();
             let what = || format!("an inbound access log entry with trace id {trace:?}");
@@ -197,27 +197,16 @@ impl Fact {
     fn refused(
         &mut self,
         sandbox: &Sandbox,
-        mesh: &Mesh,
+        log: &AccessLog,
         call: &Call,
         reply: &Reply,
         policy: &str,
     ) -> anyhow::Result<()> {
         self.expect(reply.exit != 0, || format!("expected a refusal, got: {}", reply.outcome()));
-        self.expect(reply.exit == 56, || format!("a refusal is to be a reset, but was: {}", reply.outcome()));
-        let log = mesh.access_log();
-        let inbound =
-            |entry: &AccessEntry| entry.direction == Some(Direction::Inbound) && entry.policy.is_some();
-        let what = || format!("an inbound access log entry with a policy for {:?}", reply.local);
-        // The connection of a pod of the mesh is found by its trace id, that of any other by its address.
-        let found = log.find(LOG_DEADLINE, what, |entry| {
-            inbound(entry)
-                && (Some(entry.source) == reply.local
-                    || log.entries().iter().any(|outbound| {
-                        Some(outbound.source) == reply.local
-                            && outbound.trace_id.is_some()
-                            && outbound.trace_id == entry.trace_id
-                    }))
-        });
+        self.expect(reply.reset(), || format!("a refusal is to be a reset, but was: {}", reply.outcome()));
+        let Caller::Pod(source) = call.caller else { return Ok(()) };
+        let source = sandbox.pod(source)?;
+        let found = log.refusal_of(source.address(call.family)?, LOG_DEADLINE);
         match found {
             Ok(entry) => {
                 self.expect(entry.policy.as_deref() == Some(policy), || {
@@ -229,38 +218,35 @@ impl Fact {
                 self.key_exchange.clone_from(&entry.tls_group);
                 self.source_identity.clone_from(&entry.source_identity);
                 self.destination_identity.clone_from(&entry.destination_identity);
-                if let Caller::Pod(source) = call.caller {
-                    let source = sandbox.pod(source)?;
-                    let expected = (source.spec().namespace != "legacy").then(|| identity(source));
-                    self.expect(entry.source_identity == expected, || {
-                        format!(
-                            "the refusing end has {:?} as source identity, not {expected:?}",
-                            entry.source_identity
-                        )
-                    });
-                }
+                let expected = (policy != call::STRICT).then(|| identity(source));
+                self.expect(entry.source_identity == expected, || {
+                    format!(
+                        "the refusing end has {:?} as source identity, not {expected:?}",
+                        entry.source_identity
+                    )
+                });
             }
             Err(error) => {
                 self.problems.push(error.to_string());
-                self.quote(mesh, reply);
+                self.quote(log, reply);
             }
         }
         Ok(())
     }
 
-    fn probe(&mut self, mesh: &Mesh, reply: &Reply) {
+    fn probe(&mut self, log: &AccessLog, reply: &Reply) {
         self.expect(reply.ok(), || format!("expected an answer, got: {}", reply.outcome()));
-        let logged = mesh.access_log().entries().into_iter().any(|entry| Some(entry.source) == reply.local);
+        let logged = log.entries().into_iter().any(|entry| Some(entry.source) == reply.local);
         self.expect(!logged, || "a probe went through ztunnel".into());
         self.path = if logged { "unknown".into() } else { "not_captured".into() };
         if !reply.ok() {
-            self.quote(mesh, reply);
+            self.quote(log, reply);
         }
     }
 
     /// Adds what the logs say about the client, for a person to find out why.
-    fn quote(&mut self, mesh: &Mesh, reply: &Reply) {
-        let entries = mesh.access_log().entries();
+    fn quote(&mut self, log: &AccessLog, reply: &Reply) {
+        let entries = log.entries();
         let about: Vec<String> = entries
             .iter()
             .filter(|entry| Some(entry.source) == reply.local)

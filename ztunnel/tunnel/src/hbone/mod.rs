@@ -26,3 +26,6 @@ const MAX_FRAME: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written to the connection. Enough to keep a connection busy while the
 /// stream's task is woken; on a connection that stalls it is all that a stream holds on our side.
 const SEND_BUFFER: usize = 256 << 10;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -185,6 +185,10 @@ impl Pool {
             if let Some(place) = tunnel.take_place() {
                 return Ok((tunnel, place, false));
             }
+            // A server that closes every tunnel at once must not be dialled for ever.
+            if let Some(error) = tunnel.ended() {
+                return Err(error);
+            }
             // More callers waited than the new tunnel takes: the rest dial another.
         }
     }

@@ -51,7 +51,7 @@ impl Default for ServerConfig {
 /// How a connection ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServeEnd {
-    /// The client closed it.
+    /// The client closed it, or it broke while it carried no stream.
     Closed,
     /// It was drained: GOAWAY, and the last stream has ended.
     Drained,
@@ -120,6 +120,10 @@ where
             }
             next = connection.accept() => match next {
                 None => return Ok(ending.unwrap_or(ServeEnd::Closed)),
+                // Both ends say goodbye, and the one that closes first breaks the other's: nothing is lost.
+                Some(Err(error)) if error.is_io() && streams.count() == 0 => {
+                    return Ok(ending.unwrap_or(ServeEnd::Closed));
+                }
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok((request, respond))) => {
                     if let Some(request) = admit(request, respond, &streams, config.max_streams) {

@@ -131,13 +131,17 @@ pub(crate) struct TunnelReader<'a> {
 impl TunnelReader<'_> {
     /// The next bytes; `None` at the end. They are charged to the peer's window until they are released.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
-        let end = match ready!(self.receive.poll_data(cx)) {
-            Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
-            Some(Err(error)) => match StreamError::from(error) {
-                StreamError::Stopped => Ok(None),
-                error => Err(error),
-            },
-            None => Ok(None),
+        let end = loop {
+            match ready!(self.receive.poll_data(cx)) {
+                // An end may come as a frame of its own, or anybody may send an empty one.
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => return Poll::Ready(Ok(Some(data))),
+                Some(Err(error)) => match StreamError::from(error) {
+                    StreamError::Stopped => break Ok(None),
+                    error => break Err(error),
+                },
+                None => break Ok(None),
+            }
         };
         *self.ended = true;
         Poll::Ready(end)

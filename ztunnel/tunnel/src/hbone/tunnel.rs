@@ -177,6 +177,15 @@ impl Tunnel {
         drop(sender);
     }
 
+    /// Why it takes no more streams, if it does not.
+    pub(super) fn ended(&self) -> Option<OpenError> {
+        if self.sender().is_some() {
+            return None;
+        }
+        let cause = self.cause.borrow().clone();
+        Some(cause.unwrap_or_else(|| OpenError::Http2("the tunnel is closing".to_owned())))
+    }
+
     /// Since when it carries no stream.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (self.streams.count() == 0).then(|| *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,0 +1,115 @@
+//! Flow control: what a stream that nobody reads can do to the others.
+
+use super::window::connection_window;
+use super::*;
+
+/// Opens streams on which the client sends without end and nobody reads.
+async fn stalled(world: &mut World, count: usize) -> (Vec<TunnelStream>, Arc<AtomicUsize>) {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let mut servers = Vec::new();
+    for _ in 0..count {
+        let (mut client, server) = world.stream().await;
+        servers.push(server);
+        let sent = sent.clone();
+        tokio::spawn(async move {
+            loop {
+                let chunk = bytes(64 << 10);
+                let length = chunk.len();
+                if client.write(chunk).await.is_err() {
+                    return;
+                }
+                sent.fetch_add(length, Ordering::Relaxed);
+            }
+        });
+        settled().await;
+    }
+    (servers, sent)
+}
+
+/// Under a paused clock, time passes only when nobody has anything to do.
+async fn settled() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+async fn moves(client: &mut TunnelStream, server: &mut TunnelStream, data: Bytes) {
+    let exchange = async {
+        tokio::join!(
+            async {
+                client.write(data.clone()).await.unwrap();
+                client.finish().unwrap();
+            },
+            async { assert!(read_all(server).await.unwrap() == data) }
+        )
+    };
+    tokio::time::timeout(Duration::from_secs(5), exchange).await.expect("blocked by the others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_nobody_reads_do_not_stall_the_last_one_on_their_tunnel() {
+    let mut world = World::new();
+    let (servers, _) = stalled(&mut world, 99).await;
+    let (mut client, mut server) = world.stream().await;
+    assert_eq!(world.remote.dials(), 1);
+    moves(&mut client, &mut server, bytes(8 << 20)).await;
+    drop(servers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_connection_buffers_is_bounded() {
+    let mut world = World::new();
+    let (servers, sent) = stalled(&mut world, 100).await;
+    let bound = connection_window(200) as usize + 100 * SEND_BUFFER;
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent <= bound, "{sent} of at most {bound}");
+    // And the first few streams had their large windows.
+    assert!(sent >= 16 << 20, "{sent}");
+    drop(servers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_again_goes_on_without_loss() {
+    let mut world = World::new();
+    let mut pairs = Vec::new();
+    for _ in 0..20 {
+        let (mut client, server) = world.stream().await;
+        let writer = tokio::spawn(async move {
+            client.write(bytes(6 << 20)).await.unwrap();
+            client.finish().unwrap();
+            // Held until the other end has finished too.
+            client.read().await
+        });
+        pairs.push((writer, server));
+    }
+    settled().await;
+    for (writer, mut server) in pairs {
+        assert!(read_all(&mut server).await.unwrap() == bytes(6 << 20));
+        server.finish().unwrap();
+        assert_eq!(writer.await.unwrap(), Ok(None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_stream_takes_no_window_from_the_others() {
+    let mut world = World::new();
+    let mut idle = Vec::new();
+    for _ in 0..99 {
+        idle.push(world.stream().await);
+    }
+    let (mut client, mut server) = world.stream().await;
+    moves(&mut client, &mut server, bytes(8 << 20)).await;
+}
+
+#[tokio::test]
+async fn the_windows_grow_back_when_streams_end() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        let mut open = Vec::new();
+        for _ in 0..40 {
+            open.push(world.stream().await);
+        }
+        drop(open);
+        let (mut client, mut server) = world.stream().await;
+        moves(&mut client, &mut server, bytes(8 << 20)).await;
+    }
+    assert_eq!(world.remote.dials(), 1);
+}

@@ -17,6 +17,20 @@
 //!
 //! There is a program for each mode of the pod and each kind of device instead of a map that tells them apart: the kernel
 //! offers tc programs no key for a namespace before 6.12, and swapping the program under a link is atomic.
+//!
+//! What the checks cost: a 1-byte ping-pong of a captured connection, 14 rounds of 20,000 on Linux 6.18 with two busy virtual CPUs,
+//! mean time of this program by `kernel.bpf_stats_enabled` (medians of the rounds; IPv4 / IPv6), with the checks compiled in or out:
+//!
+//! | | a packet |
+//! |---|---|
+//! | as it is | 380 / 420 ns |
+//! | without the two lookups by cookie (3) | 310 / 330 ns |
+//! | without the lookup by cgroup (2) | 335 / 355 ns |
+//! | without both | 262 / 269 ns |
+//! | ztunnel's own packets, as it is | 283 ns |
+//!
+//! So a captured packet pays about 120 ns (IPv6 150) for not trusting marks. The median round trip was 16.9 us with and 16.7 us
+//! without the checks, which is within its scatter.
 
 use aya_ebpf::{
     EbpfContext as _,

@@ -204,4 +204,50 @@ mod tests {
         });
         assert_eq!(policy(&strict), expected);
     }
+
+    #[test]
+    fn services_carry_their_endpoints_and_addresses_their_network() {
+        use mesh::service::LoadBalancing;
+        let name: mesh::ServiceName = "shop/web.shop.svc.cluster.local".parse().unwrap();
+        let web = Service {
+            name: name.clone(),
+            short_name: "web".to_owned(),
+            vips: vec![mesh::NetworkAddress { network: "n1".into(), ip: "10.96.0.1".parse().unwrap() }],
+            ports: [(80, 8080)].into(),
+            subject_alt_names: Vec::new(),
+            load_balancing: LoadBalancing::default(),
+            has_waypoint: false,
+        };
+        let pod = Workload {
+            uid: "Kubernetes//Pod/shop/web-1".into(),
+            name: "web-1".to_owned(),
+            namespace: "shop".into(),
+            trust_domain: "cluster.local".into(),
+            service_account: "web".into(),
+            network: "n1".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            tunnel_protocol: TunnelProtocol::Hbone,
+            network_mode: mesh::workload::NetworkMode::Standard,
+            node: "east".to_owned(),
+            canonical_name: "web".to_owned(),
+            canonical_revision: "v1".to_owned(),
+            workload_type: WorkloadType::Pod,
+            workload_name: "web-1".to_owned(),
+            cluster_id: "Kubernetes".to_owned(),
+            locality: mesh::workload::Locality::default(),
+            health: Health::Healthy,
+            capacity: 1,
+            services: [(name, [(80, 8080)].into())].into(),
+            authorization_policies: Vec::new(),
+            has_waypoint: false,
+        };
+        let told = service(&web, [&pod].into_iter());
+        assert_eq!(told["vips"], json!(["n1/10.96.0.1"]));
+        assert_eq!(told["ports"], json!({ "80": 8080 }));
+        assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["address"], "n1/10.0.0.1");
+        assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["port"], json!({ "80": 8080 }));
+        let told = workload(&pod);
+        assert_eq!(told["workloadIps"], json!(["10.0.0.1", "fd00::1"]));
+        assert_eq!((&told["protocol"], &told["status"]), (&json!("HBONE"), &json!("Healthy")));
+    }
 }

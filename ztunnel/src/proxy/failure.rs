@@ -86,6 +86,9 @@ pub(crate) enum Failure {
     /// The pod left the mesh or ended.
     #[error("the pod was removed")]
     PodRemoved,
+    /// What it was a part of ended: its tunnel, or the other side of it within this process.
+    #[error("ended with what carried it")]
+    Abandoned,
 }
 
 fn side_text(side: Side) -> &'static str {
@@ -158,6 +161,7 @@ impl Failure {
             Self::Idle => (Blame::Client, "IDLE_TIMEOUT", 503),
             Self::Drained => (Blame::Node, "DRAIN", 503),
             Self::PodRemoved => (Blame::Node, "POD_REMOVED", 503),
+            Self::Abandoned => (Blame::Client, "ABANDONED", 503),
         };
         Meaning { blame, flag, status }
     }

@@ -221,10 +221,9 @@ impl Record {
 }
 
 impl Drop for Record {
-    /// A task that ends without a verdict was cut together with its pod.
     fn drop(&mut self) {
         if !self.finished {
-            self.end(Some(&Failure::PodRemoved));
+            self.end(Some(&Failure::Abandoned));
         }
     }
 }
@@ -326,6 +325,6 @@ mod tests {
             let mut record = record(&Metrics::default());
             record.established();
         });
-        assert_eq!(line["response_flags"], "POD_REMOVED");
+        assert_eq!(line["response_flags"], "ABANDONED");
     }
 }

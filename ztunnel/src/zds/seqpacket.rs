@@ -6,10 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use api::zds::{MAX_FDS, MAX_MESSAGE};
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
-    recvmsg, sendmsg, socket,
+    getsockopt, recvmsg, sendmsg, socket,
 };
+use nix::unistd::geteuid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -27,11 +29,17 @@ pub(crate) struct Datagram {
 pub(crate) struct SeqPacket(AsyncFd<OwnedFd>);
 
 impl SeqPacket {
-    /// Connects to the socket at `path`. A full backlog of the server is `WouldBlock`: try again later.
+    /// Connects to the socket at `path`. A full backlog of the server is `WouldBlock`: try again later. A server that is
+    /// neither root nor ourselves is refused: whoever it is must not give us pods to speak for.
     pub(crate) fn connect(path: &Path) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let server = getsockopt(&fd, PeerCredentials)?.uid();
+        if server != 0 && server != geteuid().as_raw() {
+            let reason = format!("the socket is served by user {server}, neither root nor ours");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        }
         Self::new(fd)
     }
 

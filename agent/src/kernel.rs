@@ -71,12 +71,12 @@ impl Kernel {
 
     /// What an earlier agent, or this one, has pinned.
     pub(crate) fn attached_pods(&self) -> Result<BTreeSet<PodUid>, AttachError> {
-        Ok(self.programs().attached()?.keys().map(|key| PodUid::from(key.as_str())).collect())
+        Ok(self.programs().attached()?.iter().map(|key| PodUid::from(key.as_str())).collect())
     }
 
     /// What is pinned for one pod.
     pub(crate) fn links(&self, pod: &PodUid) -> Result<PodLinks, AttachError> {
-        Ok(self.programs().attached()?.remove(&key(pod)).unwrap_or_default())
+        self.programs().links(&key(pod))
     }
 
     /// Leads `addresses` to the listeners for connections from outside and from the pod, no longer `former` ones, and opens `ports` of

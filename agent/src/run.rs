@@ -5,7 +5,7 @@
 //! At the end capture stays: pods leave the mesh when control says so, not when the agent stops.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,7 +129,12 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new(stop.clone());
     let (server, credentials) = connect_control(&config, &mut tasks).await?;
-    let (kernel, log) = block_in_place(|| load(&config))?;
+    let cgroup_root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => cgroup::mount_point()?
+            .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
+    };
+    let (kernel, log) = block_in_place(|| load(&config, &cgroup_root))?;
     let address = server.to_string();
     let authority = CaClient::new(server.clone(), credentials.clone());
     let (client, subscription) = xds_client::client(xds_config(&config.node, server, credentials));
@@ -162,7 +167,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
             error!(%error, "the configuration socket failed");
         }
     });
-    follow_kubelet(&config, &kernel, &mut tasks);
+    follow_kubelet(&config, &cgroup_root, &kernel, &mut tasks);
     if let Some(log) = log {
         tasks.spawn("kernel log", read_log(log));
     }
@@ -183,15 +188,10 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
 }
 
 /// Loads the programs and exempts the agent itself.
-fn load(config: &AgentConfig) -> anyhow::Result<(Kernel, Option<LogReader>)> {
-    let cgroup_root = match &config.cgroup_root {
-        Some(root) => root.clone(),
-        None => cgroup::mount_point()?
-            .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
-    };
+fn load(config: &AgentConfig, cgroup_root: &Path) -> anyhow::Result<(Kernel, Option<LogReader>)> {
     let options = LoadOptions {
         bpffs: &config.bpffs,
-        cgroup_root: &cgroup_root,
+        cgroup_root,
         redirection: config.redirection,
         log: tracing::enabled!(target: "culvert::bpf", tracing::Level::DEBUG),
     };
@@ -260,12 +260,12 @@ impl Admission for ExemptCgroup {
     }
 }
 
-fn follow_kubelet(config: &AgentConfig, kernel: &Kernel, tasks: &mut Tasks) {
+fn follow_kubelet(config: &AgentConfig, cgroup_root: &Path, kernel: &Kernel, tasks: &mut Tasks) {
     let Some(path) = &config.kubelet_cgroup else {
         warn!("without --kubelet-cgroup kubelet's probes are captured like everything else");
         return;
     };
-    let path = config.cgroup_root.clone().unwrap_or_default().join(path);
+    let path = cgroup_root.join(path);
     let kernel = kernel.clone();
     let changed = move |id: Option<_>| {
         let ids: Vec<_> = id.into_iter().collect();

@@ -4,7 +4,7 @@
 //! index such as 2 means another device in another namespace, and a pod that is made anew keeps its uid; the inode is used again only
 //! when the namespace, and with it every link in it, is gone. A clsact filter cannot be pinned; the pin of its program stands for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -189,20 +189,21 @@ impl Programs {
     }
 
     /// All pods that have pins, of whatever agent of this layout.
-    pub(crate) fn attached(&self) -> Result<BTreeMap<PodKey, PodLinks>, AttachError> {
-        let mut pods = BTreeMap::new();
-        for directory in subdirectories(&self.root.join("pods"))? {
-            let Some(pod) = directory.file_name().and_then(|name| decode(name.to_str()?)) else { continue };
-            let mut links = PodLinks::default();
-            for netns in subdirectories(&directory)? {
-                for pin in pins(&netns)? {
-                    links.inbound |= pin.point.is_inbound();
-                    links.outbound |= !pin.point.is_inbound();
-                }
+    pub(crate) fn attached(&self) -> Result<BTreeSet<PodKey>, AttachError> {
+        let directories = subdirectories(&self.root.join("pods"))?;
+        Ok(directories.iter().filter_map(|directory| decode(directory.file_name()?.to_str()?)).collect())
+    }
+
+    /// The pins of one pod.
+    pub(crate) fn links(&self, pod: &PodKey) -> Result<PodLinks, AttachError> {
+        let mut links = PodLinks::default();
+        for netns in subdirectories(&self.pod_directory(pod))? {
+            for pin in pins(&netns)? {
+                links.inbound |= pin.point.is_inbound();
+                links.outbound |= !pin.point.is_inbound();
             }
-            pods.insert(pod, links);
         }
-        Ok(pods)
+        Ok(links)
     }
 
     fn pod_directory(&self, pod: &PodKey) -> PathBuf {

@@ -66,7 +66,8 @@ pub(crate) struct Args {
 /// What is logged and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogArgs {
-    /// What is logged, such as `info,culvert::bpf=debug` (decisions on single packets).
+    /// What is logged, such as `info,culvert::bpf=debug` (decisions on single
+    /// packets; those have to be asked for at the start).
     #[arg(long = "log", env = "RUST_LOG", default_value = "info")]
     filter: String,
     /// How lines look: `text` or `json`.

@@ -37,6 +37,9 @@ pub(crate) enum EnrollError {
     /// The namespace could not be watched or examined.
     #[error("the pod's network namespace cannot be watched: {0}")]
     Watch(#[source] io::Error),
+    /// Something changed in the pod while ztunnel was waited for, and is seen to first.
+    #[error("something changed in the pod's network namespace meanwhile")]
+    Interrupted,
     /// The step succeeded, and yet is to be done again: a fault of the agent, or somebody undoes it.
     #[error("{0:?} had no effect (does something else on this node undo it?)")]
     NoEffect(Step),
@@ -57,6 +60,7 @@ impl EnrollError {
             Self::Listen(ListenError::Socket { .. } | ListenError::Enter(_)) => "listen",
             Self::Plumbing(_) => "plumbing",
             Self::Announce(AnnounceError::NoZtunnel) => "no_ztunnel",
+            Self::Announce(AnnounceError::Unspeakable(_)) => "names_too_long",
             Self::Announce(AnnounceError::Refused(_)) => "ztunnel_refused",
             Self::Announce(AnnounceError::Ended) => "ztunnel_ended",
             Self::Attach(_) => "attach",
@@ -64,6 +68,7 @@ impl EnrollError {
             Self::Map(_) => "map",
             Self::Sockets(_) => "sock_diag",
             Self::Watch(_) => "watch",
+            Self::Interrupted => "interrupted",
             Self::NoEffect(_) => "no_effect",
             Self::Fault(_) => "fault",
         }
@@ -71,6 +76,6 @@ impl EnrollError {
 
     /// Whether this is only a matter of waiting, as with a pod that is still starting: no failure to count or warn of.
     pub(crate) fn is_waiting(&self) -> bool {
-        matches!(self.reason(), "no_process" | "no_address" | "no_ztunnel")
+        matches!(self.reason(), "no_process" | "no_address" | "no_ztunnel" | "interrupted")
     }
 }

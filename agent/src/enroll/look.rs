@@ -45,6 +45,7 @@ impl PodTask {
             return;
         };
         self.leaving_since = None;
+        self.withdrawn = false;
         if !spec.strict {
             self.cut = false;
         }
@@ -126,10 +127,11 @@ impl PodTask {
         Ok(Look { facts, plumbing, links: self.names(links), pre_mesh })
     }
 
-    /// A member is announced when the active ztunnel has acknowledged it; a leaving pod while it is not withdrawn.
+    /// A member is announced when the active ztunnel has acknowledged it; a leaving pod, also one that an earlier agent announced,
+    /// while it is not withdrawn.
     fn is_announced(&self, member: bool) -> bool {
-        let announcement = self.announcement.as_ref();
-        announcement.is_some_and(|announcement| !member || self.context.hub.acknowledged(announcement))
+        let acknowledged = |announcement| self.context.hub.acknowledged(announcement);
+        if member { self.announcement.as_ref().is_some_and(acknowledged) } else { !self.withdrawn }
     }
 
     fn wanted(&self, member: bool) -> Wanted {

@@ -11,7 +11,7 @@ use super::destroy::destroy;
 use super::error::EnrollError;
 use super::look::Look;
 use super::pod::PodSpec;
-use super::steps::Step;
+use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
 use crate::bpf::{self, Changes, PodMode};
@@ -27,10 +27,11 @@ impl PodTask {
     /// Does one step.
     pub(super) async fn make(&mut self, step: Step, look: &Look) -> Result<(), EnrollError> {
         match step {
-            Step::Announce => self.announce().await,
+            Step::Announce => self.announce(look.facts.outbound != Outbound::Detached).await,
             Step::Withdraw => {
                 self.context.hub.withdraw(&self.uid).await;
                 self.announcement = None;
+                self.withdrawn = true;
                 Ok(())
             }
             _ => block_in_place(|| self.make_in_kernel(step, look)),
@@ -107,13 +108,21 @@ impl PodTask {
         Ok(())
     }
 
-    async fn announce(&mut self) -> Result<(), EnrollError> {
+    /// Tells ztunnel and waits for its answer. With a pod that `is_captured` already, a change in its namespace comes first: a
+    /// new device must not wait for a ztunnel that is slow to answer.
+    async fn announce(&mut self, is_captured: bool) -> Result<(), EnrollError> {
         let Some((spec, netns)) = self.pod() else { return Ok(()) };
         let listeners = self.listeners.clone();
         let announcement = self
             .announcement
             .get_or_insert_with(|| Arc::new(Announcement { pod: PodSpec::clone(&spec), netns, listeners }));
-        Ok(self.context.hub.announce(announcement).await?)
+        tokio::select! {
+            answer = self.context.hub.announce(announcement) => Ok(answer?),
+            () = self.changed_inside.notified(), if is_captured => {
+                self.changed_inside.notify_one();
+                Err(EnrollError::Interrupted)
+            }
+        }
     }
 
     fn attach_inbound(&mut self) -> Result<(), EnrollError> {

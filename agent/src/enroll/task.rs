@@ -45,6 +45,8 @@ pub(super) struct PodTask {
     pub(super) changed_inside: Arc<Notify>,
     pub(super) listeners: Option<Arc<Listeners>>,
     pub(super) announcement: Option<Arc<Announcement>>,
+    /// Every ztunnel has been told that the pod left.
+    pub(super) withdrawn: bool,
     /// The addresses that this task has led to the inbound listener.
     pub(super) led: BTreeSet<IpAddr>,
     pub(super) inbound: Side,
@@ -93,6 +95,7 @@ impl PodTask {
             changed_inside: Arc::new(Notify::new()),
             listeners: None,
             announcement: None,
+            withdrawn: false,
             led: BTreeSet::new(),
             inbound: Side::Unverified,
             outbound: Side::Unverified,

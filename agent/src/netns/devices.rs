@@ -19,8 +19,6 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// Whether it is the loopback device.
     pub(crate) loopback: bool,
-    /// Whether it is administratively up.
-    pub(crate) up: bool,
     /// Its addresses, IPv4 and IPv6.
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -42,7 +40,6 @@ fn read() -> io::Result<Vec<Interface>> {
             index,
             name: entry.interface_name.clone(),
             loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
-            up: entry.flags.contains(InterfaceFlags::IFF_UP),
             addresses: Vec::new(),
         });
         device.addresses.extend(entry.address.as_ref().and_then(ip));
@@ -82,7 +79,6 @@ mod tests {
             index: 2,
             name: "eth0".into(),
             loopback: false,
-            up: true,
             addresses: vec!["10.0.0.1".parse().unwrap()],
         };
         let wanted = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];

@@ -9,7 +9,7 @@ pub(crate) mod find;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
@@ -41,7 +41,9 @@ impl Netns {
     /// # Errors
     /// The path cannot be opened; that of another user's process needs `CAP_SYS_PTRACE`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Self::from_file(File::open(path)?)
+        // Paths come from annotations too: opening one must neither block (as a FIFO would) nor do anything else.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        Self::from_file(File::options().read(true).custom_flags(flags).open(path)?)
     }
 
     /// Takes over a descriptor received from elsewhere.

@@ -27,6 +27,9 @@ pub(crate) enum AnnounceError {
     /// It answered with an error.
     #[error("ztunnel refused the pod: {0}")]
     Refused(String),
+    /// The pod's names do not fit into a message.
+    #[error("ztunnel cannot be told of the pod: {0}")]
+    Unspeakable(api::zds::Violation),
     /// It went away or did not answer in time.
     #[error("the connection to ztunnel ended before it answered")]
     Ended,

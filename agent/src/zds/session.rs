@@ -153,6 +153,10 @@ impl Session {
             return Ok(Ok(()));
         }
         let message = Request::Add(announcement.message(self.listeners));
+        if let Err(error) = message.encode() {
+            // Names too long to be sent are this pod's trouble, not the session's.
+            return Ok(Err(AnnounceError::Unspeakable(error)));
+        }
         let answer = self.request(&message, &announcement.fds(self.listeners)).await?;
         if answer.is_ok() {
             self.membership.acknowledge(announcement);

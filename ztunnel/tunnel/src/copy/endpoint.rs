@@ -20,6 +20,9 @@ pub trait Endpoint: Send + Sized {
     /// The two directions.
     fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>);
 
+    /// Lets go of a connection on which nothing is left to do.
+    fn close(self);
+
     /// Breaks the connection, so that the other end sees a reset.
     fn reset(self);
 }
@@ -70,7 +73,7 @@ pub trait Writer: Send {
     /// Ends the direction.
     fn finish(&mut self) -> Result<(), SendFailure>;
 
-    /// Waits until a reset would not discard what was written.
+    /// Waits until all that was written, an end too, is out of this process's hands: a reset would not discard it.
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Waits until the connection breaks; also after the direction has ended.

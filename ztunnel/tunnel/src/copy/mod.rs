@@ -190,7 +190,9 @@ impl<E: Endpoint> Guarded<E> {
     }
 
     fn close(mut self) {
-        drop(self.0.take());
+        if let Some(endpoint) = self.0.take() {
+            endpoint.close();
+        }
     }
 }
 
@@ -224,3 +226,6 @@ impl<C> CutHandle<C> {
         self.0.send(reason).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

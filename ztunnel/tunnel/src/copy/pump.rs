@@ -3,7 +3,7 @@
 use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -58,10 +58,7 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     /// Moves bytes to the end, and then watches the written end. Returns only when an end broke.
     pub(super) async fn run(mut self) -> Broken {
         let failure = match self.transfer().await {
-            Ok(()) => {
-                self.own.done.store(true, Ordering::Relaxed);
-                poll_fn(|cx| self.writer.poll_broken(cx)).await
-            }
+            Ok(()) => poll_fn(|cx| self.poll_after_end(cx)).await,
             Err(Stop::Reader(error)) => {
                 // Bounded, for a peer that takes nothing.
                 let _ = timeout(RESET_GRACE, poll_fn(|cx| self.writer.poll_flushed(cx))).await;
@@ -100,11 +97,19 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     }
 
     /// Waits for input. Nothing is held meanwhile: neither a buffer nor the tunnel's window.
-    fn poll_readable(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Waited> {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Waited> {
         if let Poll::Ready(ready) = self.reader.poll_ready(cx) {
             return Poll::Ready(Waited::Readable(ready));
         }
         self.writer.poll_broken(cx).map(Waited::Broken)
+    }
+
+    /// All was handed on, the end too. It is done when the tunnel has sent it, and may still break.
+    fn poll_after_end(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure> {
+        if self.writer.poll_flushed(cx).is_ready() {
+            self.own.done.store(true, Ordering::Relaxed);
+        }
+        self.writer.poll_broken(cx)
     }
 
     async fn write(&mut self, mut data: Bytes) -> Result<(), Stop> {

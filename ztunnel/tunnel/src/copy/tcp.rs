@@ -27,6 +27,9 @@ impl Endpoint for TcpStream {
         (TcpReader { stream, next: SMALLEST_READ }, TcpWriter { stream, error: None })
     }
 
+    /// If the other end still sends, the kernel answers with a reset.
+    fn close(self) {}
+
     fn reset(self) {
         socket::reset(self);
     }

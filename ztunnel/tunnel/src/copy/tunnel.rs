@@ -17,6 +17,10 @@ impl Endpoint for TunnelStream {
         (TunnelSource { reader, next: None }, TunnelSink(writer))
     }
 
+    fn close(self) {
+        self.close();
+    }
+
     fn reset(self) {
         self.reset();
     }

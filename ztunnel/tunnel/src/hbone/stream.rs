@@ -111,6 +111,12 @@ impl TunnelStream {
         self.send.send_reset(Reason::CONNECT_ERROR);
         (self.sent_end, self.received_end) = (true, true);
     }
+
+    /// Lets go of it after its orderly end, when nothing is queued any more. A peer that has not finished is told
+    /// that nobody listens (NO_ERROR or CANCEL).
+    pub(crate) fn close(mut self) {
+        (self.sent_end, self.received_end) = (true, true);
+    }
 }
 
 /// Left to itself, h2 would send CANCEL, which peers take for an end: what is cut off must not look whole.

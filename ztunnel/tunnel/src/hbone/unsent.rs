@@ -1,4 +1,4 @@
-//! Bytes that were given to HTTP/2 and not yet to the connection.
+//! What was given to HTTP/2 and not yet to the connection.
 //!
 //! RST_STREAM discards what a stream has queued. A connection that breaks after its last bytes were read would
 //! so lose them, always, where TCP would nearly always have delivered them. Hence a stream knows when
@@ -11,27 +11,27 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use futures::task::AtomicWaker;
 
-/// The unsent bytes of a stream.
+/// The unsent pieces of a stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unsent(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    bytes: AtomicUsize,
+    pieces: AtomicUsize,
     waker: AtomicWaker,
 }
 
 impl Unsent {
-    /// Counts `data` until it has been written to the connection or discarded.
+    /// Counts `data`, which may be an empty end, until it has been written to the connection or discarded.
     pub(super) fn chunk(&self, data: Bytes) -> Chunk {
-        self.0.bytes.fetch_add(data.len(), Ordering::AcqRel);
-        Chunk { counted: data.len(), data, unsent: self.clone() }
+        self.0.pieces.fetch_add(1, Ordering::AcqRel);
+        Chunk { data, unsent: self.clone() }
     }
 
     /// Ready when there is none. For one waiter.
     pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.0.waker.register(cx.waker());
-        match self.0.bytes.load(Ordering::Acquire) {
+        match self.0.pieces.load(Ordering::Acquire) {
             0 => Poll::Ready(()),
             _ => Poll::Pending,
         }
@@ -42,7 +42,6 @@ impl Unsent {
 #[derive(Debug)]
 pub(super) struct Chunk {
     data: Bytes,
-    counted: usize,
     unsent: Unsent,
 }
 
@@ -66,7 +65,7 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if self.unsent.0.bytes.fetch_sub(self.counted, Ordering::AcqRel) == self.counted {
+        if self.unsent.0.pieces.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.unsent.0.waker.wake();
         }
     }

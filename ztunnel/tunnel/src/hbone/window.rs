@@ -143,7 +143,10 @@ mod tests {
         let mut announced = Announced::new();
         announced.update(5, |_| Err(()));
         let mut said = None;
-        announced.update(5, |window| Ok::<_, ()>(said = Some(window)));
+        announced.update(5, |window| -> Result<(), ()> {
+            said = Some(window);
+            Ok(())
+        });
         assert_eq!(said, Some(2 << 20));
         announced.update(5, |_| -> Result<(), ()> { panic!("announced already") });
     }

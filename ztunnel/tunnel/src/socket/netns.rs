@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
-use nix::sys::statfs::fstatfs;
+use nix::sys::statfs::{FsType, fstatfs};
 
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system of namespace descriptors.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// A namespace's inode: equal means the same namespace, as long as one holds it open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ impl Netns {
     /// Takes a descriptor of `/proc/PID/ns/net` or of a bind mount of it. Anything that is no namespace is an
     /// error here; one of another kind fails when it is entered (EINVAL).
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        if i64::from(fstatfs(&fd)?.filesystem_type().0) != NSFS_MAGIC {
+        if fstatfs(&fd)?.filesystem_type() != NSFS_MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is no namespace"));
         }
         let inode = NetnsInode(fstat(&fd)?.st_ino);

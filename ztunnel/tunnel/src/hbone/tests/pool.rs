@@ -285,7 +285,7 @@ async fn an_idle_tunnel_is_closed_after_five_minutes_and_leaves_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn destinations_that_come_and_go_leave_nothing() {
-    let (world, remote) = foreign(|connection| answer_all(connection));
+    let (world, remote) = foreign(answer_all);
     for port in 0..200 {
         drop(world.open_at(key(port), &remote).await.unwrap());
     }
@@ -296,7 +296,7 @@ async fn destinations_that_come_and_go_leave_nothing() {
 
 #[tokio::test]
 async fn at_the_bound_idle_tunnels_make_room_and_busy_ones_do_not() {
-    let (mut world, remote) = foreign(|connection| answer_all(connection));
+    let (mut world, remote) = foreign(answer_all);
     for config in [
         PoolConfig { max_tunnels: 2, ..PoolConfig::default() },
         PoolConfig { max_tunnels_per_source: 2, ..PoolConfig::default() },
@@ -315,7 +315,7 @@ async fn at_the_bound_idle_tunnels_make_room_and_busy_ones_do_not() {
 
 #[tokio::test]
 async fn one_sources_bound_is_not_anothers() {
-    let (mut world, remote) = foreign(|connection| answer_all(connection));
+    let (mut world, remote) = foreign(answer_all);
     world.pool = Pool::new(PoolConfig { max_tunnels_per_source: 1, ..PoolConfig::default() });
     let _first = world.open_at(key(1), &remote).await.unwrap();
     let other = PoolKey { source_ip: "10.0.0.9".parse().unwrap(), ..key(2) };

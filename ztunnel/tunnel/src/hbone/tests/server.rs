@@ -12,7 +12,7 @@ fn served(config: ServerConfig) -> (DuplexStream, Served) {
     let (near, far) = duplex(64 << 10);
     let server = tokio::spawn(async move {
         serve(far, &config, std::future::pending(), |request| {
-            request.reject(http::StatusCode::SERVICE_UNAVAILABLE)
+            request.reject(http::StatusCode::SERVICE_UNAVAILABLE);
         })
         .await
     });

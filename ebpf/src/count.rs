@@ -34,7 +34,7 @@ fn report<C: EbpfContext>(ctx: &C, segment: &Segment, counter: u32) {
     debug!(
         ctx,
         target: TARGET,
-        "{} {:i}:{} > {:i}:{}",
+        "{} {:i} {} {:i} {}",
         counter,
         segment.source.octets(),
         segment.source_port,

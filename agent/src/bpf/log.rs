@@ -1,9 +1,10 @@
 //! The programs' log as `tracing` events with the target `culvert::bpf`.
 //!
-//! A program writes `COUNTER SOURCE > DESTINATION`, the counter as a number, since strings are dear in the kernel; here it gets its
-//! words back.
+//! A program writes `COUNTER ADDRESS PORT ADDRESS PORT`, the counter as a number and the addresses as IPv6, since choices and strings
+//! are dear in the kernel; here they become words again.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
@@ -52,8 +53,9 @@ impl Log for ToTracing {
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
         match in_words(&text) {
-            Some((counter, flow)) => {
-                tracing::debug!(target: "culvert::bpf", decision = counter.decision().label(), reason = counter.reason(), flow);
+            Some((counter, source, destination)) => {
+                let (decision, reason) = (counter.decision().label(), counter.reason());
+                tracing::debug!(target: "culvert::bpf", decision, reason, %source, %destination);
             }
             None => tracing::debug!(target: "culvert::bpf", "{text}"),
         }
@@ -62,11 +64,15 @@ impl Log for ToTracing {
     fn flush(&self) {}
 }
 
-/// Splits a record into what was decided and about which flow.
-fn in_words(text: &str) -> Option<(Counter, &str)> {
-    let (number, flow) = text.split_once(' ')?;
-    let counter = Counter::ALL.get(number.parse::<usize>().ok()?)?;
-    Some((*counter, flow))
+/// Splits a record into what was decided and the two ends of the flow.
+fn in_words(text: &str) -> Option<(Counter, SocketAddr, SocketAddr)> {
+    let mut fields = text.split(' ');
+    let counter = Counter::ALL.get(fields.next()?.parse::<usize>().ok()?)?;
+    let mut end = || {
+        let address: IpAddr = fields.next()?.parse().ok()?;
+        Some(SocketAddr::new(address.to_canonical(), fields.next()?.parse().ok()?))
+    };
+    Some((*counter, end()?, end()?))
 }
 
 #[cfg(test)]
@@ -75,13 +81,18 @@ mod tests {
 
     #[test]
     fn a_record_names_the_decision_it_carries_as_a_number() {
-        let (counter, flow) = in_words("16 10.0.0.1:80 > 10.0.0.2:90").unwrap();
-        assert_eq!((counter, flow), (Counter::DroppedNoOutboundListener, "10.0.0.1:80 > 10.0.0.2:90"));
+        let (counter, source, destination) = in_words("16 ::ffff:10.0.0.1 80 fd00::2 90").unwrap();
+        assert_eq!(counter, Counter::DroppedNoOutboundListener);
+        assert_eq!(
+            (source.to_string(), destination.to_string()),
+            ("10.0.0.1:80".into(), "[fd00::2]:90".into())
+        );
     }
 
     #[test]
     fn a_record_of_another_form_is_not_misread() {
-        assert_eq!(in_words("word 10.0.0.1"), None);
-        assert_eq!(in_words("9999 flow"), None);
+        for text in ["word 10.0.0.1 80 10.0.0.2 90", "9999 10.0.0.1 80 10.0.0.2 90", "16 10.0.0.1 80", ""] {
+            assert_eq!(in_words(text), None, "{text:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! one `socket(2)` and returns. Between two calls every thread is at home. A thread that could not return would
 //! run other pods' work in this pod: the process ends rather than that.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,8 +29,8 @@ pub struct Netns {
 }
 
 thread_local! {
-    /// Where this thread belongs: read at its first entry, before which it has never left.
-    static HOME: OnceCell<Netns> = const { OnceCell::new() };
+    /// Where this thread is; unknown until its first entry. Only `enter` moves it.
+    static HERE: RefCell<Option<Netns>> = const { RefCell::new(None) };
 }
 
 impl Netns {
@@ -55,19 +55,25 @@ impl Netns {
     }
 
     /// Runs `f` on this thread inside of the namespace: sockets it makes belong there, and stay there. If the
-    /// thread cannot return to its own namespace the process aborts, also when `f` panics. `f` must not block.
+    /// thread cannot return to where it was the process aborts, also when `f` panics. `f` must not block.
     /// Takes 3.5 us in and out; needs SYS_ADMIN unless the thread is there already.
     pub fn run_in<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let home = HOME.with(|home| match home.get() {
-            Some(home) => Ok(home.clone()),
-            None => Self::current().inspect(|here| drop(home.set(here.clone()))),
-        })?;
-        if home.inode == self.inode {
+        let here = match HERE.with_borrow(Clone::clone) {
+            Some(here) => here,
+            None => Self::current()?,
+        };
+        if here.inode == self.inode {
             return Ok(f());
         }
-        setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
-        let _return = Return(home);
+        self.enter()?;
+        let _return = Return(here);
         Ok(f())
+    }
+
+    fn enter(&self) -> io::Result<()> {
+        setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
+        HERE.set(Some(self.clone()));
+        Ok(())
     }
 }
 
@@ -77,12 +83,12 @@ impl AsFd for Netns {
     }
 }
 
-/// Brings the thread home when dropped, which unwinding does too.
+/// Brings the thread back when dropped, which unwinding does too.
 struct Return(Netns);
 
 impl Drop for Return {
     fn drop(&mut self) {
-        if let Err(error) = setns(&self.0.fd, CloneFlags::CLONE_NEWNET) {
+        if let Err(error) = self.0.enter() {
             eprintln!("a thread cannot leave a pod's network namespace: {error}");
             std::process::abort();
         }

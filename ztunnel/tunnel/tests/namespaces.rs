@@ -1,0 +1,275 @@
+//! Sockets in network namespaces: dials to applications, listeners, entering and leaving.
+//!
+//! Each test starts itself anew in a user and a network namespace that `unshare(1)` makes for it: there it is root,
+//! and nothing outside can be touched.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::time::Duration;
+
+use mesh::authorize::{Attempt, Permit, authorize};
+use mesh::state::State;
+use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::{Network, Workload};
+use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tunnel::socket::{
+    ApplicationDialError, DialError, InterceptPort, LEG_PORTS, Netns, SocketMark, TcpOptions, accept,
+    bind_listener, dial_application, dial_network,
+};
+
+/// Set for the process inside of the namespaces.
+const INSIDE: &str = "TUNNEL_TEST_NAMESPACE";
+
+const POD_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
+const POD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 9));
+const CLIENT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 9));
+const CLIENTS: [(IpAddr, IpAddr); 2] = [(POD_V4, CLIENT_V4), (POD_V6, CLIENT_V6)];
+
+/// What the agent sets in a pod's namespace: addresses, rules, routes, sysctls.
+const POD: &str = "
+    ip link set lo up
+    ip addr add 10.77.0.2/32 dev lo
+    ip addr add fd77::2/128 dev lo nodad
+    ip -4 rule add fwmark 0x53a/0xfff pref 32764 lookup 100
+    ip -6 rule add fwmark 0x53a/0xfff pref 32764 lookup 100
+    ip -4 route add local default dev lo table 100
+    ip -6 route add local default dev lo table 100
+    echo 1 > /proc/sys/net/ipv4/tcp_fwmark_accept
+    echo 1 > /proc/sys/net/ipv4/fwmark_reflect
+    echo 1 > /proc/sys/net/ipv6/fwmark_reflect
+    ulimit -n $(ulimit -H -n)
+";
+
+/// Runs `body` inside: the test `name`, alone, as root of new namespaces.
+fn inside<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(body());
+    }
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-ec"])
+        .arg(format!("{POD}\nexec \"$0\" --exact --nocapture \"$1\""))
+        .arg(std::env::current_exe().unwrap())
+        .arg(name)
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    // Where user namespaces are forbidden this fails, and says so.
+    assert!(output.status.success() && text[0].contains("1 passed"), "{}\n{}", text[0], text[1]);
+}
+
+fn permit(to: SocketAddr) -> Permit {
+    let workload = Workload {
+        uid: "Kubernetes//Pod/demo/echo".into(),
+        name: "echo".to_owned(),
+        namespace: "demo".into(),
+        trust_domain: "cluster.local".into(),
+        service_account: "echo".into(),
+        network: Network::default(),
+        addresses: vec![POD_V4, POD_V6],
+        tunnel_protocol: TunnelProtocol::Hbone,
+        network_mode: NetworkMode::Standard,
+        node: "east".to_owned(),
+        canonical_name: "echo".to_owned(),
+        canonical_revision: "v1".to_owned(),
+        workload_type: WorkloadType::Pod,
+        workload_name: "echo".to_owned(),
+        cluster_id: "Kubernetes".to_owned(),
+        locality: Locality::default(),
+        health: Health::Healthy,
+        capacity: 1,
+        services: Default::default(),
+        authorization_policies: vec![],
+        has_waypoint: false,
+    };
+    let attempt =
+        Attempt { source: None, source_ip: CLIENT_V4, workload: workload.uid.clone(), destination: to };
+    let mut state = State::new();
+    state.upsert_workload(workload);
+    authorize(&state, attempt).decision.unwrap()
+}
+
+fn options() -> TcpOptions {
+    TcpOptions::default()
+}
+
+/// A namespace besides the own one, with `lo` up.
+fn another() -> Netns {
+    let made = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        Netns::current().unwrap()
+    });
+    made.join().unwrap()
+}
+
+#[test]
+fn an_application_sees_its_clients_address() {
+    inside("an_application_sees_its_clients_address", application_sees_client);
+}
+
+async fn application_sees_client() {
+    let netns = Netns::current().unwrap();
+    for (pod, client) in CLIENTS {
+        let application = TcpListener::bind((pod, 8080)).await.unwrap();
+        let permit = permit((pod, 8080).into());
+        let options = options();
+        let dial = dial_application(&netns, client, &permit, &options);
+        let (dialed, accepted) = tokio::join!(dial, application.accept());
+        let (dialed, (_, peer)) = (dialed.unwrap(), accepted.unwrap());
+        assert_eq!(peer.ip(), client);
+        assert!(LEG_PORTS.contains(&peer.port()), "{peer}");
+        assert_eq!(SockRef::from(&dialed).mark().unwrap(), SocketMark::APPLICATION.get());
+        assert_eq!(SockRef::from(&dialed).device().unwrap().unwrap(), b"lo");
+        assert!(dialed.nodelay().unwrap());
+    }
+    let permit = permit((POD_V4, 8080).into());
+    let mixed = dial_application(&netns, CLIENT_V6, &permit, &options()).await;
+    assert!(matches!(mixed, Err(ApplicationDialError::Family { .. })));
+}
+
+#[test]
+fn a_closed_port_is_refused_at_once() {
+    inside("a_closed_port_is_refused_at_once", closed_port);
+}
+
+async fn closed_port() {
+    let netns = Netns::current().unwrap();
+    for (pod, client) in CLIENTS {
+        let permit = permit((pod, 8081).into());
+        let begin = std::time::Instant::now();
+        let error = dial_application(&netns, client, &permit, &options()).await.unwrap_err();
+        let ApplicationDialError::Failed { error, .. } = error else { panic!("{error}") };
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(begin.elapsed() < Duration::from_secs(1));
+    }
+}
+
+/// Holds ports under the client's address, so that `bind` fails on them.
+fn hold(client: IpAddr, ports: impl Iterator<Item = u16>) -> Vec<Socket> {
+    ports
+        .map(|port| {
+            let socket = Socket::new(Domain::for_address((client, port).into()), Type::STREAM, None).unwrap();
+            socket.set_ip_transparent_v4(true).unwrap();
+            socket.bind(&SocketAddr::new(client, port).into()).unwrap();
+            socket
+        })
+        .collect()
+}
+
+#[test]
+fn a_port_that_is_taken_is_passed_over() {
+    inside("a_port_that_is_taken_is_passed_over", taken_ports);
+}
+
+async fn taken_ports() {
+    let netns = Netns::current().unwrap();
+    let application = TcpListener::bind((POD_V4, 8080)).await.unwrap();
+    let permit = permit((POD_V4, 8080).into());
+    // Three of four are held, so that most dials meet a few of them; and those that stand are met as well.
+    let _held = hold(CLIENT_V4, LEG_PORTS.filter(|port| port % 4 != 0));
+    let mut legs = Vec::new();
+    for _ in 0..1000 {
+        let options = options();
+        let dial = dial_application(&netns, CLIENT_V4, &permit, &options);
+        let (dialed, accepted) = tokio::join!(dial, application.accept());
+        legs.push((dialed.unwrap(), accepted.unwrap()));
+    }
+    let mut ports: Vec<u16> = legs.iter().map(|(_, (_, peer))| peer.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 1000);
+}
+
+#[test]
+fn exhausted_ports_are_an_error_of_their_own() {
+    inside("exhausted_ports_are_an_error_of_their_own", exhausted_ports);
+}
+
+async fn exhausted_ports() {
+    let netns = Netns::current().unwrap();
+    let application = TcpListener::bind((POD_V4, 8080)).await.unwrap();
+    let permit = permit((POD_V4, 8080).into());
+    let held = hold(CLIENT_V4, LEG_PORTS);
+    let error = dial_application(&netns, CLIENT_V4, &permit, &options()).await.unwrap_err();
+    assert!(matches!(error, ApplicationDialError::PortsExhausted { client: CLIENT_V4, .. }), "{error}");
+    // Another client has ports of its own.
+    let other = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 10));
+    let options = options();
+    let dial = dial_application(&netns, other, &permit, &options);
+    let (dialed, accepted) = tokio::join!(dial, application.accept());
+    dialed.unwrap();
+    assert_eq!(accepted.unwrap().1.ip(), other);
+    drop(held);
+}
+
+#[test]
+fn a_dial_into_the_network_comes_from_the_pods_address() {
+    inside("a_dial_into_the_network_comes_from_the_pods_address", network_dial);
+}
+
+async fn network_dial() {
+    let netns = Netns::current().unwrap();
+    for (pod, loopback) in [(POD_V4, Ipv4Addr::LOCALHOST.into()), (POD_V6, Ipv6Addr::LOCALHOST.into())] {
+        let server = TcpListener::bind((loopback, 15008)).await.unwrap();
+        let to = SocketAddr::new(loopback, 15008);
+        let options = options();
+        let dial = dial_network(&netns, Some(pod), to, &options);
+        let (dialed, accepted) = tokio::join!(dial, server.accept());
+        assert_eq!(accepted.unwrap().1.ip(), pod);
+        assert_eq!(SockRef::from(&dialed.unwrap()).mark().unwrap(), SocketMark::NETWORK.get());
+        drop(server);
+        let error = dial_network(&netns, Some(pod), to, &options).await.unwrap_err();
+        assert!(matches!(error, DialError::Failed { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_thread_returns_from_a_namespace_also_by_a_panic() {
+    inside("a_thread_returns_from_a_namespace_also_by_a_panic", leaving);
+}
+
+async fn leaving() {
+    let (here, there) = (Netns::current().unwrap(), another());
+    assert_ne!(here.inode(), there.inode());
+    let inode = || Netns::current().unwrap().inode();
+    assert_eq!(there.run_in(inode).unwrap(), there.inode());
+    assert_eq!(inode(), here.inode());
+    let panicked = catch_unwind(AssertUnwindSafe(|| there.run_in(|| panic!("inside"))));
+    assert!(panicked.is_err());
+    assert_eq!(inode(), here.inode());
+    // From one into the other, and back step by step.
+    let nested = there.run_in(|| (here.run_in(inode).unwrap(), inode())).unwrap();
+    assert_eq!(nested, (here.inode(), there.inode()));
+    assert_eq!(inode(), here.inode());
+}
+
+#[test]
+fn a_listener_of_another_namespace_takes_both_families() {
+    inside("a_listener_of_another_namespace_takes_both_families", listener);
+}
+
+async fn listener() {
+    let there = another();
+    let listener = bind_listener(&there, InterceptPort::HBONE).unwrap();
+    let port = InterceptPort::HBONE.get();
+    let here = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+    assert_eq!(here.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let to = SocketAddr::new(loopback, port);
+        let options = options();
+        let dial = dial_network(&there, None, to, &options);
+        let (dialed, accepted) = tokio::join!(dial, accept(&listener, &options));
+        let (dialed, accepted) = (dialed.unwrap(), accepted.unwrap());
+        assert_eq!(accepted.local, to);
+        assert_eq!(accepted.peer, dialed.local_addr().unwrap());
+    }
+    assert!(SockRef::from(&listener).ip_transparent_v4().unwrap());
+}

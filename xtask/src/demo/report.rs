@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, TableComponent, presets};
 use sandbox::Traffic;
 use serde::Serialize;
 
+use super::call::STRICT;
 use super::observe::Fact;
 
 /// Shown short in the table; the caption says so.
@@ -44,7 +45,10 @@ impl Report {
 
     pub(crate) fn print(&self) {
         println!("\n{}", self.table());
-        println!("Identities are those both sides verified, after {IDENTITY_PREFIX}.");
+        println!(
+            "Identities, after {IDENTITY_PREFIX}, are what the two ends verified of each other. Pods of the same node meet inside\n\
+             ztunnel, which knows both by their network namespaces: no TLS there. STRICT is PeerAuthentication's mode."
+        );
         let Wire { packets, bytes, plaintext_markers, missed } = &self.wire;
         println!(
             "Wire: {packets} packets ({} KiB) crossed the link between the nodes; {plaintext_markers} of them carried the plaintext marker.",
@@ -66,7 +70,11 @@ impl Report {
 
     fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table
+            .load_preset(presets::NOTHING)
+            .set_style(TableComponent::HeaderLines, '─')
+            .set_style(TableComponent::MiddleHeaderIntersections, '─')
+            .set_content_arrangement(ContentArrangement::Dynamic);
         if !table.is_tty() {
             table.set_width(DEFAULT_WIDTH);
         }
@@ -84,8 +92,9 @@ impl Report {
             "latency",
         ];
         table.set_header(heads);
-        for fact in &self.calls {
-            table.add_row(row(fact));
+        table.add_rows(self.calls.iter().map(row));
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 1));
         }
         table
     }
@@ -105,6 +114,7 @@ fn row(fact: &Fact) -> [String; 11] {
     };
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     let path = match (fact.path.as_str(), &fact.policy) {
+        ("refused_by_policy", Some(policy)) if policy == STRICT => "refused by STRICT".to_owned(),
         ("refused_by_policy", Some(policy)) => format!("refused by {policy}"),
         (path, _) => path.replace('_', " "),
     };

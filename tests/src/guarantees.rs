@@ -17,7 +17,7 @@ const CONNECTIONS: u64 = 10_000;
 const FLOOD_DEADLINE: Duration = Duration::from_secs(240);
 
 /// A client that is to get no answer waits that long for it.
-const NO_ANSWER: Duration = Duration::from_secs(2);
+const NO_ANSWER: Duration = Duration::from_secs(1);
 
 /// The guarantees, in the order they are to be checked: the last one looks at the whole run.
 pub const GUARANTEES: &[Case<World>] = &[

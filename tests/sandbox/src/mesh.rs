@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::access_log::AccessLog;
 use crate::error::{During, Error, Result};
@@ -128,10 +129,29 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Waits until agent and ztunnel of a node serve its pods.
+    /// Waits until agent and ztunnel of a node are ready, and every pod of the node that belongs into the mesh is in it.
     pub fn wait_ready(&mut self, node: &Node) -> Result<()> {
         wait_ready(process(&mut self.ztunnels, node.name())?, || ready(node.net(), ZTUNNEL_READINESS_PORT))?;
-        wait_ready(process(&mut self.agents, node.name())?, || ready(node.net(), AGENT_READINESS_PORT))
+        wait_ready(process(&mut self.agents, node.name())?, || ready(node.net(), AGENT_READINESS_PORT))?;
+        let what = || format!("enrolment of the pods on {}", node.name());
+        wait::try_until(READY_DEADLINE, what, || {
+            let status = self.status(node).map_err(|error| error.to_string())?;
+            let pods = status["pods"].as_object().ok_or("the agent's status has no pods")?;
+            let late = pods.values().find(|pod| pod["state"] != "enrolled");
+            late.map_or(Ok(()), |pod| Err(pod.to_string()))
+        })
+    }
+
+    /// What the agent of a node says of itself and its pods: `culvert status --json`.
+    pub fn status(&self, node: &Node) -> Result<Value> {
+        let program =
+            Program::new(&self.options.binaries.culvert).named("culvert status").args(["status", "--json"]);
+        let output = node.exec(&program, COMMAND_DEADLINE)?;
+        let unusable = |reason: String| Error::Program { program: "culvert status".into(), reason };
+        if !output.status.success() {
+            return Err(unusable(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))
     }
 
     /// Starts the agent of a node, without waiting for it; a running one must have been ended before.

@@ -3,7 +3,8 @@
 //! What leaves instead, in the order it is asked:
 //! 1. packets that are not TCP;
 //! 2. those of ztunnel's sockets, by cgroup;
-//! 3. those of sockets that stay outside of the mesh, by cookie: open before the pod joined (`PRE_MESH`), or learnt (`OUTSIDE`);
+//! 3. those of sockets that stay outside of the mesh, by cookie: open before the pod joined (`PRE_MESH`), or learnt (`OUTSIDE`); but
+//!    not what opens another connection, with which such a socket is one like any other;
 //! 4. the answer to a connection that kubelet opened to a probe target, whose socket is learnt by it;
 //! 5. while the pod is leaving, the first packet of a new connection, whose socket is learnt by it;
 //! 6. what the kernel says for no application: a reset, acknowledgement or SYN-cookie answer without payload, unless ztunnel's end of
@@ -113,20 +114,8 @@ fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
         return PASS;
     }
     let cookie = skb::socket_cookie(ctx);
-    if PRE_MESH.get_ptr(&cookie).is_some() {
-        count(Counter::PassedPreMesh);
-        return PASS;
-    }
-    if let Some(reason) = OUTSIDE.get_ptr(&cookie) {
-        // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
-        let reason = unsafe { *reason };
-        count(if reason == Counter::PassedDraining as u32 {
-            Counter::PassedDraining
-        } else if reason == Counter::PassedPreMesh as u32 {
-            Counter::PassedPreMesh
-        } else {
-            Counter::ExemptProbeReply
-        });
+    let is_new = !DRAINING && matches!(&parsed, Parsed::Tcp(segment) if segment.flags.opens());
+    if is_outside(cookie, u32::from(is_new)) != 0 {
         return PASS;
     }
     let segment = match parsed {
@@ -190,6 +179,37 @@ fn learn(cookie: u64, counter: Counter) -> Counter {
         let _ = OUTSIDE.insert(&cookie, &(counter as u32), 0);
     }
     counter
+}
+
+/// Whether the socket stays outside of the mesh, which is counted; 0 or 1. A socket can be connected anew (`connect` to `AF_UNSPEC`,
+/// or after a failure); what it opens then (`is_new`) is not the connection it was let go on for, and it is forgotten.
+///
+/// Not inlined: the stack of its caller has no room left beside the log's.
+#[inline(never)]
+fn is_outside(cookie: u64, is_new: u32) -> u32 {
+    if PRE_MESH.get_ptr(&cookie).is_some() {
+        if is_new != 0 {
+            let _ = PRE_MESH.remove(&cookie);
+            return 0;
+        }
+        count(Counter::PassedPreMesh);
+        return 1;
+    }
+    let Some(reason) = OUTSIDE.get_ptr(&cookie) else { return 0 };
+    // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
+    let reason = unsafe { *reason };
+    if is_new != 0 {
+        let _ = OUTSIDE.remove(&cookie);
+        return 0;
+    }
+    count(if reason == Counter::PassedDraining as u32 {
+        Counter::PassedDraining
+    } else if reason == Counter::PassedPreMesh as u32 {
+        Counter::PassedPreMesh
+    } else {
+        Counter::ExemptProbeReply
+    });
+    1
 }
 
 #[inline(always)]

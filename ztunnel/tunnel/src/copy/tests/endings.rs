@@ -185,6 +185,23 @@ async fn a_peer_that_lets_go_has_said_all_it_had_to_say() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_relay_is_not_finished_while_its_last_bytes_wait_in_the_process() {
+    let mut first = World::new();
+    let (mut client, near) = first.stream().await;
+    let (_second, far) = crate::hbone::tests::stuck_stream().await;
+    let relay = tokio::spawn(async move {
+        relay(near, far, &Transferred::default(), IDLE, std::future::pending::<()>()).await
+    });
+    client.write(vec![1; 200_000].into()).await.unwrap();
+    client.finish().unwrap();
+    assert_eq!(client.read().await, Ok(None));
+    settled().await;
+    assert!(!relay.is_finished());
+    // The connection is found dead in the end, and the bytes lost: that is no good end.
+    assert!(matches!(relay.await.unwrap(), End::Broken { side: Side::Destination, .. }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_that_the_peer_never_takes_delay_a_reset_by_no_more_than_the_grace() {
     let InMemory { mut client, server, relay, _worlds } = InMemory::new(IDLE).await;
     // More than the windows on the way take.

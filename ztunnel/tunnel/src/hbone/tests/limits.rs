@@ -1,5 +1,9 @@
 //! Flow control: what a stream that nobody reads can do to the others.
 
+use std::future::poll_fn;
+use std::pin::pin;
+
+use super::pool::{answer_all, foreign};
 use super::window::connection_window;
 use super::*;
 
@@ -89,14 +93,20 @@ async fn a_stream_that_is_read_again_goes_on_without_loss() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_stream_takes_no_window_from_the_others() {
-    let mut world = World::new();
-    let mut idle = Vec::new();
-    for _ in 0..99 {
-        idle.push(world.stream().await);
-    }
-    let (mut client, mut server) = world.stream().await;
-    moves(&mut client, &mut server, bytes(8 << 20)).await;
+async fn room_that_is_given_back_is_the_other_streams() {
+    // A server whose connection has the smallest window there is, 64 KiB less one.
+    let (world, remote) = foreign(answer_all);
+    let mut first = world.open_at(key(1), &remote).await.unwrap().stream;
+    let mut second = world.open_at(key(1), &remote).await.unwrap().stream;
+    assert_eq!(remote.dials(), 1);
+    let (_, mut waiting) = first.split();
+    assert!(poll_fn(|cx| waiting.poll_room(cx, 1 << 20)).await.unwrap() > 60_000);
+    waiting.write(bytes(10)).unwrap();
+    let (_, mut writer) = second.split();
+    let mut room = pin!(poll_fn(|cx| writer.poll_room(cx, 60_000)));
+    assert!(futures::poll!(&mut room).is_pending(), "there was room for both");
+    waiting.give_back_room();
+    assert!(tokio::time::timeout(Duration::from_secs(1), room).await.unwrap().unwrap() > 50_000);
 }
 
 #[tokio::test]

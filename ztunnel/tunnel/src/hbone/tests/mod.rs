@@ -141,6 +141,25 @@ impl World {
     }
 }
 
+/// The client's end of a stream whose server has ended its direction and then stopped to read the connection.
+pub(crate) async fn stuck_stream() -> (World, TunnelStream) {
+    let mut world = World::new();
+    let ca = authority::Authority::new();
+    world.certificate = ca.workload("curl");
+    let remote = Remote::new(&ca, |io| async move {
+        let mut builder = h2::server::Builder::new();
+        builder.initial_window_size(1 << 20).initial_connection_window_size(1 << 20);
+        let mut connection: h2::server::Connection<_, Bytes> = builder.handshake(io).await.unwrap();
+        let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+        let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+        send.send_data(Bytes::new(), true).unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(1), connection.accept()).await;
+        std::future::pending::<()>().await;
+    });
+    let stream = world.open_at(key(1), &remote).await.unwrap().stream;
+    (world, stream)
+}
+
 /// A key to the server on another port.
 fn key(port: u16) -> PoolKey {
     PoolKey {

@@ -15,7 +15,7 @@ fn failing(dials: &AtomicUsize) -> impl Future<Output = io::Result<DuplexStream>
 }
 
 /// A server of another make behind TLS: it does as `behave` says for each connection.
-fn foreign<F>(
+pub(super) fn foreign<F>(
     behave: impl Fn(h2::server::Connection<ServerIo, Bytes>) -> F + Send + Sync + Copy + 'static,
 ) -> (World, Remote)
 where
@@ -31,7 +31,7 @@ where
 }
 
 /// Answers every request with 200 and keeps the streams, until the connection ends.
-async fn answer_all(mut connection: h2::server::Connection<ServerIo, Bytes>) {
+pub(super) async fn answer_all(mut connection: h2::server::Connection<ServerIo, Bytes>) {
     let mut streams = Vec::new();
     while let Some(Ok((_, mut respond))) = connection.accept().await {
         streams.push(respond.send_response(http::Response::new(()), false));

@@ -1,5 +1,5 @@
 //! Follows kubelet's cgroup, so that its probes pass the mesh: a restart of kubelet's service removes the cgroup
-//! and makes a new one, with a new id, which must count at once (redirection.md 6.7.4).
+//! and makes a new one, with a new id, which must count at once.
 //!
 //! The watch is on the nearest directory that exists above it, since a watch on the cgroup itself goes with it.
 

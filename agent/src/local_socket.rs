@@ -1,7 +1,7 @@
 //! The agent's unix sockets: who may use them, and how their files come to stand.
 //!
 //! The directory is 0700, the sockets 0600, and every peer's credentials are checked on top of that:
-//! a peer must run as the agent's own user (design 4).
+//! a peer must run as the agent's own user.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -2,7 +2,7 @@
 //! next. The pod's task asks, does the step, looks again and asks again, so it makes no difference whether a
 //! step failed half way, the agent was restarted, or somebody else undid part of it.
 //!
-//! Enrolment: listeners, plumbing, ztunnel's acknowledgement, inbound, outbound (design 3). Leaving is the reverse, drained:
+//! Enrolment: listeners, plumbing, ztunnel's acknowledgement, inbound, outbound. Leaving is the reverse, drained:
 //! new connections go direct at once, captured ones keep ztunnel until they end or the deadline passes.
 
 use serde::{Deserialize, Serialize};

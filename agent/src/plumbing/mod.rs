@@ -1,5 +1,5 @@
-//! What the agent writes into a pod's namespace besides links: policy rules, a route table and sysctls
-//! (redirection.md 6.2, 6.7.6). This module decides, purely, what is missing; `kernel` reads and writes.
+//! What the agent writes into a pod's namespace besides links: policy rules, a route table and sysctls.
+//! This module decides, purely, what is missing; `kernel` reads and writes.
 //!
 //! Per family: packets that carry one of two marks are routed by table 100, in which everything is local on `lo`.
 //! 0x111 is set by `tc_egress` on what leaves the pod; 0x53a by ztunnel on the application leg, whose answers

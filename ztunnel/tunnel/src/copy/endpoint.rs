@@ -74,7 +74,8 @@ pub trait Writer: Send {
     fn finish(&mut self) -> Result<(), SendFailure>;
 
     /// Waits until all that was written, an end too, is out of this process's hands: a reset would not discard it.
-    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Fails if some of it was lost.
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailure>>;
 
     /// Waits until the connection breaks; also after the direction has ended.
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure>;

@@ -3,7 +3,7 @@
 use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -106,10 +106,16 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
 
     /// All was handed on, the end too. It is done when the tunnel has sent it, and may still break.
     fn poll_after_end(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure> {
-        if self.writer.poll_flushed(cx).is_ready() {
-            self.own.done.store(true, Ordering::Relaxed);
+        if let Poll::Ready(failure) = self.writer.poll_broken(cx) {
+            return Poll::Ready(failure);
         }
-        self.writer.poll_broken(cx)
+        if !self.own.is_done() {
+            match ready!(self.writer.poll_flushed(cx)) {
+                Ok(()) => self.own.done.store(true, Ordering::Relaxed),
+                Err(failure) => return Poll::Ready(failure),
+            }
+        }
+        Poll::Pending
     }
 
     async fn write(&mut self, mut data: Bytes) -> Result<(), Stop> {

@@ -105,8 +105,8 @@ impl Writer for TcpWriter<'_> {
     }
 
     /// The kernel sends what it has as far as the window allows, before a reset too.
-    fn poll_flushed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
+    fn poll_flushed(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure> {

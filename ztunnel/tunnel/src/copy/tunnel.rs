@@ -90,8 +90,8 @@ impl Writer for TunnelSink<'_> {
         Ok(self.0.finish()?)
     }
 
-    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.poll_flushed(cx)
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailure>> {
+        self.0.poll_flushed(cx).map_err(SendFailure::from)
     }
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure> {

@@ -211,9 +211,13 @@ impl TunnelWriter<'_> {
         Ok(())
     }
 
-    /// Ready when all that was queued has been written to the connection, or never will be.
-    pub(crate) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.unsent.poll_empty(cx)
+    /// Ready when all that was queued has been written to the connection, or never will be, which is an error.
+    /// A stream that has ended both ways does not learn otherwise that its connection broke.
+    pub(crate) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        self.unsent.poll_empty(cx).map(|written| match written {
+            true => Ok(()),
+            false => Err(StreamError::Tunnel("it broke before the last bytes were sent".to_owned())),
+        })
     }
 
     /// Ready when the peer has broken the stream, or stopped reading it, or the tunnel broke.

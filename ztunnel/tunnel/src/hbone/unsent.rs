@@ -5,7 +5,7 @@
 //! its queue is empty, and is reset then.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -18,6 +18,8 @@ pub(super) struct Unsent(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     pieces: AtomicUsize,
+    /// Something was discarded.
+    lost: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -28,11 +30,11 @@ impl Unsent {
         Chunk { data, unsent: self.clone() }
     }
 
-    /// Ready when there is none. For one waiter.
-    pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when there is none: whether all of it was written. For one waiter.
+    pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<bool> {
         self.0.waker.register(cx.waker());
         match self.0.pieces.load(Ordering::Acquire) {
-            0 => Poll::Ready(()),
+            0 => Poll::Ready(!self.0.lost.load(Ordering::Acquire)),
             _ => Poll::Pending,
         }
     }
@@ -65,6 +67,10 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
+        // What is written is advanced over.
+        if self.data.has_remaining() {
+            self.unsent.0.lost.store(true, Ordering::Release);
+        }
         if self.unsent.0.pieces.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.unsent.0.waker.wake();
         }

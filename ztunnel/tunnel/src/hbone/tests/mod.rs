@@ -157,6 +157,7 @@ pub(crate) async fn stuck_stream() -> (World, TunnelStream) {
         std::future::pending::<()>().await;
     });
     let stream = world.open_at(key(1), &remote).await.unwrap().stream;
+    tokio::time::sleep(Duration::from_millis(2)).await;
     (world, stream)
 }
 

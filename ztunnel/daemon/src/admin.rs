@@ -21,9 +21,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// A peer that does not finish its request head in this time is dropped (Istio contract 2.8: 2 s).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request whose body has not come in this time is answered 408.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once; more wait in the kernel's queue. The metrics port is open to the network, and must not
+/// cost the process its descriptors.
+const MAX_CONNECTIONS: usize = 64;
 /// The largest request body, bytes.
 const MAX_BODY: usize = 1024 * 1024;
 /// How long the acceptor rests when the kernel refuses a connection, mostly for want of descriptors.
@@ -139,7 +146,7 @@ impl Routes {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix(UnixListener, #[expect(dead_code, reason = "held for its drop")] SocketFile),
 }
 
 /// A bound server that does not serve yet.
@@ -152,7 +159,9 @@ impl Admin {
     pub fn bind(address: &Address, flag: &'static str) -> Result<Self, BindError> {
         let bound = match address {
             Address::Tcp(address) => bind_tcp(*address).map(Listener::Tcp),
-            Address::Unix(path) => bind_unix(path).map(Listener::Unix),
+            Address::Unix(path) => {
+                bind_unix(path).map(|listener| Listener::Unix(listener, SocketFile(path.clone())))
+            }
         };
         match bound {
             Ok(listener) => Ok(Self { listener }),
@@ -167,19 +176,24 @@ impl Admin {
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(_) => None,
+            Listener::Unix(..) => None,
         }
     }
 
-    /// Serves until `stop`; requests in progress are answered.
+    /// Serves until `stop`; requests in progress are answered. A unix socket's file is removed then.
     pub async fn serve(self, routes: Routes, stop: impl Future<Output = ()> + Send) {
         let routes = Arc::new(routes);
         let connections = GracefulShutdown::new();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut stop = pin!(stop);
         loop {
-            let accepted = tokio::select! {
+            let next = async {
+                let place = places.clone().acquire_owned().await;
+                (accept(&self.listener).await, place)
+            };
+            let (accepted, place) = tokio::select! {
                 () = &mut stop => break,
-                accepted = accept(&self.listener) => accepted,
+                next = next => next,
             };
             match accepted {
                 Ok(stream) => {
@@ -190,6 +204,7 @@ impl Admin {
                         if let Err(error) = connection.await {
                             tracing::debug!(%error, "admin connection ended early");
                         }
+                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -199,7 +214,17 @@ impl Admin {
             }
         }
         // A peer that reads nothing must not keep the process alive.
-        let _ = tokio::time::timeout(STOP_DEADLINE, connections.shutdown()).await;
+        let _ = timeout(STOP_DEADLINE, connections.shutdown()).await;
+    }
+}
+
+/// A unix socket's file, removed with its listener.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already; nobody is left to tell of anything else.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -210,7 +235,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
     Ok(match listener {
         Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
-        Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+        Listener::Unix(listener, _) => Box::new(listener.accept().await?.0),
     })
 }
 
@@ -252,11 +277,13 @@ fn answering(
         let routes = routes.clone();
         async move {
             let (head, body) = request.into_parts();
-            let response = match Limited::new(body, MAX_BODY).collect().await {
-                Ok(body) => routes.answer(Request::from_parts(head, body.to_bytes())).await,
-                Err(_) => {
+            let body = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+            let response = match body {
+                Ok(Ok(body)) => routes.answer(Request::from_parts(head, body.to_bytes())).await,
+                Ok(Err(_)) => {
                     status(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large or was cut off\n")
                 }
+                Err(_) => status(StatusCode::REQUEST_TIMEOUT, "the request body came too slowly\n"),
             };
             Ok(response.map(Full::new))
         }
@@ -364,6 +391,44 @@ mod tests {
         assert!(begun.elapsed() >= HEADER_TIMEOUT && begun.elapsed() < HEADER_TIMEOUT * 2);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_whose_body_does_not_come_is_told_so() {
+        let begun = tokio::time::Instant::now();
+        let reply =
+            exchange("POST /level HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhell")
+                .await;
+        assert!(reply.starts_with("HTTP/1.1 408 "), "{reply}");
+        assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn peers_beyond_the_limit_wait_for_their_turn() {
+        let admin = Admin::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap()), "--admin").unwrap();
+        let address = admin.local_addr().unwrap();
+        tokio::spawn(admin.serve(routes(), std::future::pending()));
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            // Kept open by a request that has not ended: it is served, and so holds a place.
+            stream
+                .write_all(
+                    b"POST /level HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n",
+                )
+                .await
+                .unwrap();
+            assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
+            idle.push(stream);
+        }
+        let mut next = tokio::net::TcpStream::connect(address).await.unwrap();
+        next.write_all(b"GET /level?of=x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        let early = timeout(Duration::from_millis(200), next.read_to_string(&mut reply)).await;
+        assert!(early.is_err(), "{reply}");
+        idle.pop();
+        next.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200 OK"), "{reply}");
+    }
+
     #[tokio::test]
     async fn an_address_in_use_is_named_with_the_flag_that_changes_it() {
         let loopback = Address::Tcp("127.0.0.1:0".parse().unwrap());
@@ -377,9 +442,12 @@ mod tests {
     async fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let address = Address::Unix(directory.path().join("admin.sock"));
-        drop(Admin::bind(&address, "--socket").unwrap());
+        let path = directory.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let live = Admin::bind(&address, "--socket").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Admin::bind(&address, "--socket"), Err(BindError::InUse { .. })));
         drop(live);
+        assert!(!path.exists());
     }
 }

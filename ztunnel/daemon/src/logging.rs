@@ -4,12 +4,12 @@
 //!
 //! Two forms, chosen by `LOG_FORMAT`: `text` (tab-separated, as Istio's) and `json` (one flat object a line).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -23,6 +23,9 @@ use tracing_subscriber::{EnvFilter, reload};
 
 /// Lines that may wait for the writer: at 200 bytes each 2 MB, a second's worth of a busy node.
 const QUEUE_LINES: usize = 10_000;
+
+/// How long the end of the process waits for the last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,11 +78,12 @@ pub struct LogHandle {
     lost: Arc<AtomicU64>,
 }
 
-/// Writes out what is buffered when dropped: keep it until the end of `main`.
+/// Writes out what is buffered when dropped, for one second at the longest: keep it until the end of `main`.
 #[must_use = "dropped at once, later lines are lost at exit"]
 pub struct LogGuard {
     queue: Option<Arc<Queue>>,
-    writer: Option<JoinHandle<()>>,
+    /// Disconnected when the writer has ended.
+    ended: Receiver<()>,
 }
 
 /// Sets logging up for the process, to standard output. `filter` is of `RUST_LOG`'s form, such as `info,access=off`.
@@ -88,9 +92,11 @@ pub fn init(filter: &str, format: Format) -> Result<(LogHandle, LogGuard), Loggi
     let (sender, receiver) = sync_channel(QUEUE_LINES);
     let lost = Arc::new(AtomicU64::new(0));
     let for_writer = lost.clone();
-    let writer = std::thread::Builder::new()
-        .name("log".into())
-        .spawn(move || write_lines(&receiver, &for_writer, io::stdout()))?;
+    let (ends, ended) = sync_channel(0);
+    std::thread::Builder::new().name("log".into()).spawn(move || {
+        write_lines(&receiver, &for_writer, io::stdout());
+        drop(ends);
+    })?;
     let queue = Arc::new(Queue { sender, lost: lost.clone() });
     let (filter_layer, handle) = reload::Layer::new(parsed);
     let lines = tracing_subscriber::fmt::layer()
@@ -103,7 +109,7 @@ pub fn init(filter: &str, format: Format) -> Result<(LogHandle, LogGuard), Loggi
         .map_err(|_| LoggingError::Twice)?;
     let reload: Reload = Arc::new(move |filter| handle.reload(filter));
     let handle = LogHandle { reload, filter: Arc::new(Mutex::new(filter.to_owned())), lost };
-    Ok((handle, LogGuard { queue: Some(queue), writer: Some(writer) }))
+    Ok((handle, LogGuard { queue: Some(queue), ended }))
 }
 
 impl LogHandle {
@@ -137,10 +143,8 @@ impl Drop for LogGuard {
     fn drop(&mut self) {
         // The writer ends when the queue's only lasting reference is gone and all lines are written.
         self.queue = None;
-        if let Some(writer) = self.writer.take() {
-            // A writer that panicked has nothing left to say.
-            let _ = writer.join();
-        }
+        // Not longer: an output that nobody reads must not keep the process alive.
+        let _ = self.ended.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
@@ -241,7 +245,8 @@ where
         match self.format {
             Format::Text => {
                 let level = metadata.level().as_str().to_lowercase();
-                write!(writer, "{time}\t{level}\t{}\t{}", metadata.target(), fields.message)?;
+                let message = OneLine(&fields.message);
+                write!(writer, "{time}\t{level}\t{}\t{message}", metadata.target())?;
                 for (index, (key, value)) in fields.rest.iter().enumerate() {
                     let separator = if index == 0 { '\t' } else { ' ' };
                     write!(writer, "{separator}{key}={value}")?;
@@ -258,6 +263,18 @@ where
             }
         }
         writeln!(writer)
+    }
+}
+
+/// A text whose control characters are escaped: what others had a say in must not forge lines or columns.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
     }
 }
 
@@ -356,6 +373,24 @@ mod tests {
         let columns: Vec<&str> = line.trim_end().split('\t').collect();
         assert_eq!(columns[1..4], ["info", "access", "connection complete"]);
         assert_eq!(columns[4], "src.addr=\"10.0.0.1:1\" bytes_sent=7");
+    }
+
+    #[test]
+    fn a_message_cannot_forge_a_line_or_a_column() {
+        assert_eq!(OneLine("a\nb\tc\u{1b}[31m").to_string(), "a\\nb\\tc\\u{1b}[31m");
+    }
+
+    #[test]
+    fn an_output_that_takes_nothing_does_not_hold_up_the_end() {
+        let (queue, lines) = sync_channel::<Vec<u8>>(1);
+        let (held_open, ended) = sync_channel(0);
+        let guard = LogGuard { queue: Some(Arc::new(Queue { sender: queue, lost: Arc::default() })), ended };
+        let begun = std::time::Instant::now();
+        drop(guard);
+        assert!(begun.elapsed() >= FLUSH_TIMEOUT && begun.elapsed() < FLUSH_TIMEOUT * 10);
+        // The queue is closed for the writer, whenever it comes to it.
+        assert!(lines.recv().is_err());
+        drop::<SyncSender<()>>(held_open);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use sandbox::{AccessEntry, Capture, Family, Fetch, Mesh, MeshOptions, Redirection, Reply, Sandbox, wait};
+use sandbox::{
+    AccessEntry, Capture, Family, Fetch, Mesh, MeshOptions, Node, Redirection, Reply, Sandbox, wait,
+};
 
 use crate::places::{binaries, options};
 
@@ -19,6 +21,9 @@ pub const SETTLE: Duration = Duration::from_secs(20);
 
 /// How long an access log entry may take to be written.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where an agent serves its metrics on its node.
+const AGENT_METRICS_PORT: u16 = 15011;
 
 /// The pods of the manifests.
 pub mod pods {
@@ -124,6 +129,36 @@ impl World {
         stream.set_read_timeout(Some(SETTLE))?;
         stream.set_write_timeout(Some(SETTLE))?;
         Ok(stream)
+    }
+
+    /// Replaces `from` in a manifest of the run by `to`.
+    pub fn edit(&self, file: &str, from: &str, to: &str) -> anyhow::Result<()> {
+        let path = self.sandbox.manifests_directory().join(file);
+        let text = std::fs::read_to_string(&path)?;
+        ensure!(text.contains(from), "{file} has no {from:?}");
+        std::fs::write(&path, text.replace(from, to))?;
+        Ok(())
+    }
+
+    /// How the agent of a node says a pod stands; `None` for one that is not in the mesh.
+    pub fn pod_state(&self, node: &Node, pod: &str) -> anyhow::Result<Option<String>> {
+        let status = self.mesh.status(node)?;
+        let pods = status["pods"].as_object().context("the agent's status has no pods")?;
+        let found = pods.values().find(|entry| entry["name"] == pod);
+        Ok(found.and_then(|entry| entry["state"].as_str()).map(str::to_owned))
+    }
+
+    /// How many packets the kernel programs of a node have dropped.
+    pub fn dropped(&self, node: &str) -> anyhow::Result<u64> {
+        let url = format!("http://127.0.0.1:{AGENT_METRICS_PORT}/metrics");
+        let reply = Fetch::new(url).from_node(self.sandbox.node(node)?)?;
+        ensure!(reply.ok(), "{}", reply.outcome());
+        let dropped = |line: &&str| {
+            line.starts_with("culvert_bpf_packets_total{") && line.contains("decision=\"dropped\"")
+        };
+        let count =
+            |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+        Ok(reply.body.lines().filter(dropped).map(count).sum())
     }
 
     /// That a request from `client` is refused by a policy, and comes to nothing there. Returns what the server's end

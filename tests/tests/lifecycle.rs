@@ -29,15 +29,6 @@ fn main() -> ExitCode {
     e2e::run(|| World::start(Redirection::Auto), CASES, World::explain)
 }
 
-/// Replaces `from` in a manifest of the run by `to`.
-fn edit(world: &World, file: &str, from: &str, to: &str) -> anyhow::Result<()> {
-    let path = world.sandbox.manifests_directory().join(file);
-    let text = std::fs::read_to_string(&path)?;
-    ensure!(text.contains(from), "{file} has no {from:?}");
-    std::fs::write(&path, text.replace(from, to))?;
-    Ok(())
-}
-
 /// Waits until a request from the pod comes out as wanted.
 fn until_answered(
     world: &World,
@@ -62,15 +53,15 @@ fn until_answered(
 
 fn reload(world: &mut World) -> anyhow::Result<()> {
     until_answered(world, pods::INTRUDER, pods::FAR, false, SETTLE)?;
-    edit(world, "policies.yaml", "namespaces: [guest]", "namespaces: [nobody]")?;
+    world.edit("policies.yaml", "namespaces: [guest]", "namespaces: [nobody]")?;
     until_answered(world, pods::INTRUDER, pods::FAR, true, RELOAD)?;
-    edit(world, "policies.yaml", "namespaces: [nobody]", "namespaces: [guest]")?;
+    world.edit("policies.yaml", "namespaces: [nobody]", "namespaces: [guest]")?;
     until_answered(world, pods::INTRUDER, pods::FAR, false, RELOAD)?;
     Ok(())
 }
 
 fn bad_manifest(world: &mut World) -> anyhow::Result<()> {
-    edit(world, "policies.yaml", "action: DENY", "action: [DENY")?;
+    world.edit("policies.yaml", "action: DENY", "action: [DENY")?;
     // The change has been seen when it is complained about.
     let log = world.mesh.directory().join("control.log");
     let complained =
@@ -78,17 +69,17 @@ fn bad_manifest(world: &mut World) -> anyhow::Result<()> {
     wait::until(SETTLE, || "a complaint about policies.yaml".into(), complained)?;
     until_answered(world, pods::INTRUDER, pods::FAR, false, TRY)?;
     until_answered(world, pods::CLIENT, pods::FAR, true, TRY)?;
-    edit(world, "policies.yaml", "action: [DENY", "action: DENY")?;
+    world.edit("policies.yaml", "action: [DENY", "action: DENY")?;
     Ok(())
 }
 
 fn leave_and_join(world: &mut World) -> anyhow::Result<()> {
     const IN: &str = "labels: {app: near}";
     const OUT: &str = "labels: {app: near, istio.io/dataplane-mode: none}";
-    edit(world, "shop.yaml", IN, OUT)?;
+    world.edit("shop.yaml", IN, OUT)?;
     until_answered(world, pods::OUTSIDER_EAST, pods::NEAR, true, SETTLE)?;
     until_answered(world, pods::CLIENT, pods::NEAR, true, SETTLE)?;
-    edit(world, "shop.yaml", OUT, IN)?;
+    world.edit("shop.yaml", OUT, IN)?;
     until_answered(world, pods::OUTSIDER_EAST, pods::NEAR, false, SETTLE)?;
     until_answered(world, pods::CLIENT, pods::NEAR, true, SETTLE)?;
     let client = world.sandbox.pod(pods::OUTSIDER_EAST)?.address(Family::V4)?;

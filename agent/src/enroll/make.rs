@@ -172,11 +172,13 @@ impl PodTask {
         let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
         let all = bpf::connections(&netns).map_err(EnrollError::Sockets)?;
         let known = connections::known(&all, &marked.iter().copied().collect());
-        // Forgotten first: what cannot be destroyed is reset by the kernel with its next packet.
+        // Before they are forgotten, or their resets would be captured and the peers never told. What cannot be destroyed is
+        // reset by the kernel with its next packet.
+        let destroyed = destroy(&netns, &known);
         self.context.kernel.forget_pre_mesh(&marked)?;
         self.marked = Some(BTreeSet::new());
+        let destroyed = destroyed.map_err(EnrollError::Sockets)?;
         if !known.is_empty() {
-            let destroyed = destroy(&netns, &known).map_err(EnrollError::Sockets)?;
             info!(pod = %self.uid, connections = known.len(), destroyed, "the pod is strict; its connections from before it joined are cut");
         }
         self.cut = true;

@@ -97,20 +97,9 @@ impl Mesh {
         let directory = sandbox.directory().join("mesh");
         fs::create_dir_all(&directory).during(|| format!("making {}", directory.display()))?;
         progress("control plane");
-        let node = sandbox.node(CONTROL_NODE)?;
-        let [v4, _] = node.addresses();
+        let [v4, _] = sandbox.node(CONTROL_NODE)?.addresses();
         let control_address = SocketAddr::new(v4, CONTROL_PORT);
-        let program = Program::new(&options.binaries.culvert)
-            .named("control")
-            .arg("control")
-            .arg("--manifests")
-            .arg(sandbox.manifests_directory())
-            .arg("--state")
-            .arg(directory.join("state"))
-            .args(["--listen", &control_address.to_string()])
-            .env("RUST_LOG", &options.log);
-        let mut control = program.spawn(&node.place("control")?, &directory.join("control.log"))?;
-        wait_ready(&mut control, || accepts(node.net(), control_address))?;
+        let control = start_control(sandbox, &options, &directory, control_address)?;
         let (agents, ztunnels) = (BTreeMap::new(), BTreeMap::new());
         let mut mesh = Self { options, directory, control, control_address, agents, ztunnels };
         for node in sandbox.pod_nodes() {
@@ -152,6 +141,17 @@ impl Mesh {
             return Err(unusable(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
         serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))
+    }
+
+    /// Ends the control plane as a crash would.
+    pub fn kill_control(&mut self) -> Result<()> {
+        self.control.kill()
+    }
+
+    /// Starts the control plane again and waits until it accepts connections.
+    pub fn start_control(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.control = start_control(sandbox, &self.options, &self.directory, self.control_address)?;
+        Ok(())
     }
 
     /// Starts the agent of a node, without waiting for it; a running one must have been ended before.
@@ -278,6 +278,27 @@ impl Mesh {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+fn start_control(
+    sandbox: &Sandbox,
+    options: &MeshOptions,
+    directory: &Path,
+    address: SocketAddr,
+) -> Result<Process> {
+    let node = sandbox.node(CONTROL_NODE)?;
+    let program = Program::new(&options.binaries.culvert)
+        .named("control")
+        .arg("control")
+        .arg("--manifests")
+        .arg(sandbox.manifests_directory())
+        .arg("--state")
+        .arg(directory.join("state"))
+        .args(["--listen", &address.to_string()])
+        .env("RUST_LOG", &options.log);
+    let mut control = program.spawn(&node.place("control")?, &directory.join("control.log"))?;
+    wait_ready(&mut control, || accepts(node.net(), address))?;
+    Ok(control)
 }
 
 fn process<'a>(processes: &'a mut BTreeMap<String, Process>, node: &str) -> Result<&'a mut Process> {

@@ -154,3 +154,16 @@ fn shut(stream: TcpStream) -> TcpStream {
     SockRef::from(&stream).shutdown(std::net::Shutdown::Write).unwrap();
     stream
 }
+
+#[tokio::test]
+async fn a_relay_takes_little_memory_of_its_own() {
+    let (near, far) = pair().await;
+    let transferred = Transferred::default();
+    let of_sockets = relay(near, far, &transferred, IDLE, std::future::pending::<()>());
+    let (_world, stream) = crate::hbone::tests::stuck_stream().await;
+    let into_tunnel = relay(pair().await.0, stream, &transferred, IDLE, std::future::pending::<()>());
+    // 100,000 connections are 0.14 GB of these: 1272 and 1400 bytes were measured.
+    for (name, size) in [("sockets", size_of_val(&of_sockets)), ("tunnel", size_of_val(&into_tunnel))] {
+        assert!(size <= 1600, "{name}: {size} bytes");
+    }
+}

@@ -147,6 +147,7 @@ mod tests {
             probe_ports: vec![8080],
             netns_path: String::new(),
             strict: true,
+            ..Default::default()
         }
     }
 

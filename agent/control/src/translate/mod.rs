@@ -8,13 +8,14 @@ mod peer_authentication;
 mod service;
 mod workload;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use api::proto::node::Pod as NodePod;
 use mesh::{Authorization, Service, TrustDomain, Workload};
 
 use crate::manifests::{Metadata, ObjectName, Objects, Origin, Pod};
+use peer_authentication::PlaintextRefusal;
 
 /// What the mesh is called.
 #[derive(Clone, Debug)]
@@ -147,7 +148,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
             strict_policies.insert(policy.name.clone(), policy);
         }
         if workload::is_enrolled(pod, &surroundings) {
-            pods.push(enrolled(pod, effective.is_strict_everywhere()));
+            pods.push(enrolled(pod, effective.refusal()));
         }
         workloads.push(workload);
     }
@@ -157,7 +158,13 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     Translation { workloads, services, policies, pods, warnings: warnings.0 }
 }
 
-fn enrolled(pod: &Pod, strict: bool) -> Enrolled {
+fn enrolled(pod: &Pod, refusal: PlaintextRefusal) -> Enrolled {
+    let numbers = |ports: BTreeSet<u16>| ports.into_iter().map(u32::from).collect();
+    let (strict, strict_ports, permissive_ports) = match refusal {
+        PlaintextRefusal::Everywhere => (true, Vec::new(), Vec::new()),
+        PlaintextRefusal::OnlyOn(ports) => (false, numbers(ports), Vec::new()),
+        PlaintextRefusal::AllBut(ports) => (false, Vec::new(), numbers(ports)),
+    };
     let pod_for_agent = NodePod {
         uid: workload::kubernetes_uid(pod),
         name: pod.metadata.name.clone(),
@@ -167,6 +174,8 @@ fn enrolled(pod: &Pod, strict: bool) -> Enrolled {
         probe_ports: pod.probe_ports.iter().copied().map(u32::from).collect(),
         netns_path: pod.metadata.annotation("culvert.dev/netns").unwrap_or_default().to_owned(),
         strict,
+        strict_ports,
+        permissive_ports,
     };
     Enrolled { node: pod.node.clone(), pod: pod_for_agent }
 }

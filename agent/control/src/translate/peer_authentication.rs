@@ -37,6 +37,17 @@ pub(super) struct Effective {
     root_namespace: String,
 }
 
+/// The ports on which a pod refuses plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PlaintextRefusal {
+    /// All.
+    Everywhere,
+    /// These alone; none of them: nowhere.
+    OnlyOn(BTreeSet<u16>),
+    /// All others; at least one.
+    AllBut(BTreeSet<u16>),
+}
+
 /// STRICT, or not; `None` where it is inherited.
 fn strictness(mode: MtlsMode) -> Option<bool> {
     match mode {
@@ -108,8 +119,13 @@ impl<'a> Modes<'a> {
 }
 
 impl Effective {
-    pub(super) fn is_strict_everywhere(&self) -> bool {
-        self.strict && self.exceptions.is_empty()
+    /// Where the pod refuses plaintext, for its agent.
+    pub(super) fn refusal(&self) -> PlaintextRefusal {
+        match (self.strict, self.exceptions.is_empty()) {
+            (true, true) => PlaintextRefusal::Everywhere,
+            (true, false) => PlaintextRefusal::AllBut(self.exceptions.clone()),
+            (false, _) => PlaintextRefusal::OnlyOn(self.exceptions.clone()),
+        }
     }
 
     /// The policy that enforces it; none where plaintext is taken on every port.

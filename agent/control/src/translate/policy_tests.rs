@@ -298,28 +298,43 @@ fn plaintext_is_taken_or_refused_as_the_nearest_level_that_says_so() {
     }
 }
 
+/// What an agent makes of a pod, by the words of its definition (culvert.proto).
+fn told_to_take_plaintext(pod: &NodePod, port: u16) -> bool {
+    let among = |ports: &[u32]| ports.contains(&u32::from(port));
+    let stated = [pod.strict, !pod.strict_ports.is_empty(), !pod.permissive_ports.is_empty()];
+    assert!(stated.iter().filter(|stated| **stated).count() <= 1, "{pod:?}: one of the three at most");
+    match stated {
+        [true, ..] => false,
+        [_, _, true] => among(&pod.permissive_ports),
+        _ => !among(&pod.strict_ports),
+    }
+}
+
 #[test]
 fn ports_may_differ_from_their_workload() {
     let cases = [
-        // Mesh, workload, ports, plaintext on 80 and 81.
-        ("PERMISSIVE", "STRICT", "80: {mode: PERMISSIVE}", true, false),
-        ("PERMISSIVE", "STRICT", "80: {mode: DISABLE}", true, false),
-        ("PERMISSIVE", "PERMISSIVE", "80: {mode: STRICT}", false, true),
-        ("PERMISSIVE", "STRICT", "80: {mode: STRICT}", false, false),
-        ("PERMISSIVE", "STRICT", "80: {mode: UNSET}", false, false),
-        ("PERMISSIVE", "UNSET", "80: {mode: STRICT}", false, true),
-        ("STRICT", "UNSET", "80: {mode: PERMISSIVE}", true, false),
-        ("STRICT", "UNSET", "80: {mode: PERMISSIVE}, 81: {mode: PERMISSIVE}", true, true),
-        ("STRICT", "PERMISSIVE", "80: {mode: PERMISSIVE}", true, true),
+        // Mesh, workload, ports, plaintext on 80, 81 and all others.
+        ("PERMISSIVE", "STRICT", "80: {mode: PERMISSIVE}", true, false, false),
+        ("PERMISSIVE", "STRICT", "80: {mode: DISABLE}", true, false, false),
+        ("PERMISSIVE", "PERMISSIVE", "80: {mode: STRICT}", false, true, true),
+        ("PERMISSIVE", "STRICT", "80: {mode: STRICT}", false, false, false),
+        ("PERMISSIVE", "STRICT", "80: {mode: UNSET}", false, false, false),
+        ("PERMISSIVE", "UNSET", "80: {mode: STRICT}", false, true, true),
+        ("STRICT", "UNSET", "80: {mode: PERMISSIVE}", true, false, false),
+        ("STRICT", "UNSET", "80: {mode: PERMISSIVE}, 81: {mode: PERMISSIVE}", true, true, false),
+        ("STRICT", "PERMISSIVE", "80: {mode: PERMISSIVE}", true, true, true),
     ];
-    for (mesh, workload, ports, on_80, on_81) in cases {
+    for (mesh, workload, ports, on_80, on_81, on_others) in cases {
         let spec = format!("{SELECTED}, mtls: {{mode: {workload}}}, portLevelMtls: {{{ports}}}");
         let wide = peer("istio-system", "wide", "", &format!("mtls: {{mode: {mesh}}}"));
         let judge = Judge::of(&(wide + &peer("shop", "ports", "", &spec)));
-        let found = (judge.lets("", "10.9.9.9", 80), judge.lets("", "10.9.9.9", 81));
-        assert_eq!(found, (on_80, on_81), "mesh {mesh}, workload {workload}, {ports}");
+        let what = format!("mesh {mesh}, workload {workload}, {ports}");
+        let expected = [(80, on_80), (81, on_81), (82, on_others)];
+        for (port, taken) in expected {
+            assert_eq!(judge.lets("", "10.9.9.9", port), taken, "{what}: {port}");
+            assert_eq!(told_to_take_plaintext(&judge.translation.pods[0].pod, port), taken, "{what}: {port}");
+        }
         assert!(judge.lets("shop/frontend", "10.9.9.9", 80) && judge.lets("shop/frontend", "10.9.9.9", 81));
-        assert_eq!(judge.translation.pods[0].pod.strict, !on_80 && !on_81, "told to the agent");
     }
 }
 

@@ -168,8 +168,8 @@ mod tests {
     #[test]
     fn a_package_id_names_its_package_with_or_without_an_at_sign() {
         for (id, expected) in [
-            ("path+file:///work/main/ztunnel/mesh#0.1.0", "mesh"),
-            ("path+file:///work/main/tests#e2e@0.1.0", "e2e"),
+            ("path+file:///src/culvert/ztunnel/mesh#0.1.0", "mesh"),
+            ("path+file:///src/culvert/tests#e2e@0.1.0", "e2e"),
             ("registry+https://github.com/rust-lang/crates.io-index#libc@0.2.1", "libc"),
         ] {
             assert_eq!(package_name(id), expected);

@@ -39,6 +39,8 @@ impl Configuration {
         // Identities first: an agent that hears of a pod asks for its certificate at once.
         self.nodes.set_workloads(&translation.workloads);
         let warnings: Vec<String> = translation.warnings.iter().map(ToString::to_string).collect();
+        let unenforced = translation.warnings.iter().filter(|warning| warning.unenforced);
+        let unenforced: Vec<String> = unenforced.map(ToString::to_string).collect();
         let ignored = objects
             .ignored
             .iter()
@@ -52,7 +54,11 @@ impl Configuration {
         }
         for line in &warnings {
             if !self.said.contains(line) {
-                tracing::warn!("{line}");
+                if unenforced.contains(line) {
+                    tracing::error!("NOT ENFORCED: {line}");
+                } else {
+                    tracing::warn!("{line}");
+                }
             }
             said.insert(line.clone());
         }
@@ -61,13 +67,15 @@ impl Configuration {
             loaded: true,
             error: None,
             warnings,
+            unenforced,
             workloads: translation.workloads.len(),
             services: translation.services.len(),
             policies: translation.policies.len(),
             pods: translation.pods.len(),
         };
         let Manifests { workloads, services, policies, pods, .. } = manifests;
-        tracing::info!(workloads, services, policies, pods, "manifests are in effect");
+        let (warnings, unenforced) = (manifests.warnings.len(), manifests.unenforced.len());
+        tracing::info!(workloads, services, policies, pods, warnings, unenforced, "manifests are in effect");
         publish(&self.store, &translation);
         self.status.loaded(manifests);
     }

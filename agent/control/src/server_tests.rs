@@ -188,6 +188,33 @@ async fn a_changed_file_reaches_nodes_and_a_bad_one_leaves_the_last_good_state()
 }
 
 #[tokio::test]
+async fn a_policy_that_is_not_enforced_is_told_from_lesser_warnings() {
+    let control = Control::start().await;
+    until(|| control.status.manifests().loaded).await;
+    assert!(control.status.manifests().unenforced.is_empty());
+    let policy = |name: &str, action: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{action: {action}, rules: [{{}}]}}\n---\n"
+        )
+    };
+    let file = control.directory.path().join("manifests/more.yaml");
+    fs::write(&file, policy("ask", "CUSTOM") + &policy("log", "AUDIT")).unwrap();
+    until(|| !control.status.manifests().unenforced.is_empty()).await;
+    let manifests = control.status.manifests();
+    assert!(
+        manifests.unenforced.len() == 1 && manifests.unenforced[0].contains("AuthorizationPolicy shop/ask"),
+        "{:?}",
+        manifests.unenforced
+    );
+    assert!(
+        manifests.warnings.iter().any(|warning| warning.contains("shop/log")),
+        "{:?}",
+        manifests.warnings
+    );
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn who_has_no_valid_token_is_told_nothing_and_a_revoked_one_is_cut_off() {
     let control = Control::start().await;
     let file = control.directory.path().join("bad.token");

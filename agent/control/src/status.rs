@@ -25,6 +25,8 @@ pub struct Manifests {
     pub error: Option<String>,
     /// What the state in effect asks for and does not get.
     pub warnings: Vec<String>,
+    /// Those of the warnings that tell of something left open which a manifest would close.
+    pub unenforced: Vec<String>,
     /// How many workloads are in effect.
     pub workloads: usize,
     /// How many services.

@@ -1,7 +1,8 @@
 //! A directory of Kubernetes manifests, read to objects: all of it, or nothing with everything that is wrong with it.
 //!
 //! Own types for just the fields that are read; the rest of an object is tolerated as Kubernetes does, and other kinds are
-//! listed as ignored. Nothing is decided here: what objects mean is [`translate`](crate::translate)'s.
+//! listed as ignored, but for Istio's security kinds, which are an error in a version that is not known: a misspelt one
+//! would protect nothing, in silence. Nothing is decided here: what objects mean is [`translate`](crate::translate)'s.
 
 mod check;
 mod error;
@@ -51,6 +52,8 @@ pub struct Objects {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// `AuthorizationPolicy`s.
     pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// `RequestAuthentication`s: that they are there is all that is read of them.
+    pub request_authentications: Vec<Plain>,
     /// Objects of other kinds, and documents that are no Kubernetes objects.
     pub ignored: Vec<Ignored>,
 }
@@ -126,6 +129,12 @@ impl Objects {
             (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("AuthorizationPolicy")) => {
                 self.authorization_policies.push(AuthorizationPolicy::read(&object)?);
             }
+            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("RequestAuthentication")) => {
+                self.request_authentications.push(Plain::read(&object, Placement::Namespaced)?);
+            }
+            (Some(version), Some(kind)) if is_security(version, kind) => {
+                return Err(unknown_security(&object, version, kind)?);
+            }
             (Some(_), None) => {
                 return Err(object.get("kind")?.missing("write the object's kind, as in `kind: Pod`"));
             }
@@ -149,6 +158,7 @@ impl Objects {
         self.services.append(&mut other.services);
         self.peer_authentications.append(&mut other.peer_authentications);
         self.authorization_policies.append(&mut other.authorization_policies);
+        self.request_authentications.append(&mut other.request_authentications);
         self.ignored.append(&mut other.ignored);
     }
 
@@ -162,10 +172,33 @@ impl Objects {
         let peers = self.peer_authentications.iter().map(|object| ("PeerAuthentication", &object.metadata));
         let policies =
             self.authorization_policies.iter().map(|object| ("AuthorizationPolicy", &object.metadata));
-        namespaces.chain(nodes).chain(accounts).chain(pods).chain(services).chain(peers).chain(policies)
+        let requests =
+            self.request_authentications.iter().map(|object| ("RequestAuthentication", &object.metadata));
+        let plain = namespaces.chain(nodes).chain(accounts).chain(requests);
+        plain.chain(pods).chain(services).chain(peers).chain(policies)
     }
 }
 
+/// Whether an object is there to protect something: left unread because of a misspelt version it would protect nothing.
+fn is_security(api_version: &str, kind: &str) -> bool {
+    SECURITY_KINDS.contains(&kind)
+        || api_version.split_once('/').is_some_and(|(group, _)| group == ISTIO_SECURITY)
+}
+
+/// What is wrong with a protecting object that is none of those that are read.
+fn unknown_security(object: &Field<'_>, api_version: &str, kind: &str) -> field::Result<Box<ManifestError>> {
+    if SECURITY_KINDS.contains(&kind) {
+        let reason = format!(
+            "is not known here: write {ISTIO_SECURITY_V1}, and keep objects of other systems elsewhere"
+        );
+        return Ok(object.get("apiVersion")?.invalid(api_version, reason));
+    }
+    let reason = format!("is no kind of {ISTIO_SECURITY}: write one of {}", SECURITY_KINDS.join(", "));
+    Ok(object.get("kind")?.invalid(kind, reason))
+}
+
+const SECURITY_KINDS: [&str; 3] = ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"];
+const ISTIO_SECURITY: &str = "security.istio.io";
 const ISTIO_SECURITY_V1: &str = "security.istio.io/v1";
 const ISTIO_SECURITY_V1BETA1: &str = "security.istio.io/v1beta1";
 

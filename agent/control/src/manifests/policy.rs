@@ -133,6 +133,11 @@ pub enum Condition {
 }
 
 impl PeerAuthentication {
+    /// Whether it asks for STRICT, on whichever port.
+    pub fn asks_strict(&self) -> bool {
+        std::iter::once(&self.mode).chain(self.ports.values()).any(|mode| *mode == MtlsMode::Strict)
+    }
+
     pub(crate) fn read(object: &Field<'_>) -> Result<Self> {
         let spec = object.get("spec")?;
         let selector = selector(&spec)?;

@@ -74,7 +74,7 @@ fn what_is_read_of_a_pod_is_what_the_manifest_says() {
 }
 
 /// One replacement in a good manifest, and what the error says of it.
-const CASES: [(&str, &str, &str, &str); 31] = [
+const CASES: [(&str, &str, &str, &str); 35] = [
     (
         POD,
         "  nodeName: east\n",
@@ -204,6 +204,25 @@ const CASES: [(&str, &str, &str, &str); 31] = [
         "STRIKT",
         "dir/a.yaml:6:16: PeerAuthentication shop/web: spec.mtls.mode `STRIKT` is none of",
     ),
+    (
+        PEER,
+        "security.istio.io/v1\n",
+        "security.istio.io/v2\n",
+        "dir/a.yaml:1:13: PeerAuthentication shop/web: apiVersion `security.istio.io/v2` is not known here",
+    ),
+    (
+        POLICY,
+        "security.istio.io/v1\n",
+        "secuirty.istio.io/v1\n",
+        "dir/a.yaml:1:13: AuthorizationPolicy shop/web: apiVersion `secuirty.istio.io/v1` is not known here",
+    ),
+    (
+        POLICY,
+        "AuthorizationPolicy",
+        "AuthorisationPolicy",
+        "dir/a.yaml:2:7: AuthorisationPolicy shop/web: kind",
+    ),
+    (PEER, "PeerAuthentication", "RequestAuthentications", "is no kind of security.istio.io"),
     (PEER, "matchLabels", "matchExpressions", "spec.selector.matchExpressions is not known here"),
     (PEER, "  selector: {matchLabels: {app: web}}\n", "", "spec.portLevelMtls needs a spec.selector"),
 ];

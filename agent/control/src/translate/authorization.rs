@@ -2,7 +2,8 @@
 //!
 //! A connection shows its peer's identity and address and the port; methods, paths, hosts and tokens it does not. An
 //! ALLOW rule that needs those is left out, so less is allowed. Of a DENY rule they are dropped, so more is denied; a
-//! rule of which nothing remains has no effect. Policies with `targetRefs` are for waypoints alone.
+//! rule of which nothing remains has no effect. Policies with `targetRefs` are for waypoints alone, and the actions AUDIT
+//! and CUSTOM are not for connections. What is thereby left open is said so.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ use crate::manifests::{
     AuthorizationPolicy, Condition, Metadata, Objects, Operation, Pod, PolicyAction, PolicyRule, Source,
 };
 
+const KIND: &str = "AuthorizationPolicy";
 /// The annotation that has a policy only logged.
 const DRY_RUN: &str = "istio.io/dry-run";
 
@@ -44,17 +46,33 @@ pub(super) fn selecting(pod: &Pod, policies: &[Converted<'_>]) -> Vec<PolicyName
     policies.iter().filter(applies).map(|converted| converted.policy.name.clone()).collect()
 }
 
+/// Warnings about one policy.
+struct Warn<'a> {
+    warnings: &'a mut Warnings,
+    metadata: &'a Metadata,
+}
+
+impl Warn<'_> {
+    fn say(&mut self, message: impl Into<String>) {
+        self.warnings.add(KIND, self.metadata, message);
+    }
+
+    /// Something stays open that the policy would close.
+    fn open(&mut self, message: impl Into<String>) {
+        self.warnings.unenforced(KIND, self.metadata, message);
+    }
+}
+
 fn one<'a>(
     object: &'a AuthorizationPolicy,
     settings: &Settings,
     warnings: &mut Warnings,
 ) -> Option<Converted<'a>> {
     let metadata = &object.metadata;
-    let mut warn = |message: String| warnings.add("AuthorizationPolicy", metadata, message);
+    let mut warn = Warn { warnings, metadata };
     if object.for_waypoints {
-        warn(
-            "has targetRefs, so it is for waypoints, which this build does not have: it is not enforced"
-                .to_owned(),
+        warn.open(
+            "has targetRefs, so it is for waypoints, which this build does not have: it is not enforced",
         );
         return None;
     }
@@ -62,11 +80,11 @@ fn one<'a>(
         PolicyAction::Allow => Action::Allow,
         PolicyAction::Deny => Action::Deny,
         PolicyAction::Audit => {
-            warn("action AUDIT is not supported for connections: nothing is logged".to_owned());
+            warn.say("action AUDIT is not supported for connections: nothing is logged");
             return None;
         }
         PolicyAction::Custom => {
-            warn("action CUSTOM is not supported for connections: it is not enforced".to_owned());
+            warn.open("action CUSTOM is not supported for connections: it is not enforced");
             return None;
         }
     };
@@ -77,7 +95,7 @@ fn one<'a>(
         .filter_map(|(index, rule)| convert_rule(index, rule, action, &mut warn))
         .collect();
     if action == Action::Deny && rules.is_empty() {
-        warn("denies nothing: no rule is left to match".to_owned());
+        warn.say("denies nothing: no rule is left to match");
     }
     let root = metadata.namespace == settings.root_namespace;
     let scope = match (object.selector.is_empty(), root) {
@@ -92,12 +110,12 @@ fn one<'a>(
     Some(Converted { policy, selector: &object.selector, root })
 }
 
-fn is_dry_run(metadata: &Metadata, warn: &mut impl FnMut(String)) -> bool {
+fn is_dry_run(metadata: &Metadata, warn: &mut Warn<'_>) -> bool {
     match metadata.annotation(DRY_RUN) {
         None | Some("false") => false,
         Some("true") => true,
         Some(other) => {
-            warn(format!(
+            warn.say(format!(
                 "annotation {DRY_RUN}: `{other}` is neither true nor false; the policy is enforced"
             ));
             false
@@ -108,12 +126,7 @@ fn is_dry_run(metadata: &Metadata, warn: &mut impl FnMut(String)) -> bool {
 /// Alternatives of a clause; `None` is one of which nothing is left once requests' fields are dropped.
 type Alternatives = Vec<Option<Match>>;
 
-fn convert_rule(
-    index: usize,
-    rule: &PolicyRule,
-    action: Action,
-    warn: &mut impl FnMut(String),
-) -> Option<Rule> {
+fn convert_rule(index: usize, rule: &PolicyRule, action: Action, warn: &mut Warn<'_>) -> Option<Rule> {
     let mut unsupported = Vec::new();
     let mut clauses: Vec<Alternatives> = Vec::new();
     if !rule.from.is_empty() {
@@ -130,7 +143,7 @@ fn convert_rule(
     }
     let fields = unsupported.join(", ");
     if action == Action::Allow {
-        warn(format!(
+        warn.say(format!(
             "rules[{index}] needs {fields}, which a connection does not show: the rule is left out, so less is allowed"
         ));
         return None;
@@ -139,7 +152,7 @@ fn convert_rule(
     let kept: Vec<Vec<Match>> =
         clauses.iter().filter_map(|clause| clause.iter().cloned().collect()).collect();
     if !kept.is_empty() {
-        warn(format!(
+        warn.say(format!(
             "rules[{index}] has {fields}, which a connection does not show: they are dropped, so more is denied"
         ));
         return Some(finish(kept.into_iter()));
@@ -151,12 +164,12 @@ fn convert_rule(
         .filter(|clause| !clause.is_empty())
         .collect();
     if partial.is_empty() {
-        warn(format!(
+        warn.open(format!(
             "rules[{index}] has nothing but {fields}, which a connection does not show: the rule has no effect"
         ));
         return None;
     }
-    warn(format!(
+    warn.open(format!(
         "rules[{index}] has {fields}, which a connection does not show: only its other alternatives are enforced"
     ));
     Some(finish(partial.into_iter()))
@@ -175,11 +188,7 @@ fn non_empty(found: Match) -> Option<Match> {
     (found != Match::default()).then_some(found)
 }
 
-fn convert_source(
-    source: &Source,
-    unsupported: &mut Vec<String>,
-    warn: &mut impl FnMut(String),
-) -> Option<Match> {
+fn convert_source(source: &Source, unsupported: &mut Vec<String>, warn: &mut Warn<'_>) -> Option<Match> {
     unsupported.extend(source.unsupported.iter().cloned());
     non_empty(Match {
         principals: principals(&source.principals.any, warn),
@@ -206,7 +215,7 @@ fn convert_operation(operation: &Operation, unsupported: &mut Vec<String>) -> Op
 fn convert_condition(
     condition: &Condition,
     unsupported: &mut Vec<String>,
-    warn: &mut impl FnMut(String),
+    warn: &mut Warn<'_>,
 ) -> Option<Match> {
     let mut found = Match::default();
     match condition {
@@ -252,12 +261,12 @@ fn strings(values: &[String]) -> Vec<StringMatch> {
 }
 
 /// Principals are compared without `spiffe://`. Written with it they could never match, which in a DENY lets through.
-fn principals(values: &[String], warn: &mut impl FnMut(String)) -> Vec<StringMatch> {
+fn principals(values: &[String], warn: &mut Warn<'_>) -> Vec<StringMatch> {
     let mut plain = Vec::new();
     for value in values {
         match value.strip_prefix("spiffe://") {
             Some(rest) => {
-                warn(format!(
+                warn.say(format!(
                     "principal `{value}` is taken as `{rest}`: principals are written without spiffe://"
                 ));
                 plain.push(rest.to_owned());

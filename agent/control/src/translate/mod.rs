@@ -1,7 +1,11 @@
 //! Objects to mesh state: what the manifests mean. Pure: the same objects give the same state, in the same order.
 //!
-//! Whatever a manifest asks for and this build does not do becomes a [`Warning`]; where leaving it out would let more
-//! through than asked for, the meaning chosen is the stricter one.
+//! Whatever a manifest asks for and this build does not do becomes a [`Warning`]. Policies mean what they mean in Istio's
+//! ambient mode. Where a rule can be judged in part, that is to the stricter side: an ALLOW rule that needs a request is
+//! left out, a DENY rule holds for more than it asks. What cannot be judged at all is not enforced, and then something
+//! stays open that the manifest would close: a DENY rule of nothing but requests' fields, the action CUSTOM, policies
+//! with `targetRefs`, a `RequestAuthentication`, a STRICT `PeerAuthentication` with a selector in the root namespace.
+//! Their warnings say so by [`Warning::unenforced`].
 
 mod authorization;
 mod peer_authentication;
@@ -51,6 +55,8 @@ pub struct Warning {
     pub object: ObjectName,
     /// What it does not get, and what happens instead.
     pub message: String,
+    /// Something stays open that the object would close.
+    pub unenforced: bool,
 }
 
 impl fmt::Display for Warning {
@@ -88,13 +94,23 @@ pub struct Translation {
 struct Warnings(Vec<Warning>);
 
 impl Warnings {
+    /// What is left out leaves nothing open.
     fn add(&mut self, kind: &str, metadata: &Metadata, message: impl Into<String>) {
+        self.push(kind, metadata, message.into(), false);
+    }
+
+    /// What is left out leaves something open.
+    fn unenforced(&mut self, kind: &str, metadata: &Metadata, message: impl Into<String>) {
+        self.push(kind, metadata, message.into(), true);
+    }
+
+    fn push(&mut self, kind: &str, metadata: &Metadata, message: String, unenforced: bool) {
         let object = ObjectName {
             kind: kind.to_owned(),
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone(),
         };
-        self.0.push(Warning { origin: metadata.origin.clone(), object, message: message.into() });
+        self.0.push(Warning { origin: metadata.origin.clone(), object, message, unenforced });
     }
 }
 
@@ -154,6 +170,10 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     }
     policies.extend(strict_policies.into_values());
     unknown_accounts(objects, &mut warnings);
+    for object in &objects.request_authentications {
+        let message = "is for waypoints, which this build does not have: tokens of requests are not checked";
+        warnings.unenforced("RequestAuthentication", &object.metadata, message);
+    }
     let services = services.into_iter().map(|service| service.service).collect();
     Translation { workloads, services, policies, pods, warnings: warnings.0 }
 }

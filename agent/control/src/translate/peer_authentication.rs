@@ -1,6 +1,7 @@
 //! `PeerAuthentication`: which pods refuse plaintext, on which ports, and the policies that make them do so.
 //!
-//! Most specific first: workload, namespace, mesh; UNSET inherits; the oldest of a level wins (names break ties). A pod
+//! Most specific first: workload, namespace, mesh; UNSET inherits; the oldest of a level wins (names break ties). One with
+//! a selector in the root namespace is of no level and has no effect, neither there nor elsewhere, as in Istio. A pod
 //! refuses plaintext by a DENY policy on whoever has proved no identity (Istio contract 1.8, last point).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,7 +78,11 @@ impl<'a> Modes<'a> {
             if !object.selector.is_empty() {
                 if metadata.namespace == settings.root_namespace {
                     let message = "a selector has no meaning in the root namespace: the object has no effect";
-                    warnings.add("PeerAuthentication", metadata, message);
+                    if object.asks_strict() {
+                        warnings.unenforced("PeerAuthentication", metadata, message);
+                    } else {
+                        warnings.add("PeerAuthentication", metadata, message);
+                    }
                 } else {
                     workloads.push(object);
                 }

@@ -69,6 +69,11 @@ impl Judge {
         authorize(&self.state, attempt).decision.is_ok()
     }
 
+    /// Whether it is said that something stays open.
+    fn says_open(&self) -> bool {
+        self.translation.warnings.iter().any(|warning| warning.unenforced)
+    }
+
     fn warned(&self, expected: &str) {
         let all: Vec<String> = self.translation.warnings.iter().map(ToString::to_string).collect();
         assert!(
@@ -218,6 +223,37 @@ fn whatever_of_a_policy_is_not_enforced_is_said() {
     }
     for spec in ["action: AUDIT", "action: CUSTOM", "targetRef: {kind: Service, name: web}"] {
         assert!(translated(&policy("shop", spec)).policies.is_empty(), "{spec}");
+    }
+}
+
+#[test]
+fn what_leaves_something_open_is_told_from_what_does_not() {
+    let open = [
+        policy("shop", "action: CUSTOM, provider: {name: x}, rules: [{}]"),
+        policy("shop", "targetRefs: [{kind: Service, name: web}], rules: [{}]"),
+        policy("shop", "action: DENY, rules: [{to: [{operation: {hosts: [x]}}]}]"),
+        policy(
+            "shop",
+            "action: DENY, rules: [{to: [{operation: {ports: ['81']}}, {operation: {methods: [GET]}}]}]",
+        ),
+        peer("istio-system", "a", "", &format!("{SELECTED}, mtls: {{mode: STRICT}}")),
+        peer("istio-system", "a", "", &format!("{SELECTED}, portLevelMtls: {{80: {{mode: STRICT}}}}")),
+        peer("shop", "a", "", "jwtRules: [{issuer: x}]").replace("PeerAuth", "RequestAuth"),
+    ];
+    for manifest in open {
+        assert!(Judge::of(&manifest).says_open(), "{manifest}");
+    }
+    let closed = [
+        policy("shop", "rules: [{to: [{operation: {methods: [GET]}}]}]"),
+        policy("shop", "action: DENY, rules: [{to: [{operation: {ports: ['80'], paths: [/x]}}]}]"),
+        policy("shop", "action: AUDIT, rules: [{}]"),
+        policy("shop", "action: DENY"),
+        peer("shop", "a", "", "mtls: {mode: DISABLE}"),
+        peer("istio-system", "a", "", &format!("{SELECTED}, mtls: {{mode: PERMISSIVE}}")),
+    ];
+    for manifest in closed {
+        let judge = Judge::of(&manifest);
+        assert!(!judge.says_open() && !judge.translation.warnings.is_empty(), "{manifest}");
     }
 }
 

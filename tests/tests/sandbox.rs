@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use e2e::Case;
 use nix::sys::signal::Signal;
-use sandbox::{Capture, Family, Fetch, Program, Sandbox};
+use sandbox::{Capture, Family, Fetch, Options, Program, Sandbox};
 
 const MARKER: &str = "plain-as-day-7f3a";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -174,11 +174,16 @@ fn ended_by(signal: Signal) -> anyhow::Result<()> {
     sandbox::wait::until(DEADLINE, || "the end of the pods".into(), || (!pod.exists()).then_some(()))?;
     if signal == Signal::SIGKILL {
         ensure!(left_over(cgroup, directory).len() == 2, "a killed owner removes nothing");
-        let cleaned = sandbox::clean(&e2e::run_directory())?;
+        let cleaned = sandbox::clean(&held()?.parent)?;
         ensure!(cleaned.removed.iter().any(|path| path == cgroup), "{cleaned:?}");
     }
     ensure!(left_over(cgroup, directory).is_empty(), "{:?}", left_over(cgroup, directory));
     Ok(())
+}
+
+/// A sandbox with a directory apart from all others', whose logs are not to be removed with it.
+fn held() -> anyhow::Result<Options> {
+    Ok(Options { parent: e2e::run_directory().with_file_name("sandbox-held"), ..e2e::options("plain")? })
 }
 
 /// Makes a sandbox, says where it is, and waits to be ended.

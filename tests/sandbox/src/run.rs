@@ -27,6 +27,7 @@ static LIVE: Mutex<Vec<Arc<State>>> = Mutex::new(Vec::new());
 #[derive(Debug)]
 pub(crate) struct Run {
     state: Arc<State>,
+    number: u32,
 }
 
 #[derive(Debug)]
@@ -52,7 +53,8 @@ impl Run {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         let started = start_time(pid).unwrap_or(0);
-        let name = format!("{pid}-{started}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{pid}-{started}-{count}");
         let root = Cgroup::root()?;
         let directory = parent.join(&name);
         fs::create_dir_all(&directory).during(|| format!("making {}", directory.display()))?;
@@ -71,7 +73,13 @@ impl Run {
         let state =
             Arc::new(State { directory, cgroup, keep: AtomicBool::new(false), ended: Mutex::new(false) });
         lock(&LIVE).push(state.clone());
-        Ok(Self { state })
+        // Pids have 22 bits at most (proc_sys_kernel(5), pid_max).
+        Ok(Self { state, number: pid << 8 | count & 0xff })
+    }
+
+    /// A number that no other run has that goes on at the same time.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     /// The run's directory.

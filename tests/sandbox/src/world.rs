@@ -46,9 +46,11 @@ impl Sandbox {
     pub fn start(options: &Options) -> Result<Self> {
         check_requirements()?;
         interrupt::watch()?;
-        let manifests = Manifests::read(&options.manifests)?;
+        let templates = Manifests::read(&options.manifests)?;
         let run = Run::begin(&options.parent)?;
-        copy_manifests(&options.manifests, &run.directory().join("manifests"))?;
+        let directory = run.directory().join("manifests");
+        copy_manifests(&options.manifests, &directory, &templates, run.number())?;
+        let manifests = Manifests::read(&directory)?;
         let fabric = node::fabric()?;
         let mut names: Vec<String> = manifests.pods.iter().map(|pod| pod.node.clone()).collect();
         names.push(CONTROL_NODE.to_owned());
@@ -157,12 +159,36 @@ impl Sandbox {
     }
 }
 
-fn copy_manifests(from: &Path, to: &Path) -> Result<()> {
+/// Copies the manifests and gives each pod a uid of this run, as a cluster would: agents find pods by their uids among
+/// all processes of the machine, and several sandboxes of the same manifests may run at once.
+fn copy_manifests(from: &Path, to: &Path, templates: &Manifests, run: u32) -> Result<()> {
     fs::create_dir_all(to).during(|| format!("making {}", to.display()))?;
     let listing = fs::read_dir(from).during(|| format!("reading {}", from.display()))?;
     for entry in listing.filter_map(|entry| entry.ok()).filter(|entry| entry.path().is_file()) {
+        let mut text =
+            fs::read_to_string(entry.path()).during(|| format!("reading {}", entry.path().display()))?;
+        for pod in &templates.pods {
+            text = text.replace(&pod.uid, &uid_of_run(&pod.uid, run));
+        }
         let target = to.join(entry.file_name());
-        fs::copy(entry.path(), &target).during(|| format!("copying to {}", target.display()))?;
+        fs::write(&target, text).during(|| format!("writing {}", target.display()))?;
     }
     Ok(())
+}
+
+/// A uid with its first group, of 8 digits, replaced.
+fn uid_of_run(uid: &str, run: u32) -> String {
+    uid.split_once('-').map_or_else(|| uid.to_owned(), |(_, others)| format!("{run:08x}-{others}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uids_of_two_runs_differ_and_stay_uids() {
+        let uid = "5b0f3c1e-0001-4c57-9a10-000000000010";
+        assert_eq!(uid_of_run(uid, 0x1234), "00001234-0001-4c57-9a10-000000000010");
+        assert_ne!(uid_of_run(uid, 1), uid_of_run(uid, 2));
+    }
 }

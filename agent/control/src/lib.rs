@@ -11,6 +11,7 @@
 
 pub mod ca;
 mod configuration;
+mod connections;
 pub mod manifests;
 mod nodes;
 mod routes;

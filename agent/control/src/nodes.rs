@@ -2,20 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use api::type_url::ResourceType;
 use mesh::workload::TunnelProtocol;
 use mesh::{SpiffeId, Workload};
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
 
+use crate::connections::Peer;
 use crate::tokens::Tokens;
 use crate::xds::{Access, Client};
+
+/// How long the disk may take to tell whose a token is.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Nodes' tokens and identities.
 #[derive(Debug)]
 pub(crate) struct Nodes {
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
+    /// Held by the one thread that reads tokens: a disk that hangs costs one.
+    reading: Arc<tokio::sync::Mutex<()>>,
     /// Node -> identities of the pods of the mesh on it; `None` until manifests were read.
     identities: RwLock<Option<BTreeMap<String, BTreeSet<SpiffeId>>>>,
 }
@@ -33,7 +40,7 @@ pub(crate) enum Standing {
 
 impl Nodes {
     pub(crate) fn new(tokens: Tokens) -> Self {
-        Self { tokens, identities: RwLock::new(None) }
+        Self { tokens: Arc::new(tokens), reading: Arc::default(), identities: RwLock::new(None) }
     }
 
     /// Takes note of what runs where now.
@@ -53,8 +60,16 @@ impl Nodes {
         if runs { Standing::RunsThere } else { Standing::DoesNot }
     }
 
-    /// The node whose token the metadata carries.
-    pub(crate) fn of(&self, metadata: &MetadataMap) -> Result<String, Status> {
+    /// The node whose token a request carries; its connection is the node's from then on.
+    pub(crate) async fn of(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<String, Status> {
+        let node = self.named_by(metadata).await?;
+        match extensions.get::<Peer>() {
+            Some(peer) => peer.prove(&node).map(|()| node),
+            None => Ok(node),
+        }
+    }
+
+    async fn named_by(&self, metadata: &MetadataMap) -> Result<String, Status> {
         let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
         // RFC 9110 section 11.1: the scheme's case does not matter.
         let token = header
@@ -64,27 +79,90 @@ impl Nodes {
         let Some(token) = token.filter(|token| !token.is_empty()) else {
             return Err(Status::unauthenticated("a token is needed: `authorization: Bearer <token>`"));
         };
-        match self.tokens.node_of(token) {
+        match self.node_of(token.to_owned()).await {
             Ok(Some(node)) => Ok(node),
             Ok(None) => Err(Status::unauthenticated(
                 "the token is no node's: make one with `culvert token create NODE`",
             )),
-            Err(error) => {
-                tracing::error!("tokens cannot be read, nobody is let in: {error}");
+            Err(reason) => {
+                tracing::error!("tokens cannot be read, nobody is let in: {reason}");
                 Err(Status::unavailable("tokens cannot be read"))
             }
         }
     }
+
+    /// Reads files, away from the threads that serve.
+    async fn node_of(&self, token: String) -> Result<Option<String>, String> {
+        let reading = async {
+            let alone = Arc::clone(&self.reading).lock_owned().await;
+            let tokens = Arc::clone(&self.tokens);
+            let read = move || {
+                let node = tokens.node_of(&token);
+                drop(alone);
+                node
+            };
+            tokio::task::spawn_blocking(read).await
+        };
+        match tokio::time::timeout(READ_TIMEOUT, reading).await {
+            Ok(Ok(node)) => node.map_err(|error| error.to_string()),
+            Ok(Err(failed)) => Err(failed.to_string()),
+            Err(_) => Err(format!("the disk does not answer within {} s", READ_TIMEOUT.as_secs())),
+        }
+    }
 }
 
+#[tonic::async_trait]
 impl Access for Arc<Nodes> {
-    fn admit(&self, metadata: &MetadataMap) -> Result<Client, Status> {
-        let node = self.of(metadata)?;
+    async fn admit(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Client, Status> {
+        let node = self.of(metadata, extensions).await?;
         Ok(Client { name: format!("node {node}"), node: Some(node), kinds: &ResourceType::AGENT })
     }
 
     /// A disk that cannot be read now is no reason to cut those who have been let in.
-    fn still_admits(&self, metadata: &MetadataMap) -> bool {
-        self.of(metadata).map_or_else(|status| status.code() == tonic::Code::Unavailable, |_| true)
+    async fn still_admits(&self, metadata: &MetadataMap) -> bool {
+        self.named_by(metadata)
+            .await
+            .map_or_else(|status| status.code() == tonic::Code::Unavailable, |_| true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use tonic::Code;
+
+    use super::*;
+
+    /// A pipe nobody writes to stands for a disk that hangs.
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_neither_stops_control_nor_lets_anybody_in_nor_cuts_anybody() {
+        let directory = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(&directory.path().join("state")).unwrap();
+        let token = tokens.create("east").unwrap();
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {}", token.reveal()).parse().unwrap());
+        let (nodes, extensions) = (Arc::new(Nodes::new(tokens)), Extensions::new());
+        assert_eq!(nodes.of(&metadata, &extensions).await.unwrap(), "east");
+        let pipe = directory.path().join("state/tokens/west");
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        // A thread that reads files holds the paused clock: it goes on by hand.
+        for _ in 0..2 {
+            let (outcome, ()) = tokio::join!(nodes.of(&metadata, &extensions), pass(READ_TIMEOUT));
+            assert_eq!(outcome.unwrap_err().code(), Code::Unavailable);
+        }
+        let (still, ()) = tokio::join!(nodes.still_admits(&metadata), pass(READ_TIMEOUT));
+        assert!(still);
+        // Both ends at once: the reader goes on, and finds no token in the pipe once it is closed.
+        drop(open(&pipe, OFlag::O_RDWR, Mode::empty()).unwrap());
+        std::fs::remove_file(&pipe).unwrap();
+        assert_eq!(nodes.of(&metadata, &extensions).await.unwrap(), "east", "it answers again");
+    }
+
+    async fn pass(time: Duration) {
+        // First those who wait begin to.
+        tokio::task::yield_now().await;
+        tokio::time::advance(time + Duration::from_millis(1)).await;
     }
 }

@@ -290,3 +290,57 @@ async fn a_node_gets_certificates_of_its_own_pods_identities_and_no_others() {
     assert_eq!((counters.certificates_issued, counters.certificates_refused), (1, 5));
     control.stop().await;
 }
+
+#[tokio::test]
+async fn a_node_has_as_many_streams_as_it_may_and_no_more_while_others_get_theirs() {
+    let control = Control::start().await;
+    let credentials = control.credentials("east");
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut subscription = control.subscribe(credentials.clone(), &[ResourceType::Address]);
+        next(&mut subscription).await.accept();
+        held.push(subscription);
+    }
+    let mut ninth = control.subscribe(credentials, &[ResourceType::Address]);
+    tokio::time::timeout(PATIENCE, ninth.status.wait_for(|status| status.terminations > 0))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(ninth.batches.try_recv().is_err(), "the ninth is told nothing");
+    let mut other = control.subscribe(control.credentials("west"), &[ResourceType::Address]);
+    next(&mut other).await.accept();
+    held.pop();
+    next(&mut ninth).await.accept();
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_has_as_many_connections_as_it_may_and_no_more_while_others_get_theirs() {
+    let control = Control::start().await;
+    until(|| control.status.manifests().loaded).await;
+    let (east, west) = (control.credentials("east"), control.credentials("west"));
+    let ask = |node: &Credentials, account: &str| {
+        // Each client has a connection of its own.
+        let client = CaClient::new(control.server(), node.clone());
+        let name = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+        async move {
+            let id: SpiffeId = name.parse().unwrap();
+            let outcome = client.create_certificate(request(&name), &id, Duration::from_secs(3600)).await;
+            (client, outcome)
+        }
+    };
+    let mut held = Vec::new();
+    for _ in 0..crate::connections::PER_NODE {
+        let (client, outcome) = ask(&east, "frontend").await;
+        outcome.unwrap();
+        held.push(client);
+    }
+    match ask(&east, "frontend").await.1 {
+        Err(CaError::Refused(status) | CaError::Unavailable(status)) => {
+            assert_eq!(status.code(), Code::ResourceExhausted);
+        }
+        other => panic!("one too many: {other:?}"),
+    }
+    ask(&west, "payments").await.1.unwrap();
+    control.stop().await;
+}

@@ -1,30 +1,25 @@
 //! TLS towards the nodes: the server's certificate, renewed while it runs, and handshakes that hold nobody up.
 
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
 use crate::ca::{Authority, SignError};
+use crate::connections::{Bounds, Connection};
 
 /// The name nodes verify, whatever address they dial.
 pub const SERVER_NAME: &str = "culvert-control.culvert-system.svc";
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at a time. Who has none proved anything yet: this bounds what strangers can make us hold.
-const HANDSHAKES: usize = 256;
 /// Connections that have been made and not taken up yet.
 const BACKLOG: usize = 16;
 /// After a failed renewal.
@@ -115,26 +110,15 @@ fn make(
     Ok((Arc::new(key), made.renew_at))
 }
 
-/// A connection of a node.
-pub(crate) struct Connection {
-    stream: TlsStream<TcpStream>,
-    peer: SocketAddr,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = SocketAddr;
-
-    fn connect_info(&self) -> SocketAddr {
-        self.peer
-    }
-}
+/// A connection whose handshake is done.
+pub(crate) type NodeConnection = Connection<TlsStream<TcpStream>>;
 
 /// Accepts on `listener` until cancelled; connections come out of the channel once their handshake is done.
 pub(crate) fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     cancelled: CancellationToken,
-) -> mpsc::Receiver<Result<Connection, std::io::Error>> {
+) -> mpsc::Receiver<Result<NodeConnection, std::io::Error>> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     tokio::spawn(cancelled.run_until_cancelled_owned(accept_all(listener, acceptor, sender)));
     receiver
@@ -143,11 +127,11 @@ pub(crate) fn accept(
 async fn accept_all(
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    sender: mpsc::Sender<Result<Connection, std::io::Error>>,
+    sender: mpsc::Sender<Result<NodeConnection, std::io::Error>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let bounds = Bounds::new();
     loop {
-        let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let place = bounds.place().await;
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -162,40 +146,45 @@ async fn accept_all(
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => {
-                    let _ = sender.send(Ok(Connection { stream, peer })).await;
+                    let _ = sender.send(Ok(Connection::new(stream, place.taken_by(peer)))).await;
                 }
                 Ok(Err(error)) => tracing::info!(%peer, "a TLS handshake failed: {error}"),
                 Err(_) => tracing::info!(%peer, "a TLS handshake took too long"),
             }
-            drop(place);
         });
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use mesh::TrustDomain;
 
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
+    use super::*;
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    #[tokio::test(start_paused = true)]
+    async fn the_servers_certificate_is_another_one_from_half_of_its_life_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority =
+            Authority::open(&directory.path().join("state"), &TrustDomain::default(), SystemTime::now());
+        let (certificate, renew_at) =
+            OwnCertificate::new(Arc::new(authority.unwrap()), vec![[192, 0, 2, 1].into()]).unwrap();
+        let current = || certificate.current.read().unwrap().cert[0].clone();
+        let keeper = Arc::clone(&certificate);
+        let keeping = tokio::spawn(async move { keeper.keep_fresh(renew_at).await });
+        let first = current();
+        // The wall's clock does not pause: a minute is more than this test takes.
+        let (half, minute) = (renew_at.duration_since(SystemTime::now()).unwrap(), Duration::from_secs(60));
+        tokio::time::sleep(half - minute).await;
+        assert_eq!(current(), first, "not before");
+        tokio::time::sleep(2 * minute).await;
+        let second = current();
+        assert_ne!(second, first);
+        tokio::time::sleep(half + 2 * minute).await;
+        assert_ne!(current(), second, "and again");
+        let (_, parsed) = x509_parser::parse_x509_certificate(&second).unwrap();
+        let names = parsed.subject_alternative_name().unwrap().unwrap();
+        let names = format!("{:?}", names.value.general_names);
+        assert!(names.contains(SERVER_NAME) && names.contains("IPAddress"), "{names}");
+        keeping.abort();
     }
 }

@@ -12,6 +12,7 @@ use mesh::SpiffeId;
 use tonic::{Code, Request, Response, Status as GrpcStatus};
 
 use super::{Authority, SignError};
+use crate::connections::Peer;
 use crate::nodes::{Nodes, Standing};
 use crate::status::Status;
 
@@ -40,8 +41,8 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, GrpcStatus> {
-        let peer = request.extensions().get::<std::net::SocketAddr>().copied();
-        let node = self.nodes.of(request.metadata());
+        let peer = request.extensions().get::<Peer>().map(Peer::address);
+        let node = self.nodes.of(request.metadata(), request.extensions()).await;
         let asked = impersonated_identity(request.get_ref()).map(str::to_owned);
         let outcome = node.clone().and_then(|node| self.answer(&node, request.get_ref()));
         let node = node.unwrap_or_else(|_| "unknown".to_owned());

@@ -14,7 +14,7 @@ use api::type_url::ResourceType;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::store::ResourceStore;
 use super::stream::Conversation;
@@ -41,26 +41,30 @@ pub struct Client {
 }
 
 /// Decides who may ask.
+#[tonic::async_trait]
 pub trait Access: Send + Sync + 'static {
-    /// The client that sends this metadata.
+    /// The client that sends this metadata, on a connection that `extensions` tell of.
     ///
     /// # Errors
     /// What an unknown one is told.
-    fn admit(&self, metadata: &MetadataMap) -> Result<Client, Status>;
+    async fn admit(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Client, Status>;
 
     /// Whether a stream that was begun with this metadata may go on.
-    fn still_admits(&self, metadata: &MetadataMap) -> bool {
-        self.admit(metadata).is_ok()
-    }
+    async fn still_admits(&self, metadata: &MetadataMap) -> bool;
 }
 
 /// Everybody who reaches the socket is the node's proxy: for a socket that checks who connects.
 #[derive(Clone, Copy, Debug)]
 pub struct Local;
 
+#[tonic::async_trait]
 impl Access for Local {
-    fn admit(&self, _metadata: &MetadataMap) -> Result<Client, Status> {
+    async fn admit(&self, _metadata: &MetadataMap, _extensions: &Extensions) -> Result<Client, Status> {
         Ok(Client { name: "local".to_owned(), node: None, kinds: &ResourceType::ZTUNNEL })
+    }
+
+    async fn still_admits(&self, _metadata: &MetadataMap) -> bool {
+        true
     }
 }
 
@@ -87,8 +91,9 @@ impl<A: Access> AggregatedDiscoveryService for DeltaAds<A> {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (metadata, _, requests) = request.into_parts();
-        let client = self.access.admit(&metadata)?;
+        let (metadata, extensions, requests) = request.into_parts();
+        let client = self.access.admit(&metadata, &extensions).await?;
+        drop(extensions);
         let place = self.streams.enter(&client.name)?;
         // One push a type is under way at a time, so that these places never all fill up but by a broken client.
         let (sender, receiver) = mpsc::channel(ResourceType::AGENT.len());
@@ -146,7 +151,7 @@ impl<A: Access> Stream<A> {
                     conversation.follow(latest);
                 }
                 _ = standing.tick() => {
-                    if !self.access.still_admits(&self.metadata) {
+                    if !self.access.still_admits(&self.metadata).await {
                         return Err(Status::unauthenticated("the token was revoked"));
                     }
                 }

@@ -2,10 +2,12 @@
 //!
 //! inotify watches the directory and the directories its links lead to (a ConfigMap volume swaps a link, `..data`); what
 //! is read is decided by the files' fingerprint, not by the events. A timer is the second net: it finds what inotify
-//! cannot see, such as a network file system or the directory itself put in place of another.
+//! cannot see, such as a network file system or the directory itself put in place of another. Whatever may wait for a
+//! disk runs on threads of its own, so that a directory that hangs holds up nothing but its reloads.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -31,13 +33,19 @@ pub struct WatchError(#[from] notify::Error);
 #[derive(Debug)]
 pub struct Reloads {
     directory: PathBuf,
-    watcher: RecommendedWatcher,
-    watched: BTreeSet<PathBuf>,
+    watches: Arc<Mutex<Watches>>,
     events: mpsc::Receiver<()>,
     seen: Option<Fingerprint>,
 }
 
-/// Begins to watch `directory`, which need not exist yet.
+/// inotify and the directories it watches.
+#[derive(Debug)]
+struct Watches {
+    watcher: RecommendedWatcher,
+    watched: BTreeSet<PathBuf>,
+}
+
+/// Prepares to watch `directory`, which need not exist yet; nothing of it is touched before it is read first.
 ///
 /// # Errors
 /// The kernel gives no inotify instance.
@@ -50,10 +58,8 @@ pub fn watch(directory: &Path) -> Result<Reloads, WatchError> {
         }
         let _ = sender.try_send(());
     })?;
-    let mut reloads =
-        Reloads { directory: directory.to_owned(), watcher, watched: BTreeSet::new(), events, seen: None };
-    reloads.arm();
-    Ok(reloads)
+    let watches = Arc::new(Mutex::new(Watches { watcher, watched: BTreeSet::new() }));
+    Ok(Reloads { directory: directory.to_owned(), watches, events, seen: None })
 }
 
 fn closes_a_write(event: &notify::Event) -> bool {
@@ -69,24 +75,27 @@ impl Reloads {
         if self.seen.is_some() {
             self.changed().await;
         }
-        self.arm();
-        let directory = self.directory.clone();
-        let loaded = tokio::task::spawn_blocking(move || load_with_fingerprint(&directory)).await;
-        match loaded {
-            Ok(Ok((objects, fingerprint))) => {
-                self.seen = Some(fingerprint);
-                Ok(objects)
-            }
-            Ok(Err(error)) => {
-                self.seen = Some(self.look());
-                Err(error)
-            }
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
+        let watches = Arc::clone(&self.watches);
+        let (loaded, seen) = self
+            .apart(move |directory| {
+                watches.lock().unwrap_or_else(PoisonError::into_inner).arm(directory);
+                match load_with_fingerprint(directory) {
+                    Ok((objects, fingerprint)) => (Ok(objects), fingerprint),
+                    Err(error) => (Err(error), look(directory)),
+                }
+            })
+            .await;
+        self.seen = Some(seen);
+        loaded
     }
 
-    fn look(&self) -> Fingerprint {
-        Fingerprint::take(&self.directory).unwrap_or_default()
+    /// Does what may wait for the disk, on another thread.
+    async fn apart<T: Send + 'static>(&self, work: impl FnOnce(&Path) -> T + Send + 'static) -> T {
+        let directory = self.directory.clone();
+        match tokio::task::spawn_blocking(move || work(&directory)).await {
+            Ok(done) => done,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
     }
 
     /// Until the fingerprint is another one and the directory has come to rest.
@@ -96,10 +105,15 @@ impl Reloads {
             if noticed {
                 self.rest().await;
             }
-            if self.seen.as_ref() != Some(&self.look()) {
+            let watches = Arc::clone(&self.watches);
+            let now = self.apart(look).await;
+            if self.seen.as_ref() != Some(&now) {
                 return;
             }
-            self.arm();
+            self.apart(move |directory| {
+                watches.lock().unwrap_or_else(PoisonError::into_inner).arm(directory);
+            })
+            .await;
         }
     }
 
@@ -113,12 +127,18 @@ impl Reloads {
             }
         }
     }
+}
 
+fn look(directory: &Path) -> Fingerprint {
+    Fingerprint::take(directory).unwrap_or_default()
+}
+
+impl Watches {
     /// Watches the directory and wherever its files' links lead now. A watch that ended (its directory was removed) is
     /// set anew, which costs nothing where it still stands.
-    fn arm(&mut self) {
-        let mut wanted = BTreeSet::from([self.directory.clone()]);
-        for file in self.look().files() {
+    fn arm(&mut self, directory: &Path) {
+        let mut wanted = BTreeSet::from([directory.to_owned()]);
+        for file in look(directory).files() {
             let target = file.canonicalize().ok();
             wanted.extend(target.as_deref().and_then(Path::parent).map(Path::to_owned));
         }

@@ -158,11 +158,11 @@ impl Credentials {
     /// Adds what the client says of itself to the headers of a call.
     pub async fn apply(&self, headers: &mut MetadataMap) -> Result<(), ConnectError> {
         if let Some(path) = &self.token {
-            let token = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|source| ConnectError::Read { path: path.clone(), source })?;
-            let mut value = AsciiMetadataValue::try_from(format!("Bearer {}", token.trim()))
-                .map_err(|_| ConnectError::Header("the token"))?;
+            let token = read(path).await?;
+            let unusable = || ConnectError::Header("the token");
+            let token = str::from_utf8(&token).map_err(|_| unusable())?.trim();
+            let mut value =
+                AsciiMetadataValue::try_from(format!("Bearer {token}")).map_err(|_| unusable())?;
             value.set_sensitive(true);
             headers.insert("authorization", value);
         }
@@ -186,6 +186,13 @@ fn endpoint() -> Endpoint {
 /// Either kind of stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Reads a file that others rotate. A file system that hangs must not hang the connection.
+async fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it cannot be read within 5 s");
+    let read = timeout(CONNECT_TIMEOUT, tokio::fs::read(path)).await.unwrap_or_else(|_| Err(late()));
+    read.map_err(|source| ConnectError::Read { path: path.to_owned(), source })
+}
 
 async fn dial(server: Server) -> io::Result<TokioIo<Box<dyn Stream>>> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {server} within 5 s"));
@@ -211,9 +218,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, ConnectError> {
 }
 
 async fn tls_config(roots: &Path) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
-    let pem = tokio::fs::read(roots)
-        .await
-        .map_err(|source| ConnectError::Read { path: roots.to_owned(), source })?;
+    let pem = read(roots).await?;
     let unusable = || ConnectError::Roots(roots.to_owned());
     let mut store = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+pub mod causes;
 pub mod channel;
 pub mod convert;
 pub mod delta;
 pub mod proto;
+pub mod seqpacket;
 pub mod type_url;
 pub mod xds_client;
 pub mod zds;

@@ -15,10 +15,12 @@ use mesh::{Authorization, Service, State, Workload};
 use prost::Message;
 use prost_types::{Any, Struct, Value, value::Kind};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::causes::Causes;
 use crate::channel::{ConnectError, Credentials, Server, connect};
 use crate::convert::{self, Rejected, Resource, policy_name};
 use crate::delta::{ClientState, ClientViolation, Push, Rejection};
@@ -28,6 +30,10 @@ use crate::type_url::ResourceType;
 
 /// The longest message in bytes (contract 2.3): a first push has all of the mesh.
 pub const MAX_MESSAGE: usize = 200 * 1024 * 1024;
+
+/// How long a control plane may take to answer the call that opens a stream. Istio's answers with its first push,
+/// which waits for its turn when a whole mesh reconnects.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long to wait before the next attempt: doubled with each, from 10 ms to 15 s (contract 2.8).
 #[derive(Debug)]
@@ -175,8 +181,10 @@ pub struct XdsClient {
 enum Ended {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the control plane ended the stream ({:?}): {}", .0.code(), .0.message())]
+    #[error("the control plane ended the stream ({:?}): {}{}", .0.code(), .0.message(), behind(.0))]
     Status(Box<Status>),
+    #[error("the control plane has not answered within {} s", OPEN_TIMEOUT.as_secs())]
+    Silent,
     #[error("the control plane closed the stream")]
     Closed,
     #[error("the control plane sent {0}")]
@@ -186,6 +194,11 @@ enum Ended {
     /// Nobody is there to be told: the client's own end.
     #[error("nobody listens any more")]
     Abandoned,
+}
+
+/// What led to a status that this side made up, such as of a broken connection.
+fn behind(status: &Status) -> String {
+    std::error::Error::source(status).map_or_else(String::new, |cause| format!(": {}", Causes(cause)))
 }
 
 impl From<Status> for Ended {
@@ -220,7 +233,7 @@ impl XdsClient {
             let pause = backoff.next();
             tracing::warn!(
                 server = %self.config.server,
-                error = &ended as &dyn std::error::Error,
+                error = %Causes(&ended),
                 retry_in = ?pause,
                 "no configuration stream"
             );
@@ -239,7 +252,9 @@ impl XdsClient {
         }
         let mut request = Request::new(ReceiverStream::new(outgoing));
         self.config.credentials.apply(request.metadata_mut()).await?;
-        let mut stream = stub(channel).delta_aggregated_resources(request).await?.into_inner();
+        let mut stub = stub(channel);
+        let opened = timeout(OPEN_TIMEOUT, stub.delta_aggregated_resources(request)).await;
+        let mut stream = opened.map_err(|_| Ended::Silent)??.into_inner();
         self.status.send_modify(|status| status.connected = true);
         tracing::info!(server = %self.config.server, "configuration stream established");
         loop {

@@ -1,7 +1,7 @@
 //! ZDS: how the node agent tells the node proxy of pods, as bytes and counts of file descriptors
 //! (Istio contract 2.5 and our additions, see `proto/zds.proto`).
 //!
-//! Pure: the sockets are the agent's and the proxy's. One datagram is one message. A decoder is given the
+//! Pure: the sockets are `seqpacket`'s. One datagram is one message. A decoder is given the
 //! datagram and how many file descriptors came with it, and returns the message only when the two agree; what
 //! the caller does with the descriptors of a message that does not decode is to close them.
 

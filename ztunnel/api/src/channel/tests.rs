@@ -124,6 +124,22 @@ async fn the_token_is_trimmed_sent_as_a_bearer_and_never_shown() {
     assert!(none.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_read_in_time_is_an_error_and_no_hang() {
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    // Nobody writes to it, so opening it blocks.
+    rustix::fs::mkfifoat(rustix::fs::CWD, &token, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let credentials = Credentials { token: Some(token.clone()), cluster_id: None };
+    let applied = tokio::spawn(async move { credentials.apply(&mut MetadataMap::new()).await });
+    tokio::task::yield_now().await;
+    tokio::time::advance(CONNECT_TIMEOUT * 2).await;
+    let error = applied.await.unwrap().unwrap_err();
+    assert_eq!(error.source().unwrap().to_string(), "it cannot be read within 5 s");
+    // Lets the thread go that still waits.
+    fs::OpenOptions::new().write(true).open(&token).unwrap();
+}
+
 #[test]
 fn an_address_is_a_socket_or_a_host_and_port_over_tls() {
     let cases = [

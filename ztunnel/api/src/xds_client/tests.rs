@@ -1,6 +1,7 @@
 //! The client against a control plane that says what the test wants, over a unix socket.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use mesh::authorize::{Attempt, Reason, authorize};
@@ -19,7 +20,7 @@ use crate::type_url::{ADDRESS, AUTHORIZATION};
 
 /// What a test waits for happens, or the test fails instead of hanging.
 async fn soon<T>(event: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), event).await.expect("it never happened")
+    timeout(Duration::from_secs(20), event).await.expect("it never happened")
 }
 
 /// A stream a client has opened.
@@ -276,6 +277,29 @@ async fn the_client_waits_for_a_control_plane_that_is_not_there_yet() {
     assert!(soon(opened.recv()).await.is_some());
     drop(subscription);
     soon(client).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_does_not_answer_the_call_is_given_up() {
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("token"), "t").unwrap();
+    let listener = UnixListener::bind(directory.path().join("xds.sock")).unwrap();
+    let (client, mut subscription) = client(config(directory.path()));
+    let _client = tokio::spawn(client.run());
+    let begun = tokio::time::Instant::now();
+    let (_silent, _) = listener.accept().await.unwrap();
+    subscription.status.wait_for(|status| status.terminations == 1).await.unwrap();
+    assert!(begun.elapsed() >= OPEN_TIMEOUT && begun.elapsed() < OPEN_TIMEOUT + Duration::from_secs(1));
+}
+
+#[test]
+fn why_a_stream_ended_is_told_to_its_first_cause() {
+    let broken = Status::from_error(Box::new(io::Error::new(io::ErrorKind::BrokenPipe, "the pipe broke")));
+    let told = Causes(&Ended::from(broken)).to_string();
+    assert!(told.contains("the pipe broke"), "{told}");
+    let path = "/nowhere/token".into();
+    let unreadable = ConnectError::Read { path, source: io::Error::other("no such file") };
+    assert_eq!(Causes(&Ended::from(unreadable)).to_string(), "cannot read /nowhere/token: no such file");
 }
 
 #[tokio::test]

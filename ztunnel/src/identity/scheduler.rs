@@ -17,7 +17,10 @@ pub(crate) const CONCURRENCY: usize = 8;
 
 /// The first pause after a failure.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-/// The longest pause after a failure.
+/// The longest pause while no certificate is held: its pods are refused until one comes, and must not be for much
+/// longer than the CA was away.
+const BACKOFF_MAX_WITHOUT: Duration = Duration::from_secs(15);
+/// The longest pause of a renewal: the old one still serves.
 const BACKOFF_MAX: Duration = Duration::from_secs(150);
 
 /// Who waits for it. Ordered: the greater goes first.
@@ -147,14 +150,16 @@ impl Scheduler {
     pub(crate) fn failed(&mut self, fetch: &Fetch, jitter: f64, now: Instant) -> Option<Duration> {
         let entry = self.finish(fetch)?;
         entry.failures += 1;
-        let mut pause = backoff(entry.failures).mul_f64(1.0 + 0.2 * jitter.clamp(-1.0, 1.0));
-        if let Some(left) = entry.expires.and_then(|end| end.checked_duration_since(now)) {
+        let left =
+            entry.expires.and_then(|end| end.checked_duration_since(now)).filter(|left| !left.is_zero());
+        let (priority, longest) = match left {
+            Some(_) => (Priority::Renewal, BACKOFF_MAX),
+            None => (Priority::Ahead, BACKOFF_MAX_WITHOUT),
+        };
+        let mut pause = backoff(entry.failures).min(longest).mul_f64(1.0 + 0.2 * jitter.clamp(-1.0, 1.0));
+        if let Some(left) = left {
             pause = pause.min(left.max(BACKOFF_FIRST));
         }
-        let priority = match entry.expires {
-            Some(end) if end > now => Priority::Renewal,
-            _ => Priority::Ahead,
-        };
         entry.phase = Phase::Due { due: now + pause, priority };
         Some(pause)
     }
@@ -231,7 +236,7 @@ mod tests {
         let mut now = Instant::now();
         let mut scheduler = Scheduler::default();
         scheduler.want(&id("web"), Priority::Ahead, now);
-        for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150] {
+        for seconds in [1, 2, 4, 8, 15, 15, 15] {
             let failed = fetch(&mut scheduler, now);
             let pause = scheduler.failed(&failed, 0.0, now);
             assert_eq!(pause, Some(Duration::from_secs(seconds)));
@@ -242,8 +247,12 @@ mod tests {
         let last = fetch(&mut scheduler, now);
         assert!(scheduler.succeeded(&last, DAY, now));
         now += DAY / 2;
-        let renewal = fetch(&mut scheduler, now);
-        assert_eq!(scheduler.failed(&renewal, 0.0, now), Some(Duration::from_secs(1)));
+        for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 150, 150] {
+            let renewal = fetch(&mut scheduler, now);
+            let pause = Duration::from_secs(seconds);
+            assert_eq!(scheduler.failed(&renewal, 0.0, now), Some(pause), "a renewal can wait");
+            now += pause;
+        }
     }
 
     #[test]

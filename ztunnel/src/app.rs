@@ -56,17 +56,27 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     lasting.spawn(follow_control(&config, &node, &readiness)?);
     let identities = node.identities.clone();
     lasting.spawn(async move { identities.run().await });
-    let pods = zds::run(&config.inpod_uds, NodeProxies(node.clone()), readiness.clone());
+    let proxies = NodeProxies(node.clone());
+    let pods = zds::run(&config.inpod_uds, proxies, readiness.clone(), node.drain.clone());
+    let mut pods = std::pin::pin!(pods);
     tracing::info!(node = %config.node_name, version = BUILD, "ztunnel started");
     let cause = tokio::select! {
         cause = signalled() => cause.context("waiting for signals")?,
-        () = pods => anyhow::bail!("the agent's socket is no longer followed"),
+        () = &mut pods => anyhow::bail!("the agent's socket is no longer followed"),
         _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
     };
     tracing::info!(?cause, deadline = ?config.drain_deadline, "draining");
     // The endpoints are the successor's from now on; who asks for readiness meanwhile is refused, which is true.
     stop.cancel();
-    end(&node, drain, config.drain_deadline).await;
+    // The agent's words still count: a pod may leave meanwhile.
+    let followed = async {
+        pods.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = end(&node, drain, config.drain_deadline) => {}
+        () = followed => {}
+    }
     Ok(())
 }
 

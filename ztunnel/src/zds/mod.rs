@@ -4,19 +4,22 @@
 //! with backoff, while the proxies go on as they are. Whoever breaks the protocol costs a connection, never a pod.
 
 mod proxies;
-mod seqpacket;
 mod session;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use api::seqpacket::{Datagram, SeqPacket};
 use api::zds::{Hello, Violation};
+use daemon::drain::DrainSignal;
 use daemon::readiness::Readiness;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 pub(crate) use proxies::NodeProxies;
-use seqpacket::SeqPacket;
 use session::{Answer, Proxies, Session};
 
 /// The pause before the next connection: doubled from the first to the last (contract 2.8).
@@ -24,12 +27,18 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 /// How often a pod that could not be served is tried again (contract 2.8).
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long the agent may take to read what it is sent; as long as it waits for an answer itself (contract 2.5).
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why a connection to the agent ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionEnd {
     /// The socket.
     #[error("agent's socket: {0}")]
     Socket(#[from] io::Error),
+    /// The agent reads nothing.
+    #[error("the agent has read nothing for {} s", SEND_TIMEOUT.as_secs())]
+    Stalled,
     /// The agent went.
     #[error("the agent closed the connection")]
     Closed,
@@ -38,13 +47,15 @@ enum SessionEnd {
     Violation(#[from] Violation),
 }
 
-/// Follows the agent at `path`. Runs until dropped.
-pub(crate) async fn run<P: Proxies>(path: &Path, proxies: P, readiness: Readiness) {
+/// Follows the agent at `path` until the process drains. A connection that stands then is kept as long as the agent
+/// keeps it, so that pods which leave meanwhile lose their connections in their own time; there is no new one, which
+/// the agent would take for the successor's.
+pub(crate) async fn run<P: Proxies>(path: &Path, proxies: P, readiness: Readiness, drain: DrainSignal) {
     let mut session = Session::new(proxies, readiness);
     let (least, most) = BACKOFF;
     let mut pause = least;
     loop {
-        let end = match SeqPacket::connect(path) {
+        let end = match connect(path) {
             Ok(socket) => {
                 let end = follow(&socket, &mut session).await;
                 if session.has_snapshot() {
@@ -55,6 +66,9 @@ pub(crate) async fn run<P: Proxies>(path: &Path, proxies: P, readiness: Readines
             Err(error) => SessionEnd::Socket(error),
         };
         session.disconnected();
+        if drain.is_draining() {
+            return tracing::info!(reason = %end, "the node agent's connection has ended; it is the successor's now");
+        }
         tracing::warn!(path = %path.display(), error = %end, retry_in = ?pause, "no connection to the node agent; pods are served as they are");
         let retry = async {
             loop {
@@ -65,15 +79,32 @@ pub(crate) async fn run<P: Proxies>(path: &Path, proxies: P, readiness: Readines
         tokio::select! {
             () = sleep(pause) => {}
             () = retry => {}
+            () = drain.started() => return,
         }
         pause = (pause * 2).min(most);
     }
 }
 
+/// A server that is neither root nor ourselves is refused: whoever it is must not give us pods to speak for.
+fn connect(path: &Path) -> io::Result<SeqPacket> {
+    let socket = SeqPacket::connect(path)?;
+    let server = getsockopt(&socket, PeerCredentials)?.uid();
+    if server != 0 && server != geteuid().as_raw() {
+        let reason = format!("the socket is served by user {server}, neither root nor ours");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    }
+    Ok(socket)
+}
+
+async fn send(socket: &SeqPacket, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), SessionEnd> {
+    let sent = timeout(SEND_TIMEOUT, socket.send(bytes, descriptors)).await;
+    Ok(sent.map_err(|_| SessionEnd::Stalled)??)
+}
+
 async fn follow<P: Proxies>(socket: &SeqPacket, session: &mut Session<P>) -> SessionEnd {
     let hello = Hello { listeners: true }.encode();
-    if let Err(error) = socket.send(&hello, &[]).await {
-        return error.into();
+    if let Err(end) = send(socket, &hello, &[]).await {
+        return end;
     }
     tracing::info!("connected to the node agent");
     let mut retry = interval(RETRY_INTERVAL);
@@ -100,11 +131,11 @@ async fn follow<P: Proxies>(socket: &SeqPacket, session: &mut Session<P>) -> Ses
 async fn answer<P: Proxies>(
     socket: &SeqPacket,
     session: &mut Session<P>,
-    datagram: seqpacket::Datagram,
+    datagram: Datagram,
 ) -> Result<(), SessionEnd> {
     for Answer { response, descriptors } in session.handle(datagram)? {
-        let borrowed: Vec<_> = descriptors.iter().map(std::os::fd::AsFd::as_fd).collect();
-        socket.send(&response.encode()?, &borrowed).await?;
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        send(socket, &response.encode()?, &borrowed).await?;
     }
     Ok(())
 }

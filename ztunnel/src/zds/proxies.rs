@@ -16,6 +16,9 @@ impl Proxies for NodeProxies {
         if self.0.pods.get(&spec.uid).is_some_and(|serving| serving.is_same_as(spec)) {
             return Ok(());
         }
+        if self.0.drain.is_draining() {
+            return Err("this ztunnel is ending and takes no further pods".to_owned());
+        }
         proxy::start(&self.0, spec).map_err(|error| error.to_string())
     }
 

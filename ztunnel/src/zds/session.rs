@@ -9,11 +9,11 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use api::seqpacket::Datagram;
 use api::zds::{Add, Held, Listener, Request, Response, Violation};
 use daemon::readiness::{BlockReady, Readiness};
 use tunnel::socket::Netns;
 
-use super::seqpacket::Datagram;
 use crate::pods::{Listeners, PodSpec, PodUid};
 
 /// What serves the pods.

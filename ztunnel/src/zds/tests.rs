@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use api::seqpacket::SeqPacketListener;
 use api::zds::{Add, Held, Listener, PodInfo, Request, Response};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use tokio::task::JoinHandle;
 
 use super::session::HeldPod;
 use super::*;
@@ -71,22 +73,34 @@ fn netns() -> OwnedFd {
 }
 
 /// The agent's end of a connection, with the session running at the other.
-struct Agent {
+struct Agent<T = Followed> {
     socket: SeqPacket,
-    task: tokio::task::JoinHandle<(Session<Remembered>, SessionEnd)>,
+    task: JoinHandle<T>,
 }
+
+/// The session for the next connection, and why this one ended.
+type Followed = (Session<Remembered>, SessionEnd);
 
 impl Agent {
     async fn connect(mut session: Session<Remembered>) -> Self {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let theirs = SeqPacket::new(theirs).unwrap();
+        let (socket, theirs) = SeqPacket::pair().unwrap();
         let task = tokio::spawn(async move {
             let end = follow(&theirs, &mut session).await;
             session.disconnected();
             (session, end)
         });
-        let socket = SeqPacket::new(ours).unwrap();
+        Self::greeted(socket, task).await
+    }
+
+    /// Goes away.
+    async fn leave(self) -> Followed {
+        drop(self.socket);
+        self.task.await.unwrap()
+    }
+}
+
+impl<T> Agent<T> {
+    async fn greeted(socket: SeqPacket, task: JoinHandle<T>) -> Self {
         let hello = socket.receive().await.unwrap().unwrap();
         assert!(Hello::decode(&hello.bytes, 0).unwrap().listeners);
         Self { socket, task }
@@ -114,12 +128,6 @@ impl Agent {
         let descriptors: Vec<OwnedFd> = (0..=listeners.len()).map(|_| netns()).collect();
         let borrowed: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
         self.ask(&Request::Add(add), &borrowed).await
-    }
-
-    /// Goes away; returns the session for the next connection, and why it ended.
-    async fn leave(self) -> (Session<Remembered>, SessionEnd) {
-        drop(self.socket);
-        self.task.await.unwrap()
     }
 }
 
@@ -201,4 +209,39 @@ async fn an_agents_orderly_end_is_told_as_such() {
     let agent = Agent::connect(Session::new(Remembered::default(), Readiness::new())).await;
     let (_, end) = agent.leave().await;
     assert!(matches!(end, SessionEnd::Closed), "{end}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_reads_nothing_costs_its_connection_and_no_hang() {
+    let proxies = Remembered::default();
+    let agent = Agent::connect(Session::new(proxies.clone(), Readiness::new())).await;
+    agent.add("web", &ALL).await;
+    let keep = Request::Keep("web".to_owned()).encode().unwrap();
+    // Until the session is gone: its answers have filled the buffer long before.
+    while agent.socket.send(&keep, &[]).await.is_ok() {}
+    let (_, end) = agent.task.await.unwrap();
+    assert!(matches!(end, SessionEnd::Stalled), "{end}");
+    assert_eq!(proxies.uids(), ["web"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_during_a_drain_ends_and_there_is_no_new_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("zds.sock");
+    let listener = SeqPacketListener::bind(&path).unwrap();
+    let proxies = Remembered::default();
+    let (drain, signal) = daemon::drain::drain();
+    let task = tokio::spawn({
+        let (proxies, path) = (proxies.clone(), path.clone());
+        async move { run(&path, proxies, Readiness::new(), signal).await }
+    });
+    let agent = Agent::greeted(listener.accept().await.unwrap(), task).await;
+    agent.add("leaving", &ALL).await;
+    agent.ask(&Request::SnapshotSent, &[]).await;
+    drain.start(Duration::from_secs(60)).await;
+    assert_eq!(agent.ask(&Request::Del("leaving".to_owned()), &[]).await, Response::Ack);
+    assert!(proxies.uids().is_empty());
+    let Agent { socket, task } = agent;
+    drop(socket);
+    task.await.unwrap();
 }

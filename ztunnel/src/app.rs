@@ -1,6 +1,5 @@
 //! The process: makes the parts, joins them, and takes them down in order.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 use tunnel::hbone::{Pool, PoolConfig};
 use tunnel::socket::TcpOptions;
 
+use crate::admin::{self, Access};
 use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
 use crate::proxy::{CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
 use crate::telemetry::{BuildLabel, Collected, Metrics};
+use crate::xds;
 use crate::zds::{self, NodeProxies};
-use crate::{admin, xds};
 
 const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -49,7 +49,7 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     registry.register(|registry| collected.register(registry));
     let servers = Servers::bind(&config).await?;
     let stop = CancellationToken::new();
-    servers.serve(&node, &logging, &registry, &readiness, &stop);
+    servers.serve(&config, &node, &logging, &registry, &readiness, &stop);
 
     // They go on while the process drains: live connections are still re-checked, and certificates renewed.
     let mut lasting = JoinSet::new();
@@ -139,9 +139,10 @@ fn follow_control(
     })
 }
 
-/// The endpoints for people, probes and scrapers.
+/// The endpoints for people, probes and scrapers: what TCP shows, the unix socket shows and changes.
 struct Servers {
     admin: Admin,
+    control: Admin,
     stats: Admin,
     readiness: Admin,
 }
@@ -149,23 +150,29 @@ struct Servers {
 impl Servers {
     async fn bind(config: &Config) -> Result<Self, BindError> {
         Ok(Self {
-            admin: bind(config.admin_address, "--admin-address").await?,
-            stats: bind(config.stats_address, "--stats-address").await?,
-            readiness: bind(config.readiness_address, "--readiness-address").await?,
+            admin: bind(Address::Tcp(config.admin_address), "--admin-address").await?,
+            control: bind(Address::Unix(config.admin_socket()), "--admin-socket").await?,
+            stats: bind(Address::Tcp(config.stats_address), "--stats-address").await?,
+            readiness: bind(Address::Tcp(config.readiness_address), "--readiness-address").await?,
         })
     }
 
     fn serve(
         self,
+        config: &Config,
         node: &Arc<Node>,
         logging: &LogHandle,
         registry: &daemon::metrics::Metrics,
         readiness: &Readiness,
         stop: &CancellationToken,
     ) {
-        let admin = registry.routes(readiness.routes(admin::routes(node.clone(), logging.clone(), BUILD)));
+        let admin = |access| {
+            let routes = admin::routes(node.clone(), logging.clone(), BUILD, access);
+            registry.routes(readiness.routes(routes))
+        };
         let all = [
-            (self.admin, admin),
+            (self.admin, admin(Access::ReadOnly { socket: config.admin_socket() })),
+            (self.control, admin(Access::Full)),
             (self.stats, registry.routes(Routes::new())),
             (self.readiness, readiness.routes(Routes::new())),
         ];
@@ -177,12 +184,12 @@ impl Servers {
 }
 
 /// Binds, waiting a little for a predecessor to let go: it does as soon as it is told to end.
-async fn bind(address: SocketAddr, flag: &'static str) -> Result<Admin, BindError> {
+async fn bind(address: Address, flag: &'static str) -> Result<Admin, BindError> {
     let deadline = Instant::now() + HANDOVER;
     loop {
-        match Admin::bind(&Address::Tcp(address), flag) {
+        match Admin::bind(&address, flag) {
             Err(BindError::InUse { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(HANDOVER_RETRY).await
+                tokio::time::sleep(HANDOVER_RETRY).await;
             }
             bound => return bound,
         }

@@ -47,9 +47,13 @@ pub(crate) struct Config {
     /// The trust domain of this mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
     pub(crate) trust_domain: TrustDomain,
-    /// Admin endpoint: configuration dump, log level. Loopback only, unless you know why not.
+    /// Admin endpoint, read only: configuration dump, log level. Loopback only, unless you know why not.
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
     pub(crate) admin_address: SocketAddr,
+    /// Admin endpoint that also changes things, such as the log level: a unix socket, made with mode 0600.
+    /// Default: ztunnel-admin.sock beside the node agent's ZDS socket.
+    #[arg(long, env = "ADMIN_SOCKET")]
+    admin_socket: Option<PathBuf>,
     /// Metrics endpoint.
     #[arg(long, env = "STATS_ADDR", default_value = "0.0.0.0:15020")]
     pub(crate) stats_address: SocketAddr,
@@ -86,6 +90,11 @@ pub(crate) struct Config {
 pub(crate) struct MissingRoots(ServerAddress);
 
 impl Config {
+    /// The admin endpoint that changes things.
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.admin_socket.clone().unwrap_or_else(|| self.inpod_uds.with_file_name("ztunnel-admin.sock"))
+    }
+
     /// Where configuration comes from.
     pub(crate) fn xds_server(&self) -> Result<Server, MissingRoots> {
         self.server(&self.xds_address, self.xds_name.as_deref())
@@ -193,6 +202,15 @@ mod tests {
         };
         assert_eq!(config.ca_server().unwrap(), expected);
         assert_eq!(config.xds_server().unwrap(), Server::Unix("/run/culvert/xds.sock".into()));
+    }
+
+    #[test]
+    fn the_admin_socket_stands_beside_the_agents_unless_told_otherwise() {
+        assert_eq!(parse(&[]).unwrap().admin_socket(), PathBuf::from("/run/culvert/ztunnel-admin.sock"));
+        let istios = parse(&["--inpod-uds", "/var/run/ztunnel/ztunnel.sock"]).unwrap();
+        assert_eq!(istios.admin_socket(), PathBuf::from("/var/run/ztunnel/ztunnel-admin.sock"));
+        let told = parse(&["--admin-socket", "/tmp/a.sock"]).unwrap();
+        assert_eq!(told.admin_socket(), PathBuf::from("/tmp/a.sock"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod dump;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,29 +22,61 @@ use crate::identity::Held;
 use crate::pods::Serving;
 use crate::proxy::{Listed, Node};
 
+/// What an endpoint's visitors may do.
+#[derive(Clone, Debug)]
+pub(crate) enum Access {
+    /// Look. Whoever reaches the port may be anybody: a process of the host network, or who forwards a port.
+    ReadOnly {
+        /// Where things are changed instead.
+        socket: PathBuf,
+    },
+    /// Also change things: the file's mode says who (design 4).
+    Full,
+}
+
 /// The routes. Nothing here changes anything but the log filter.
-pub(crate) fn routes(node: Arc<Node>, logging: LogHandle, build: &'static str) -> Routes {
-    let dumped = node;
-    Routes::new()
-        .get("/", |_| async { text("/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n") })
+pub(crate) fn routes(node: Arc<Node>, logging: LogHandle, build: &'static str, access: Access) -> Routes {
+    let help = match &access {
+        Access::Full => "/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n".to_owned(),
+        Access::ReadOnly { socket } => {
+            format!("/config_dump\n/logging (changed on the unix socket {})\n", socket.display())
+        }
+    };
+    let routes = Routes::new()
+        .get("/", move |_| {
+            let help = help.clone();
+            async move { text(help) }
+        })
         .get("/config_dump", move |_| {
-            let node = dumped.clone();
+            let node = node.clone();
             async move { daemon::admin::json(&config_dump(&node, build)) }
-        })
-        .get("/logging", {
+        });
+    log_routes(routes, logging, access)
+}
+
+fn log_routes(routes: Routes, logging: LogHandle, access: Access) -> Routes {
+    let first = logging.filter();
+    let routes = routes.get("/logging", {
+        let logging = logging.clone();
+        move |_| {
             let logging = logging.clone();
-            move |_| {
-                let logging = logging.clone();
-                async move { text(format!("{}\n", logging.filter())) }
-            }
-        })
-        .post("/logging", {
-            let first = logging.filter();
-            move |request| {
-                let (logging, first) = (logging.clone(), first.clone());
-                async move { set_filter(&logging, &first, &request) }
-            }
-        })
+            async move { text(format!("{}\n", logging.filter())) }
+        }
+    });
+    routes.post("/logging", move |request| {
+        let answer = match &access {
+            Access::Full => set_filter(&logging, &first, &request),
+            Access::ReadOnly { socket } => status(
+                StatusCode::FORBIDDEN,
+                format!(
+                    "the log level is changed on the unix socket alone: \
+                     curl -X POST --unix-socket {} 'http://localhost/logging?level=debug'\n",
+                    socket.display()
+                ),
+            ),
+        };
+        async move { answer }
+    })
 }
 
 /// `level=FILTER` sets one, `reset` brings back the one the process began with; both are istioctl's words.
@@ -153,4 +186,46 @@ fn connection(listed: &Listed) -> Value {
 /// RFC 3339 in UTC.
 fn timestamp(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::admin::{Address, Admin};
+    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+    use tokio::net::{TcpStream, UnixStream};
+
+    use super::*;
+
+    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str) -> String {
+        let request = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn the_log_level_is_read_over_tcp_and_changed_on_the_unix_socket_alone() {
+        let (logging, _written) = daemon::logging::init("info", daemon::logging::Format::Text).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let tcp = Admin::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap()), "--admin-address").unwrap();
+        let unix = Admin::bind(&Address::Unix(socket.clone()), "--admin-socket").unwrap();
+        let port = tcp.local_addr().unwrap();
+        for (server, access) in [(tcp, Access::ReadOnly { socket: socket.clone() }), (unix, Access::Full)] {
+            let routes = log_routes(Routes::new(), logging.clone(), access);
+            tokio::spawn(server.serve(routes, std::future::pending()));
+        }
+        let over_tcp = async |line| ask(TcpStream::connect(port).await.unwrap(), line).await;
+        let over_unix = async |line| ask(UnixStream::connect(&socket).await.unwrap(), line).await;
+        for line in ["POST /logging?level=debug", "POST /logging?reset", "POST /logging"] {
+            let refused = over_tcp(line).await;
+            assert!(refused.starts_with("HTTP/1.1 403 "), "{line}: {refused}");
+            assert!(refused.contains(&format!("--unix-socket {}", socket.display())), "{refused}");
+        }
+        assert!(over_tcp("GET /logging").await.ends_with("\r\n\r\ninfo\n"));
+        assert!(over_unix("POST /logging?level=warn").await.ends_with("current log level is warn\n"));
+        assert!(over_tcp("GET /logging").await.ends_with("\r\n\r\nwarn\n"));
+        assert!(over_unix("POST /logging?reset").await.ends_with("current log level is info\n"));
+    }
 }

@@ -178,6 +178,7 @@ fn ended_by(signal: Signal) -> anyhow::Result<()> {
         ensure!(cleaned.removed.iter().any(|path| path == cgroup), "{cleaned:?}");
     }
     ensure!(left_over(cgroup, directory).is_empty(), "{:?}", left_over(cgroup, directory));
+    std::fs::remove_dir(held()?.parent).context("the owners' directory is not empty")?;
     Ok(())
 }
 
@@ -189,7 +190,7 @@ fn held() -> anyhow::Result<Options> {
 /// Makes a sandbox, says where it is, and waits to be ended.
 fn hold() -> ExitCode {
     let start = || -> anyhow::Result<Sandbox> {
-        let sandbox = Sandbox::start(&e2e::options("plain")?)?;
+        let sandbox = Sandbox::start(&held()?)?;
         let cgroup =
             sandbox.node("east")?.cgroup().path().parent().context("no parent")?.display().to_string();
         println!("{cgroup}\n{}\n{}", sandbox.directory().display(), sandbox.pod("plain/far")?.pid());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::ca::{CaClient, CertificateChain};
+use api::causes::Causes;
 use futures::future::{BoxFuture, FutureExt as _};
 use mesh::SpiffeId;
 use tunnel::tls::{CertificateRequest, WorkloadCertificate};
@@ -23,8 +24,11 @@ impl Source for Authority {
         async move {
             let request = CertificateRequest::new(id).map_err(|error| error.to_string())?;
             let csr = request.csr_pem().to_owned();
-            let chain =
-                self.0.create_certificate(csr, id, VALIDITY).await.map_err(|error| error.to_string())?;
+            let chain = self
+                .0
+                .create_certificate(csr, id, VALIDITY)
+                .await
+                .map_err(|error| Causes(&error).to_string())?;
             let CertificateChain { leaf, intermediates, roots } = chain;
             let elements: Vec<String> = std::iter::once(leaf).chain(intermediates).chain([roots]).collect();
             let certificate =

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
-use crate::proxy::{CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
+use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
 use crate::telemetry::{BuildLabel, Collected, Metrics};
 use crate::xds;
 use crate::zds::{self, NodeProxies};
@@ -54,8 +54,7 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     // They go on while the process drains: live connections are still re-checked, and certificates renewed.
     let mut lasting = JoinSet::new();
     lasting.spawn(follow_control(&config, &node, &readiness)?);
-    let identities = node.identities.clone();
-    lasting.spawn(async move { identities.run().await });
+    lasting.spawn(proxy::keep_identities(node.clone()));
     let proxies = NodeProxies(node.clone());
     let pods = zds::run(&config.inpod_uds, proxies, readiness.clone(), node.drain.clone());
     let mut pods = std::pin::pin!(pods);

@@ -56,4 +56,9 @@ impl MeshState {
         }
         verdict.decision
     }
+
+    /// Whether what was allowed before still is. Policies in dry run have had their say with the connection's start.
+    pub(crate) fn still_allows(&self, attempt: Attempt) -> Result<(), Refusal> {
+        self.read(|state| authorize::authorize(state, attempt)).decision.map(drop)
+    }
 }

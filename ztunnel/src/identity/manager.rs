@@ -104,11 +104,15 @@ impl<C: Send + Sync + 'static> Lease<C> {
         &self.id
     }
 
+    /// The certificate, if there is a valid one.
+    pub(crate) fn valid_now(&self) -> Option<Arc<C>> {
+        self.identities.subscribe(&self.id).ok()?.borrow().valid(Instant::now())
+    }
+
     /// The certificate; waits for it until `deadline` if there is no valid one.
     pub(crate) async fn certificate(&self, deadline: Instant) -> Result<Arc<C>, Unavailable> {
         let mut held = self.identities.subscribe(&self.id)?;
-        let valid = held.borrow().valid(Instant::now());
-        if let Some(certificate) = valid {
+        if let Some(certificate) = self.valid_now() {
             return Ok(certificate);
         }
         self.identities.hurry(&self.id);
@@ -169,14 +173,19 @@ impl<C: Send + Sync + 'static> Identities<C> {
         inner.slots.iter().map(|(id, slot)| (id.clone(), slot.held.borrow().clone())).collect()
     }
 
-    /// Fetches and renews; runs until dropped.
-    pub(crate) async fn run(&self) {
+    /// Fetches and renews; runs until dropped. `renewed` is told whose certificate has taken the place of another.
+    pub(crate) async fn run(&self, renewed: impl Fn(&SpiffeId) + Send + Sync + 'static) {
+        let renewed = Arc::new(renewed);
         loop {
             let next = self.lock().scheduler.next(Instant::now());
             match next {
                 Next::Fetch(fetch) => {
-                    let this = self.clone();
-                    tokio::spawn(async move { this.fetch(fetch).await });
+                    let (this, renewed) = (self.clone(), renewed.clone());
+                    tokio::spawn(async move {
+                        if this.fetch(&fetch).await {
+                            renewed(&fetch.id);
+                        }
+                    });
                 }
                 Next::Wait(due) => {
                     let woken = tokio::time::timeout_at(due, self.0.wake.notified());
@@ -188,26 +197,28 @@ impl<C: Send + Sync + 'static> Identities<C> {
         }
     }
 
-    async fn fetch(&self, fetch: Fetch) {
+    /// Whether it gave a certificate in the place of another.
+    async fn fetch(&self, fetch: &Fetch) -> bool {
         let result = self.0.source.fetch(&fetch.id).await;
         let now = Instant::now();
         let mut inner = self.lock();
         let Inner { scheduler, slots } = &mut *inner;
         let slot = slots.get(&fetch.id);
+        let mut replaced = false;
         let label = match result {
             Ok(issued) => {
-                if scheduler.succeeded(&fetch, issued.remaining, now)
+                if scheduler.succeeded(fetch, issued.remaining, now)
                     && let Some(slot) = slot
                 {
                     let current = Some((issued.certificate, now + issued.remaining));
-                    slot.held.send_replace(Held { current, error: None });
+                    replaced = slot.held.send_replace(Held { current, error: None }).current.is_some();
                     tracing::debug!(identity = %fetch.id, valid_for = ?issued.remaining, "certificate issued");
                 }
                 "ok"
             }
             Err(reason) => {
                 let jitter = rand::random_range(-1.0..=1.0);
-                if let Some(pause) = scheduler.failed(&fetch, jitter, now) {
+                if let Some(pause) = scheduler.failed(fetch, jitter, now) {
                     tracing::warn!(identity = %fetch.id, %reason, retry_in = ?pause, "certificate request failed");
                 }
                 if let Some(slot) = slot {
@@ -220,6 +231,7 @@ impl<C: Send + Sync + 'static> Identities<C> {
         count_held(&self.0.metrics, &inner);
         drop(inner);
         self.0.wake.notify_one();
+        replaced
     }
 
     fn subscribe(&self, id: &SpiffeId) -> Result<watch::Receiver<Held<C>>, Unavailable> {
@@ -281,7 +293,7 @@ mod tests {
             Arc::new(Scripted { answers: Mutex::new(answers.collect()), asked: AtomicUsize::new(0) });
         let identities = Identities::new(source.clone(), Metrics::default());
         let driver = identities.clone();
-        tokio::spawn(async move { driver.run().await });
+        tokio::spawn(async move { driver.run(|_| {}).await });
         (identities, source)
     }
 
@@ -330,6 +342,23 @@ mod tests {
         assert_eq!(*lease.certificate(within(5)).await.unwrap(), 0);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(*lease.certificate(within(0)).await.unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_is_told_of_and_a_first_certificate_is_not() {
+        let answers = [Ok(100), Err("away"), Ok(100)].map(|answer| answer.map(Duration::from_secs));
+        let answers = answers.map(|answer| answer.map_err(str::to_owned));
+        let source = Arc::new(Scripted { answers: Mutex::new(answers.into()), asked: AtomicUsize::new(0) });
+        let identities = Identities::new(source, Metrics::default());
+        let (driver, (told, mut renewed)) = (identities.clone(), tokio::sync::mpsc::unbounded_channel());
+        tokio::spawn(async move { driver.run(move |id| told.send(id.clone()).unwrap()).await });
+        let lease = identities.lease(&web());
+        lease.certificate(within(5)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(45)).await;
+        assert!(renewed.try_recv().is_err());
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(renewed.try_recv(), Ok(web()));
+        assert!(renewed.try_recv().is_err(), "once");
     }
 
     #[tokio::test(start_paused = true)]

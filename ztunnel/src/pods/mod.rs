@@ -1,5 +1,6 @@
 //! The pods this process serves.
 
+mod basis;
 mod pod;
 mod registry;
 mod spec;

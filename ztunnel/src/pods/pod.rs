@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::socket::Netns;
 use tunnel::tls::WorkloadCertificate;
 
+use super::basis::Basis;
 use super::spec::{Capture, PodSpec, PodUid};
 use crate::config::START_WAIT;
 use crate::identity::{Identities, Lease};
@@ -34,6 +35,14 @@ impl Own {
     pub(crate) async fn certificate(&self) -> Result<Arc<WorkloadCertificate>, Failure> {
         let deadline = tokio::time::Instant::now() + START_WAIT;
         self.lease.certificate(deadline).await.map_err(Failure::Certificate)
+    }
+
+    /// The certificate that has taken the place of `old`, if one has.
+    pub(crate) fn newer_certificate(
+        &self,
+        old: &Arc<WorkloadCertificate>,
+    ) -> Option<Arc<WorkloadCertificate>> {
+        self.lease.valid_now().filter(|now| !Arc::ptr_eq(now, old))
     }
 }
 
@@ -123,18 +132,13 @@ impl Pod {
         }
     }
 
-    /// Whether it is known which addresses the pod has.
-    pub(crate) fn knows_addresses(&self) -> bool {
-        !self.stated_addresses.is_empty() || self.own_now().is_some()
-    }
-
     /// Whether these are the addresses the agent told of it.
     pub(crate) fn is_stated_at(&self, addresses: &[IpAddr]) -> bool {
         self.stated_addresses == addresses
     }
 
-    /// Keeps the workload and the certificate up to date and asks about live connections again with every
-    /// change of the mesh. Runs until dropped.
+    /// Keeps the workload and the certificate up to date, and asks about live connections again whenever what decides
+    /// about them has changed. Runs until dropped.
     pub(crate) async fn follow(
         &self,
         mesh: &MeshState,
@@ -142,20 +146,29 @@ impl Pod {
         trust_domain: &TrustDomain,
     ) {
         let mut progress = mesh.subscribe();
+        let mut judged: Option<Basis> = None;
         loop {
             if progress.borrow_and_update().complete {
                 self.update(mesh, identities, trust_domain);
-                let allowed = |attempt: &Attempt| {
-                    mesh.authorize(attempt.clone()).map(drop).map_err(Failure::PolicyChanged)
-                };
-                let cut = self.live.recheck(allowed);
-                if cut > 0 {
-                    tracing::info!(pod = %self.name, namespace = %self.namespace, cut, "connections are no longer allowed");
+                // A change between this look and the last answer is a reason to come back here at once.
+                let basis =
+                    mesh.read(|state| Basis::of(state, &self.namespace, &self.name, &self.service_account));
+                if !judged.as_ref().is_some_and(|judged| judged.is_same_as(&basis)) {
+                    self.recheck(mesh).await;
+                    judged = Some(basis);
                 }
             }
             if progress.changed().await.is_err() {
                 return;
             }
+        }
+    }
+
+    async fn recheck(&self, mesh: &MeshState) {
+        let allowed = |attempt: &Attempt| mesh.still_allows(attempt.clone()).map_err(Failure::PolicyChanged);
+        let cut = self.live.recheck(allowed).await;
+        if cut > 0 {
+            tracing::info!(pod = %self.name, namespace = %self.namespace, cut, "connections are no longer allowed");
         }
     }
 

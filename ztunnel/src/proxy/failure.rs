@@ -28,6 +28,10 @@ pub(crate) enum Failure {
     /// was wrong, or somebody dialled the listener itself.
     #[error("{0} is no destination of this listener")]
     ForeignAddress(IpAddr),
+    /// The connection's client states an address that is not the pod's: nobody but the pod itself vouches for it, and
+    /// policies judge by addresses too.
+    #[error("{0} is no address of the pod that the connection comes from")]
+    ForeignSource(IpAddr),
     /// The caps are reached.
     #[error("too many connections: the pod holds its share")]
     Overload,
@@ -141,6 +145,7 @@ impl Failure {
     pub(crate) fn meaning(&self) -> Meaning {
         let (blame, flag, status) = match self {
             Self::OwnPort(_) => (Blame::Client, "OWN_PORT", 400),
+            Self::ForeignSource(_) => (Blame::Client, "FOREIGN_SOURCE", 400),
             Self::ForeignAddress(_) => (Blame::Client, "FOREIGN_ADDRESS", 400),
             Self::BadRequest(_) => (Blame::Client, "BAD_REQUEST", 400),
             Self::GivenUp => (Blame::Client, "GIVEN_UP", 503),
@@ -181,6 +186,7 @@ impl Failure {
             Self::Denied(_)
             | Self::OwnPort(_)
             | Self::ForeignAddress(_)
+            | Self::ForeignSource(_)
             | Self::BadRequest(_)
             | Self::Unroutable(_) => true,
             _ => false,

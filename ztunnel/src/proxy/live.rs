@@ -12,6 +12,9 @@ use tokio::sync::{Notify, oneshot};
 
 use super::failure::Failure;
 
+/// Claims that are asked about in one go: a pod with many connections must not hold up the others of its worker.
+const BATCH: usize = 256;
+
 /// What is listed of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
@@ -107,19 +110,22 @@ impl<C> LiveConnections<C> {
     }
 
     /// Asks about each claim again and cuts those that are refused. Returns how many.
-    pub(crate) fn recheck(&self, allowed: impl Fn(&C) -> Result<(), Failure>) -> usize {
+    pub(crate) async fn recheck(&self, allowed: impl Fn(&C) -> Result<(), Failure>) -> usize {
         // The question is asked without the lock, or connections would wait for all of the answers.
         let claims: Vec<(u64, Arc<C>)> = {
             let entries = self.lock();
             entries.live.iter().filter_map(|(key, entry)| Some((*key, entry.claim.clone()?))).collect()
         };
         let mut refused = 0;
-        for (key, claim) in claims {
-            if let Err(failure) = allowed(&claim)
-                && let Some(entry) = self.lock().live.get_mut(&key)
-            {
-                refused += usize::from(entry.cut(failure));
+        for batch in claims.chunks(BATCH) {
+            for (key, claim) in batch {
+                if let Err(failure) = allowed(claim)
+                    && let Some(entry) = self.lock().live.get_mut(key)
+                {
+                    refused += usize::from(entry.cut(failure));
+                }
             }
+            tokio::task::yield_now().await;
         }
         refused
     }
@@ -167,13 +173,27 @@ mod tests {
         live.cut.try_recv().ok()
     }
 
-    #[test]
-    fn only_the_refused_claims_are_cut() {
+    #[tokio::test]
+    async fn others_have_their_turn_while_many_claims_are_asked_about() {
+        let all = LiveConnections::new();
+        let _live: Vec<_> = (0..2 * BATCH).map(|_| all.enter(listed(), Some(Arc::new(0)))).collect();
+        let asked = std::cell::Cell::new(0);
+        let recheck = all.recheck(|_: &u8| {
+            asked.set(asked.get() + 1);
+            Ok(())
+        });
+        let meanwhile = async { asked.get() };
+        assert_eq!(tokio::join!(recheck, meanwhile), (0, BATCH));
+        assert_eq!(asked.get(), 2 * BATCH);
+    }
+
+    #[tokio::test]
+    async fn only_the_refused_claims_are_cut() {
         let all = LiveConnections::new();
         let mut kept = all.enter(listed(), Some(Arc::new(1)));
         let mut refused = all.enter(listed(), Some(Arc::new(2)));
         let mut outbound = all.enter(listed(), None);
-        let count = all.recheck(|claim| if *claim == 2 { Err(Failure::Idle) } else { Ok(()) });
+        let count = all.recheck(|claim| if *claim == 2 { Err(Failure::Idle) } else { Ok(()) }).await;
         assert_eq!(count, 1);
         assert!(is_cut(&mut kept).is_none());
         assert!(is_cut(&mut outbound).is_none());

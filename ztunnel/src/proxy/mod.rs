@@ -25,7 +25,7 @@ pub(crate) use dial::KernelDialer;
 pub(crate) use failure::Failure;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
-pub(crate) use serve::{CUT_TIME, start, stop};
+pub(crate) use serve::{CUT_TIME, keep_identities, start, stop};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,13 +3,13 @@
 //! The source identity is the pod's, because only its own traffic reaches a listener in its namespace. What the mesh
 //! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh::authorize::Attempt;
 use mesh::route::{Route, Upstream, route};
 use tokio::net::TcpStream;
-use tunnel::hbone::{Authority, Opened, PoolKey, TunnelStream};
+use tunnel::hbone::{Authority, OpenError, Opened, PoolKey, TunnelStream};
 use tunnel::socket::{Accepted, DialError};
 use tunnel::tls::ExpectedPeers;
 
@@ -136,13 +136,19 @@ impl Call<'_> {
         // which is the only way the kernel brings the answers back.
         let ip = match Arc::ptr_eq(&pod, self.pod) {
             true => upstream.application.ip(),
-            false => {
-                self.pod.source_for(self.client.ip(), upstream.application.ip()).unwrap_or(self.client.ip())
-            }
+            false => self.source_to(upstream.application.ip())?,
         };
         let client = SocketAddr::new(ip, self.client.port());
         let local = local::open(self.node, pod, client, upstream.application, self.record).await?;
         Ok(Way::Local(Box::new(local)))
+    }
+
+    /// The address that the mesh is shown for a connection to `to`. The client's own word for it is not taken: a pod
+    /// can send from any address, and policies judge by them.
+    fn source_to(&self, to: IpAddr) -> Result<IpAddr, Failure> {
+        let stated = self.client.ip();
+        let own = self.pod.source_for(stated, to).filter(|_| self.pod.has_address(stated));
+        own.ok_or(Failure::ForeignSource(stated))
     }
 
     async fn plain(&mut self, to: SocketAddr) -> Result<Way, Failure> {
@@ -159,25 +165,35 @@ impl Call<'_> {
         self.record.path = Path::OtherNode;
         self.record.destination_address = peer;
         self.record.hbone_address = Some(upstream.application);
-        let certificate = own.certificate().await?;
-        let source = self.pod.source_for(self.client.ip(), peer.ip());
+        let source = self.source_to(peer.ip())?;
+        let mut certificate = own.certificate().await?;
         let expected = upstream.expected_identities();
         let key = PoolKey {
             source: own.workload.identity(),
             expected: ExpectedPeers::new(expected.iter().map(ToString::to_string)),
             destination: peer,
-            source_ip: source.unwrap_or(self.client.ip()),
+            source_ip: source,
         };
         let service = upstream.service.as_ref().map(|service| &service.name);
         let headers = headers::request(&own.workload, self.client, service, &self.record.trace);
         let authority = Authority::Address(upstream.application);
         let dial = || {
-            let dial = self.node.dialer.network(&self.pod.netns, source, peer);
+            let dial = self.node.dialer.network(&self.pod.netns, Some(source), peer);
             async move { dial.await.map_err(into_io) }
         };
-        let opened = self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await;
-        let Opened { stream, peer: verified, .. } =
-            opened.map_err(|error| Failure::Tunnel { peer, error })?;
+        let opened = loop {
+            let error = match self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await {
+                Ok(opened) => break opened,
+                Err(error) => error,
+            };
+            // A renewal gives up the dials that are under way with the certificate before it: once more, with the new
+            // one.
+            match own.newer_certificate(&certificate) {
+                Some(newer) if matches!(error, OpenError::Http2(_)) => certificate = newer,
+                _ => return Err(Failure::Tunnel { peer, error }),
+            }
+        };
+        let Opened { stream, peer: verified, .. } = opened;
         self.record.ends.source_identity = Some(own.workload.identity());
         self.record.ends.destination_identity = Some(verified.identity().clone());
         self.record.tls = Some(verified.tls());

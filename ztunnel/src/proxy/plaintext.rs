@@ -25,14 +25,8 @@ pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
     let mut record =
         Record::new(&node.metrics, Reporter::Destination, peer, destination, TraceParent::random());
     record.path = Path::Passthrough;
-    let result = carry(
-        node,
-        pod,
-        client,
-        &mut record,
-        Visitor { identity: None, address: peer, destination, protocol: "TCP" },
-    );
-    let result = result.await;
+    let visitor = Visitor { identity: None, address: peer, destination, protocol: "TCP" };
+    let result = carry(node, pod, client, &mut record, visitor).await;
     record.finish(result.as_ref().err());
     drop(admitted);
 }
@@ -40,9 +34,6 @@ pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
 fn admit(pod: &Pod, destination: std::net::SocketAddr) -> Result<super::admission::Admitted, Failure> {
     if ports::is_proxy_port(destination.port()) {
         return Err(Failure::OwnPort(destination.port()));
-    }
-    if pod.knows_addresses() && !pod.has_address(destination.ip()) {
-        return Err(Failure::ForeignAddress(destination.ip()));
     }
     pod.share.admit().ok_or(Failure::Overload)
 }
@@ -54,6 +45,11 @@ async fn carry(
     record: &mut Record,
     visitor: Visitor,
 ) -> Result<(), Failure> {
+    // Where the agent does not state the pod's addresses, they are known with its workload.
+    pod.own().await?;
+    if !pod.has_address(visitor.destination.ip()) {
+        return Err(Failure::ForeignAddress(visitor.destination.ip()));
+    }
     let mut arrived = arrive(node, pod, visitor, record).await?;
     record.established();
     let (client, application) = (client.into_stream(), arrived.application.into_stream());

@@ -73,6 +73,13 @@ pub(crate) fn stop(node: &Arc<Node>, uid: &PodUid) -> bool {
     true
 }
 
+/// Keeps the certificates of the pods. A tunnel stands for the certificate it was made with, so with a renewal new
+/// connections get new tunnels, and the old ones close when their last stream has ended. Runs until dropped.
+pub(crate) async fn keep_identities(node: Arc<Node>) {
+    let tunnels = node.tunnels.clone();
+    node.identities.run(move |id| tunnels.retire(|key| key.source == *id)).await;
+}
+
 fn retire(node: &Arc<Node>, serving: &Serving) {
     let pod = serving.pod.clone();
     pod.stopping.cancel();

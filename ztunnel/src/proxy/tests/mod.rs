@@ -7,9 +7,10 @@ use std::time::Duration;
 use mesh::policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch};
 use mesh::{PolicyName, WorkloadUid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use world::{At, World, workload};
+pub(crate) use world::workload;
+use world::{At, World};
 
 const CLIENT: &str = "10.1.0.1";
 const SERVER: &str = "10.2.0.1";
@@ -304,4 +305,116 @@ async fn a_pod_whose_workload_is_gone_loses_its_connections() {
     });
     assert!(is_reset(&mut live).await);
     assert!(is_reset(&mut served).await);
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_the_pods_is_not_shown_to_the_mesh() {
+    for at in [At::East, At::West] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.pod(at, "server", SERVER).await;
+        world.echo(SERVER_APP).await;
+        world.complete();
+        for forged in ["10.2.0.9", "fd00::9"] {
+            let forged = forged.parse().unwrap();
+            assert!(is_reset(&mut world.dial_from(At::East, &client, forged, SERVER_APP).await).await);
+        }
+        for line in world.lines(2).await {
+            assert_eq!((&*line["path"], &*line["response_flags"]), ("refused", "FOREIGN_SOURCE"), "{line:?}");
+        }
+        assert!(world.wires.dials().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_pod_without_an_address_of_the_family_reaches_no_pod_of_it() {
+    for at in [At::East, At::West] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.pod(at, "server", "fd00::2").await;
+        world.echo("[fd00::2]:8080").await;
+        world.complete();
+        assert!(is_reset(&mut world.dial(At::East, &client, "[fd00::2]:8080").await).await);
+        assert_eq!(world.lines(1).await[0]["response_flags"], "FOREIGN_SOURCE");
+        assert!(world.wires.dials().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn plaintext_to_another_address_is_refused_also_when_addresses_come_with_the_workload() {
+    let world = World::new();
+    let server = world.pod_stated_at(At::West, "server", SERVER, Vec::new()).await;
+    world.echo("10.2.0.9:8080").await;
+    world.echo(SERVER_APP).await;
+    let mut early = world.dial_plaintext(At::West, &server, "10.2.0.9:8080").await;
+    world.tell(|state| {
+        let mut both = workload("server", SERVER);
+        both.addresses.push("fd00::2".parse().unwrap());
+        state.upsert_workload(both);
+    });
+    world.complete();
+    assert!(is_reset(&mut early).await);
+    assert_eq!(world.lines(1).await[0]["response_flags"], "FOREIGN_ADDRESS");
+    assert!(world.wires.dials().is_empty());
+    let answer = exchange(world.dial_plaintext(At::West, &server, SERVER_APP).await, b"hello").await.unwrap();
+    assert_eq!(answer, b"hello");
+}
+
+#[tokio::test]
+async fn with_a_renewed_certificate_come_new_tunnels_and_no_connection_is_lost() {
+    let world = World::with_validity(Duration::from_secs(4));
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    let application = world.listen(SERVER_APP).await;
+    world.complete();
+    let hbone = "10.2.0.1:15008".parse().unwrap();
+    let tunnels = || world.wires.dials().iter().filter(|to| **to == hbone).count();
+    let mut old = world.dial(At::East, &client, SERVER_APP).await;
+    let (mut served, _) = application.accept().await.unwrap();
+    let mut same = world.dial(At::East, &client, SERVER_APP).await;
+    let (mut served_too, _) = application.accept().await.unwrap();
+    assert_eq!(tunnels(), 1, "they share one");
+    // From the first renewal on there is a connection that needs a new one.
+    let lost = async {
+        while tunnels() == 1 {
+            let connection = world.dial(At::East, &client, SERVER_APP).await;
+            application.accept().await.unwrap();
+            drop(connection);
+        }
+    };
+    timeout(Duration::from_secs(10), lost).await.expect("no new tunnel");
+    for (client, application) in [(&mut old, &mut served), (&mut same, &mut served_too)] {
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(application.read_u8().await.unwrap(), b'x');
+    }
+}
+
+#[tokio::test]
+async fn a_dial_that_a_renewal_gives_up_is_made_again_with_the_new_certificate() {
+    let world = World::with_validity(Duration::from_secs(4));
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hbone = "10.2.0.1:15008".parse().unwrap();
+    let proxy = world.wires.lead(hbone, slow.local_addr().unwrap()).unwrap();
+    world.complete();
+    let waiting = world.dial(At::East, &client, SERVER_APP).await;
+    let (mut held, _) = slow.accept().await.unwrap();
+    world.wires.lead(hbone, proxy);
+    let serial = || {
+        let own = world.node(At::East).identities.snapshot();
+        own[0].1.current.as_ref().unwrap().0.serial().to_owned()
+    };
+    let first = serial();
+    while serial() == first {
+        tokio::task::yield_now().await;
+    }
+    // Now the first dial may be finished, too late.
+    tokio::spawn(async move {
+        let mut proxy = TcpStream::connect(proxy).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut held, &mut proxy).await;
+    });
+    assert_eq!(exchange(waiting, b"hello").await.unwrap(), b"hello");
+    assert_eq!(world.wires.dials().iter().filter(|to| **to == hbone).count(), 2);
 }

@@ -26,7 +26,7 @@ use crate::mesh_state::MeshState;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
 use crate::proxy::dial::Dialer;
 use crate::proxy::node::{Limits, Node};
-use crate::proxy::{Capacity, Share, inbound, outbound, plaintext};
+use crate::proxy::{Capacity, Share, inbound, keep_identities, outbound, plaintext};
 use crate::telemetry::Metrics;
 use crate::telemetry::kept::{Kept, Line};
 
@@ -42,7 +42,11 @@ impl Ca {
     }
 }
 
-struct Signer(Arc<Ca>);
+struct Signer {
+    ca: Arc<Ca>,
+    /// What certificates are said to be valid for.
+    validity: Duration,
+}
 
 impl Source for Signer {
     type Certificate = WorkloadCertificate;
@@ -52,9 +56,9 @@ impl Source for Signer {
         let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
         csr.params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let leaf = csr.signed_by(&self.0.0).unwrap().pem();
-        let certificate = Arc::new(request.complete(&[leaf, self.0.0.pem()]).unwrap());
-        async { Ok(Issued { certificate, remaining: Duration::from_secs(3600) }) }.boxed()
+        let leaf = csr.signed_by(&self.ca.0).unwrap().pem();
+        let certificate = Arc::new(request.complete(&[leaf, self.ca.0.pem()]).unwrap());
+        async { Ok(Issued { certificate, remaining: self.validity }) }.boxed()
     }
 }
 
@@ -67,8 +71,9 @@ pub(super) struct Wires {
 }
 
 impl Wires {
-    fn lead(&self, from: SocketAddr, to: SocketAddr) {
-        self.ways.lock().unwrap().insert(from, to);
+    /// Leads `from` to `to`. Returns where it led before.
+    pub(super) fn lead(&self, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+        self.ways.lock().unwrap().insert(from, to)
     }
 
     async fn dial(self: Arc<Self>, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -132,11 +137,16 @@ pub(super) enum At {
 impl World {
     /// Two nodes that know nothing yet.
     pub(super) fn new() -> Self {
+        Self::with_validity(Duration::from_secs(3600))
+    }
+
+    /// The same, with certificates that are renewed at half of `validity`.
+    pub(super) fn with_validity(validity: Duration) -> Self {
         let (ca, wires, kept) = (Ca::new(), Arc::<Wires>::default(), Kept::default());
         let subscriber = tracing::subscriber::set_default(kept.subscriber());
         Self {
-            east: test_node(&ca, &wires),
-            west: test_node(&ca, &wires),
+            east: test_node(&ca, &wires, validity),
+            west: test_node(&ca, &wires, validity),
             wires,
             kept,
             _subscriber: subscriber,
@@ -165,15 +175,20 @@ impl World {
 
     /// Enrolls a pod, tells everybody of its workload, and makes its HBONE port reachable.
     pub(super) async fn pod(&self, at: At, name: &str, ip: &str) -> Arc<Pod> {
-        let node = self.node(at).clone();
         self.tell(|state| state.upsert_workload(workload(name, ip)));
+        self.pod_stated_at(at, name, ip, vec![ip.parse().unwrap()]).await
+    }
+
+    /// Enrolls a pod whose addresses the agent states as `stated`; nobody is told of its workload.
+    pub(super) async fn pod_stated_at(&self, at: At, name: &str, ip: &str, stated: Vec<IpAddr>) -> Arc<Pod> {
+        let node = self.node(at).clone();
         let ip: IpAddr = ip.parse().unwrap();
         let spec = PodSpec {
             uid: PodUid::from(name),
             name: name.to_owned(),
             namespace: "shop".into(),
             service_account: name.into(),
-            addresses: vec![ip],
+            addresses: stated,
             netns: Netns::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()).unwrap(),
             listeners: Listeners::Handed(Vec::new()),
         };
@@ -227,7 +242,12 @@ impl World {
 
     /// The pod's application dials `to`; returns its end.
     pub(super) async fn dial(&self, at: At, pod: &Arc<Pod>, to: &str) -> TcpStream {
-        let peer = SocketAddr::new(pod.addresses()[0], 40_000);
+        self.dial_from(at, pod, pod.addresses()[0], to).await
+    }
+
+    /// The same, from an address of the application's choice.
+    pub(super) async fn dial_from(&self, at: At, pod: &Arc<Pod>, ip: IpAddr, to: &str) -> TcpStream {
+        let peer = SocketAddr::new(ip, 40_000);
         let (client, accepted) = accepted(peer, to).await;
         let (node, pod) = (self.node(at).clone(), pod.clone());
         tokio::spawn(async move {
@@ -268,12 +288,10 @@ async fn accepted(peer: SocketAddr, local: &str) -> (TcpStream, Accepted) {
     (client.unwrap(), Accepted { stream: stream.unwrap().0, peer, local: local.parse().unwrap() })
 }
 
-fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>) -> TestNode {
+fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
     let (drain, signal) = drain();
     let metrics = Metrics::default();
-    let identities = Identities::new(Signer(ca.clone()), metrics.clone());
-    let driver = identities.clone();
-    tokio::spawn(async move { driver.run().await });
+    let identities = Identities::new(Signer { ca: ca.clone(), validity }, metrics.clone());
     let node = Node {
         metrics,
         mesh: MeshState::default(),
@@ -292,11 +310,13 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>) -> TestNode {
         options: TcpOptions::default(),
         drain: signal,
     };
-    TestNode { node: Arc::new(node), drain: Some(drain) }
+    let node = Arc::new(node);
+    tokio::spawn(keep_identities(node.clone()));
+    TestNode { node, drain: Some(drain) }
 }
 
 /// A pod of the mesh.
-pub(super) fn workload(name: &str, ip: &str) -> Workload {
+pub(crate) fn workload(name: &str, ip: &str) -> Workload {
     Workload {
         uid: format!("Kubernetes//Pod/shop/{name}").into(),
         name: name.to_owned(),

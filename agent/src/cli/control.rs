@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// The last part of Services' host names.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
-    /// Where the admin endpoint listens: /status, /logging.
+    /// Where the admin endpoint listens: GET /status.
     #[arg(long, default_value = "127.0.0.1:15010")]
     admin: SocketAddr,
     #[command(flatten)]
@@ -82,6 +82,7 @@ fn routes(status: Status) -> Routes {
                 "loaded": manifests.loaded,
                 "error": manifests.error,
                 "warnings": manifests.warnings,
+                "unenforced": manifests.unenforced,
                 "workloads": manifests.workloads,
                 "services": manifests.services,
                 "policies": manifests.policies,

@@ -13,8 +13,6 @@ pub struct Service {
     pub metadata: Metadata,
     /// `spec.clusterIPs`; none for a headless service.
     pub addresses: Vec<IpAddr>,
-    /// It is none without addresses, but states none: Kubernetes gives it some, and nobody has written them down.
-    pub unassigned: bool,
     /// `spec.type: ExternalName`: another name for something outside, without addresses or endpoints.
     pub external_name: bool,
     /// `spec.selector`; empty: it selects no pods.
@@ -47,11 +45,9 @@ impl Service {
         let spec = object.get("spec")?;
         let external_name = spec.get("type")?.text()? == Some("ExternalName");
         let (ports, other_ports) = ports(&spec.get("ports")?)?;
-        let stated = if external_name { Some(Vec::new()) } else { addresses(&spec)? };
         Ok(Self {
             metadata: Metadata::read(object, Placement::Namespaced)?,
-            unassigned: stated.is_none(),
-            addresses: stated.unwrap_or_default(),
+            addresses: if external_name { Vec::new() } else { addresses(&spec)? },
             external_name,
             selector: spec.get("selector")?.text_map()?,
             ports,
@@ -64,8 +60,8 @@ impl Service {
     }
 }
 
-/// `clusterIPs`, or the single `clusterIP` of which Kubernetes makes it; `None`: neither is stated.
-fn addresses(spec: &Field<'_>) -> Result<Option<Vec<IpAddr>>> {
+/// `clusterIPs`, or the single `clusterIP` of which Kubernetes makes it.
+fn addresses(spec: &Field<'_>) -> Result<Vec<IpAddr>> {
     let field = spec.get("clusterIPs")?;
     let single = spec.get("clusterIP")?;
     let mut texts = field.texts()?;
@@ -77,10 +73,11 @@ fn addresses(spec: &Field<'_>) -> Result<Option<Vec<IpAddr>>> {
         _ => {}
     }
     if texts.is_empty() {
-        return Ok(None);
+        let write = "write the service's addresses, as in `clusterIPs: [10.43.0.10]`, or `clusterIPs: [None]` for a headless one";
+        return Err(field.missing(write));
     }
     if let [("None", _)] = texts[..] {
-        return Ok(Some(Vec::new()));
+        return Ok(Vec::new());
     }
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (text, item) in texts {
@@ -92,7 +89,7 @@ fn addresses(spec: &Field<'_>) -> Result<Option<Vec<IpAddr>>> {
         }
         addresses.push(address);
     }
-    Ok(Some(addresses))
+    Ok(addresses)
 }
 
 fn ports(field: &Field<'_>) -> Result<(Vec<ServicePort>, Vec<u16>)> {

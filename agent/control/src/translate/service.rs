@@ -56,10 +56,6 @@ fn service(
         );
         warnings.add("Service", metadata, message);
     }
-    if manifest.unassigned {
-        let message = "states no clusterIPs: connections to its address are not known to be its, and are not balanced; write them, or `clusterIPs: [None]` for a headless one";
-        warnings.add("Service", metadata, message);
-    }
     if manifest.selector.is_empty() {
         warnings.add(
             "Service",

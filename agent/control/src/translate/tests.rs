@@ -218,9 +218,6 @@ fn what_services_do_not_get_is_said() {
         warned(&translated(&service(spec)), expected);
     }
     warned(&translated(&service("").replace("selector: {app: web}, ", "")), "has no selector");
-    let unassigned = translated(&service("").replace("clusterIPs: [10.43.0.1, 'fd43::1'], ", ""));
-    assert_eq!(unassigned.services.len(), 1);
-    warned(&unassigned, "states no clusterIPs");
     let external = translated(&service(", type: ExternalName"));
     assert!(external.services.is_empty());
     warned(&external, "ExternalName");

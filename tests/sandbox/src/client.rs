@@ -27,7 +27,6 @@ pub struct Fetch {
     url: String,
     family: Option<Family>,
     headers: Vec<String>,
-    body: Option<String>,
     deadline: Duration,
 }
 
@@ -51,7 +50,7 @@ pub struct Reply {
 impl Fetch {
     /// A GET request.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), family: None, headers: Vec::new(), body: None, deadline: REQUEST_DEADLINE }
+        Self { url: url.into(), family: None, headers: Vec::new(), deadline: REQUEST_DEADLINE }
     }
 
     /// Uses addresses of this family only.
@@ -65,13 +64,6 @@ impl Fetch {
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push(format!("{name}: {value}"));
-        self
-    }
-
-    /// Sends a body, with POST.
-    #[must_use]
-    pub fn body(mut self, body: impl Into<String>) -> Self {
-        self.body = Some(body.into());
         self
     }
 
@@ -115,9 +107,6 @@ impl Fetch {
         };
         for header in &self.headers {
             program = program.args(["--header", header]);
-        }
-        if let Some(body) = &self.body {
-            program = program.args(["--data-binary", body]);
         }
         program.arg(&self.url)
     }

@@ -51,6 +51,8 @@ pub struct ContainerSpec {
     pub args: Vec<String>,
     /// `env`, plain values and `fieldRef`s to the pod's own fields.
     pub env: Vec<(String, String)>,
+    /// `ports[].containerPort`.
+    pub ports: Vec<u16>,
 }
 
 /// A Service's names and addresses.
@@ -159,6 +161,14 @@ struct RawContainer {
     args: Vec<String>,
     #[serde(default)]
     env: Vec<Value>,
+    #[serde(default)]
+    ports: Vec<RawPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPort {
+    container_port: u16,
 }
 
 #[derive(Deserialize)]
@@ -228,7 +238,8 @@ impl RawContainer {
             env.push((name.to_owned(), value));
         }
         let args = self.command.into_iter().chain(self.args).collect();
-        Ok(ContainerSpec { name: self.name, image: self.image, args, env })
+        let ports = self.ports.into_iter().map(|port| port.container_port).collect();
+        Ok(ContainerSpec { name: self.name, image: self.image, args, env, ports })
     }
 }
 

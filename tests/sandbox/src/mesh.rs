@@ -237,14 +237,6 @@ impl Mesh {
         .collect()
     }
 
-    /// Asks every ztunnel to drain and end, so that the connections still open are in the access log.
-    pub fn stop_ztunnels(&mut self, grace: Duration) -> Result<()> {
-        for process in self.ztunnels.values_mut() {
-            process.signal(Signal::SIGTERM)?;
-        }
-        self.ztunnels.values_mut().try_for_each(|process| process.stop(grace).map(|_| ()))
-    }
-
     fn issue_token(&self, sandbox: &Sandbox, node: &str) -> Result<()> {
         let program = Program::new(&self.options.binaries.culvert)
             .named("culvert token create")

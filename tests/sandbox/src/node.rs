@@ -2,7 +2,6 @@
 //! laid out as kubelet's and the DaemonSets' are.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
@@ -101,12 +100,6 @@ impl Node {
     /// Runs a program on the node, in no cgroup that means anything to the mesh.
     pub fn exec(&self, program: &Program, deadline: Duration) -> Result<Output> {
         program.output(&self.place("session")?, deadline)
-    }
-
-    /// Whether a path of the node's own file systems exists, as seen by a process with that pid.
-    pub fn has_path(pid: u32, path: &Path) -> bool {
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        Path::new("/proc").join(pid.to_string()).join("root").join(relative).exists()
     }
 
     /// Adds routes to pods of another node.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::namespace::{Mount, MountNamespace, NetNamespace};
 use crate::network::{Step, apply, width};
 use crate::node::{Node, no_autoconfiguration};
 use crate::process::{Place, Process, Program};
+use crate::wait;
 
 /// The device of a pod.
 const DEVICE: &str = "eth0";
@@ -21,6 +22,9 @@ const DEVICE: &str = "eth0";
 /// The pods' next hop, the same on every node: an address of the node's end of each pair.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// How long a container may take to listen.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How containers' images are run: the binary for each image name.
 pub type Images = BTreeMap<String, PathBuf>;
@@ -110,14 +114,30 @@ impl Pod {
         program.output(&self.place("exec")?, deadline)
     }
 
-    /// Starts a program in the pod that runs on beside its containers; `log` is a file name.
-    pub fn spawn(&self, program: &Program, log: &str) -> Result<Process> {
-        program.spawn(&self.place("exec")?, &self.logs.join(log))
+    /// An error when one of the containers has ended.
+    fn check_alive(&mut self) -> Result<()> {
+        self.containers.values_mut().try_for_each(Process::check_alive)
     }
 
-    /// An error when one of the containers has ended.
-    pub fn check_alive(&mut self) -> Result<()> {
-        self.containers.values_mut().try_for_each(Process::check_alive)
+    /// Waits until something listens on every port the containers declare.
+    pub(crate) fn wait_listening(&mut self) -> Result<()> {
+        let ports: Vec<u16> =
+            self.spec.containers.iter().flat_map(|container| container.ports.clone()).collect();
+        for port in ports {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let what = format!("a server of {} on port {port}", self.name());
+            wait::try_until(
+                LISTEN_DEADLINE,
+                || what,
+                || {
+                    self.check_alive().map_err(|error| error.to_string())?;
+                    let connect = || TcpStream::connect_timeout(&address, LISTEN_DEADLINE);
+                    let connected = self.net.run(connect).map_err(|error| error.to_string())?;
+                    connected.map(|_| ()).map_err(|error| error.to_string())
+                },
+            )?;
+        }
+        Ok(())
     }
 
     fn start_container(&mut self, container: &ContainerSpec) -> Result<()> {

@@ -42,7 +42,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes the nodes that the manifests' pods name and [`CONTROL_NODE`], and starts the pods.
+    /// Makes the nodes that the manifests' pods name and [`CONTROL_NODE`], and starts the pods; returns when
+    /// their declared ports are served.
     pub fn start(options: &Options) -> Result<Self> {
         check_requirements()?;
         interrupt::watch()?;
@@ -65,6 +66,7 @@ impl Sandbox {
         for spec in sandbox.manifests.pods.clone() {
             sandbox.start_pod(spec, options)?;
         }
+        sandbox.pods.values_mut().try_for_each(Pod::wait_listening)?;
         Ok(sandbox)
     }
 
@@ -86,11 +88,6 @@ impl Sandbox {
     /// All pods.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
-    }
-
-    /// An error when a container of any pod has ended.
-    pub fn check_alive(&mut self) -> Result<()> {
-        self.pods.values_mut().try_for_each(Pod::check_alive)
     }
 
     /// The run's files: logs, the control plane's state, and the copy of the manifests.

@@ -146,7 +146,9 @@ impl Routes {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, #[expect(dead_code, reason = "held for its drop")] SocketFile),
+    /// The file goes before the listener: while it stands somebody is behind it, so that a successor which finds nobody
+    /// there never has its own file removed.
+    Unix(#[expect(dead_code, reason = "held for its drop")] SocketFile, UnixListener),
 }
 
 /// A bound server that does not serve yet.
@@ -160,7 +162,7 @@ impl Admin {
         let bound = match address {
             Address::Tcp(address) => bind_tcp(*address).map(Listener::Tcp),
             Address::Unix(path) => {
-                bind_unix(path).map(|listener| Listener::Unix(listener, SocketFile(path.clone())))
+                bind_unix(path).map(|listener| Listener::Unix(SocketFile(path.clone()), listener))
             }
         };
         match bound {
@@ -235,7 +237,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
     Ok(match listener {
         Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
-        Listener::Unix(listener, _) => Box::new(listener.accept().await?.0),
+        Listener::Unix(_, listener) => Box::new(listener.accept().await?.0),
     })
 }
 

@@ -12,6 +12,7 @@ use crate::bpf::{
     AttachError, CgroupId, Changes, InboundHook, MapError, OutboundHook, PodKey, PodLinks, PodMode, Programs,
     SocketCookie,
 };
+use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
 use crate::netns::Netns;
 
@@ -89,12 +90,13 @@ impl Kernel {
         (inbound, outbound): (BorrowedFd<'_>, BorrowedFd<'_>),
     ) -> Result<(), MapError> {
         let mut programs = self.programs();
+        let owner = key(pod);
         for &address in addresses {
-            programs.set_listener(address, inbound)?;
-            programs.set_outbound_listener(address, outbound)?;
+            programs.set_listener(&owner, address, inbound)?;
+            programs.set_outbound_listener(&owner, address, outbound)?;
         }
         for &address in former.difference(addresses) {
-            programs.remove_listener(address)?;
+            programs.remove_listener(&owner, address)?;
         }
         let addresses: Vec<_> = addresses.iter().copied().collect();
         let ports: Vec<_> = ports.iter().copied().collect();
@@ -105,7 +107,7 @@ impl Kernel {
     pub(crate) fn unlead(&self, pod: &PodUid, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
         let mut programs = self.programs();
         for &address in addresses {
-            programs.remove_listener(address)?;
+            programs.remove_listener(&key(pod), address)?;
         }
         programs.set_probe_targets(&key(pod), &[], &[])
     }
@@ -123,6 +125,33 @@ impl Kernel {
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
         self.programs().ensure_outbound(&key(pod), netns, mode)
+    }
+
+    /// See [`Programs::account_for_drained`] and [`Programs::accounted_for`]: `cookies` are those of all sockets of the pod.
+    pub(crate) fn account(
+        &self,
+        pod: &PodUid,
+        netns: &Netns,
+        cookies: &[SocketCookie],
+    ) -> Result<(), EnrollError> {
+        let mut programs = self.programs();
+        programs.account_for_drained(cookies)?;
+        Ok(programs.accounted_for(&key(pod), netns)?)
+    }
+
+    /// See [`Programs::detach_elsewhere`].
+    pub(crate) fn detach_elsewhere(&self, pod: &PodUid, netns: &Netns) -> Result<(), AttachError> {
+        self.programs().detach_elsewhere(&key(pod), netns)
+    }
+
+    /// See [`Programs::namespaces`].
+    pub(crate) fn namespaces(&self, pod: &PodUid) -> Result<BTreeSet<u64>, AttachError> {
+        self.programs().namespaces(&key(pod))
+    }
+
+    /// See [`Programs::detach_outbound`].
+    pub(crate) fn detach_outbound(&self, pod: &PodUid, netns: Option<&Netns>) -> Result<(), AttachError> {
+        self.programs().detach_outbound(&key(pod), netns)
     }
 
     /// See [`Programs::detach_inbound`].

@@ -13,8 +13,8 @@
 //! A segment that no socket owns any more (its application was killed, or the other end timed out) is none of these and goes to
 //! `lo`, where the kernel resets it: bytes of a captured connection never leave in the clear.
 //!
-//! While a pod is joining nothing is captured yet, and whatever sends is learnt, so that no connection falls between the listing of
-//! those that are to live on and the capture of new ones.
+//! While a pod is joining nothing is captured yet, and whatever sends is entered in `PRE_MESH`, so that no connection falls between
+//! the listing of those that are to live on and the capture of new ones, nor escapes the agent's later listing and cutting.
 //!
 //! There is a program for each mode of the pod and each kind of device instead of a map that tells them apart: the kernel
 //! offers tc programs no key for a namespace before 6.12, and swapping the program under a link is atomic.
@@ -75,8 +75,9 @@ pub fn tc_egress_join(ctx: TcContext) -> i32 {
     }
     // A cookie of the kernel's own sockets would let pass what they send for others, for ever.
     let cookie = if skb::is_ownerless(&ctx) { 0 } else { skb::socket_cookie(&ctx) };
-    if PRE_MESH.get_ptr(&cookie).is_none() {
-        learn(cookie, Counter::PassedPreMesh);
+    if cookie != 0 && PRE_MESH.get_ptr(&cookie).is_none() {
+        // Where the agent finds, lists and cuts it. With a full map the socket's next segment is captured and reset.
+        let _ = PRE_MESH.insert(&cookie, &1, 0);
     }
     count(Counter::PassedPreMesh);
     PASS
@@ -204,8 +205,6 @@ fn is_outside(cookie: u64, is_new: u32) -> u32 {
     }
     count(if reason == Counter::PassedDraining as u32 {
         Counter::PassedDraining
-    } else if reason == Counter::PassedPreMesh as u32 {
-        Counter::PassedPreMesh
     } else {
         Counter::ExemptProbeReply
     });

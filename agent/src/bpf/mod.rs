@@ -18,6 +18,7 @@ mod link;
 mod log;
 mod node;
 mod object;
+mod pin;
 mod pod;
 mod pre_mesh;
 mod sys;
@@ -101,7 +102,7 @@ pub(crate) struct Programs {
     log: Option<LogReader>,
     /// What this agent has set; see [`Programs::drop_unclaimed`].
     targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,
-    listeners: BTreeSet<IpAddr>,
+    listeners: BTreeMap<IpAddr, PodKey>,
 }
 
 impl Programs {
@@ -170,10 +171,15 @@ impl Programs {
 
     /// Hands new connections from outside to `address` to this listener, which must be of the namespace that has the address: the
     /// kernel does not check that. The entry goes when the last descriptor of the listener is closed.
-    pub(crate) fn set_listener(&mut self, address: IpAddr, listener: BorrowedFd<'_>) -> Result<(), MapError> {
+    pub(crate) fn set_listener(
+        &mut self,
+        pod: &PodKey,
+        address: IpAddr,
+        listener: BorrowedFd<'_>,
+    ) -> Result<(), MapError> {
         let key = Address::from(address);
         self.maps.listeners.insert(key, listener.as_raw_fd(), 0).map_err(in_map("LISTENERS"))?;
-        self.listeners.insert(address);
+        self.listeners.insert(address, pod.clone());
         Ok(())
     }
 
@@ -181,6 +187,7 @@ impl Programs {
     /// ztunnel; all others find it by its port. Without it such a connection is reset by the kernel.
     pub(crate) fn set_outbound_listener(
         &mut self,
+        pod: &PodKey,
         address: IpAddr,
         listener: BorrowedFd<'_>,
     ) -> Result<(), MapError> {
@@ -189,12 +196,16 @@ impl Programs {
             .outbound_listeners
             .insert(key, listener.as_raw_fd(), 0)
             .map_err(in_map("OUTBOUND_LISTENERS"))?;
-        self.listeners.insert(address);
+        self.listeners.insert(address, pod.clone());
         Ok(())
     }
 
-    /// Forgets both listeners for `address`; connections to it are then refused while its pod is attached.
-    pub(crate) fn remove_listener(&mut self, address: IpAddr) -> Result<(), MapError> {
+    /// Forgets both listeners for `address`; connections to it are then refused while its pod is attached. Those of another pod, which
+    /// got the address meanwhile, stay.
+    pub(crate) fn remove_listener(&mut self, pod: &PodKey, address: IpAddr) -> Result<(), MapError> {
+        if self.listeners.get(&address).is_some_and(|owner| owner != pod) {
+            return Ok(());
+        }
         self.listeners.remove(&address);
         let key = Address::from(address);
         absent_is_fine(self.maps.listeners.remove(&key)).map_err(in_map("LISTENERS"))?;
@@ -211,8 +222,24 @@ impl Programs {
     /// Forgets sockets that are closed, or cuts off ones that are not.
     pub(crate) fn forget_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
         cookies.iter().try_for_each(|cookie| {
-            absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))
+            absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
+            absent_is_fine(self.maps.outside.remove(&cookie.0)).map_err(in_map("OUTSIDE"))
         })
+    }
+
+    /// Takes those of these sockets that were learnt while their pod was leaving among the ones that are let go on, from where they are
+    /// listed and cut; they pass throughout. What answered a probe is left as it is.
+    pub(crate) fn account_for_drained(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        for cookie in cookies {
+            match self.maps.outside.get(&cookie.0, 0) {
+                Ok(reason) if reason != Counter::ExemptProbeReply as u32 => {}
+                Ok(_) | Err(AyaMapError::KeyNotFound) => continue,
+                Err(error) => return Err(in_map("OUTSIDE")(error)),
+            }
+            self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH"))?;
+            absent_is_fine(self.maps.outside.remove(&cookie.0)).map_err(in_map("OUTSIDE"))?;
+        }
+        Ok(())
     }
 
     /// The sockets that are let go on as they were, of all pods.
@@ -238,7 +265,8 @@ impl Programs {
         ] {
             let failed = in_map(name);
             let standing: Vec<Address> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
-            for address in standing.into_iter().filter(|address| !self.listeners.contains(&(*address).into()))
+            for address in
+                standing.into_iter().filter(|address| !self.listeners.contains_key(&(*address).into()))
             {
                 absent_is_fine(map.remove(&address)).map_err(failed)?;
             }

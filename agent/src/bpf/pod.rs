@@ -3,6 +3,10 @@
 //! A pod's pins are in `pods/UID/net-INODE/`, named after their hook. The inode of the namespace is part of the path because an
 //! index such as 2 means another device in another namespace, and a pod that is made anew keeps its uid; the inode is used again only
 //! when the namespace, and with it every link in it, is gone. A clsact filter cannot be pinned; the pin of its program stands for it.
+//!
+//! Two empty directories beside the pins say how far the outbound side is, so that the next agent finishes what one began: `joining`,
+//! while everything passes, and `open`, while connections may run past the mesh that are not in `PRE_MESH`. Each is made before that
+//! is so and removed after it has ceased to be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +21,7 @@ use super::device::{self, Device, LinkLayer};
 use super::error::AttachError;
 use super::link::{self, LinkChange, LoadedProgram};
 use super::object::{self, program};
+use super::pin::{Pin, Point, decode, encode};
 use super::sys::{self, Hook, LinkPlace};
 use super::{InboundHook, OutboundHook, PodKey, Programs, filter};
 use crate::netns::Netns;
@@ -50,74 +55,16 @@ pub(crate) struct PodLinks {
     pub(crate) inbound: bool,
     /// Whether anything of the outbound side is pinned.
     pub(crate) outbound: bool,
+    /// Whether the outbound side lets everything pass yet: [`PodMode::Joining`] was begun, and [`PodMode::On`] was not.
+    pub(crate) joining: bool,
+    /// Whether connections may have been learnt that nobody has accounted for: see [`Programs::accounted_for`].
+    pub(crate) open: bool,
 }
 
-/// A place in a pod, and the name of its pin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Point {
-    Lookup,
-    Lo,
-    Ingress(u32),
-    Egress(u32),
-}
-
-impl Point {
-    fn name(self) -> String {
-        match self {
-            Self::Lookup => "lookup".to_owned(),
-            Self::Lo => "lo".to_owned(),
-            Self::Ingress(index) => format!("ingress-{index}"),
-            Self::Egress(index) => format!("egress-{index}"),
-        }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        match name.split_once('-') {
-            None if name == "lookup" => Some(Self::Lookup),
-            None if name == "lo" => Some(Self::Lo),
-            Some(("ingress", index)) => index.parse().ok().map(Self::Ingress),
-            Some(("egress", index)) => index.parse().ok().map(Self::Egress),
-            _ => None,
-        }
-    }
-
-    fn is_inbound(self) -> bool {
-        matches!(self, Self::Lookup | Self::Ingress(_))
-    }
-
-    /// Index and direction on a device; `Lookup` has none.
-    fn tc(self) -> Option<(u32, TcAttachType)> {
-        match self {
-            Self::Lookup => None,
-            Self::Lo => Some((LOOPBACK_INDEX, TcAttachType::Ingress)),
-            Self::Ingress(index) => Some((index, TcAttachType::Ingress)),
-            Self::Egress(index) => Some((index, TcAttachType::Egress)),
-        }
-    }
-}
-
-/// A pin found on the disk of pins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pin {
-    point: Point,
-    /// Whether it stands for a clsact filter.
-    is_filter: bool,
-}
-
-const FILTER_PREFIX: &str = "filter-";
-
-impl Pin {
-    fn name(self) -> String {
-        if self.is_filter { format!("{FILTER_PREFIX}{}", self.point.name()) } else { self.point.name() }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        match name.strip_prefix(FILTER_PREFIX) {
-            Some(rest) => Point::parse(rest).map(|point| Self { point, is_filter: true }),
-            None => Point::parse(name).map(|point| Self { point, is_filter: false }),
-        }
-    }
-}
+/// The outbound programs let everything pass.
+const JOINING: &str = "joining";
+/// Connections may run past the mesh that nobody has accounted for.
+const OPEN: &str = "open";
 
 impl Programs {
     /// Makes new connections from outside to this pod go to its listeners, which must have been set before. Repeating it repairs what
@@ -136,13 +83,26 @@ impl Programs {
     }
 
     /// Makes the TCP of this pod's applications go to the listener on 15001 in its namespace, or sets the mode if it does already.
-    /// Repeating it repairs, as [`Programs::ensure_inbound`] does.
+    /// Repeating it repairs, as [`Programs::ensure_inbound`] does. After [`PodMode::On`] follows [`Programs::accounted_for`].
     pub(crate) fn ensure_outbound(
         &mut self,
         pod: &PodKey,
         netns: &Netns,
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
+        let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
+        match mode {
+            PodMode::Joining => {
+                create_directory(&directory.join(OPEN))?;
+                create_directory(&directory.join(JOINING))?;
+            }
+            // From here on a device may capture already, and none may go back to letting everything pass.
+            PodMode::On => remove_directory(&directory.join(JOINING))?,
+            PodMode::Draining => {
+                create_directory(&directory.join(OPEN))?;
+                remove_directory(&directory.join(JOINING))?;
+            }
+        }
         let hook = self.outbound;
         self.ensure(
             pod,
@@ -166,6 +126,37 @@ impl Programs {
         )
     }
 
+    /// Takes note that every connection of this pod which runs past the mesh is known, as must be so some time after it was set to
+    /// [`PodMode::On`].
+    pub(crate) fn accounted_for(&mut self, pod: &PodKey, netns: &Netns) -> Result<(), AttachError> {
+        remove_directory(&self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?)).join(OPEN))
+    }
+
+    /// Removes what is pinned of this pod for other namespaces than this one: its sandbox was made anew while no agent was there.
+    pub(crate) fn detach_elsewhere(&mut self, pod: &PodKey, netns: &Netns) -> Result<(), AttachError> {
+        let current = format!("net-{}", netns_inode(netns)?);
+        for directory in subdirectories(&self.pod_directory(pod))? {
+            if directory.file_name().is_some_and(|name| name != current.as_str()) {
+                remove_pins(&directory, |_| true, None)?;
+                remove_namespace(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The inodes of the namespaces in which something of this pod is pinned, and of no other pod: an inode is used again once its
+    /// namespace is gone.
+    pub(crate) fn namespaces(&self, pod: &PodKey) -> Result<BTreeSet<u64>, AttachError> {
+        let inode = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("net-")?.parse::<u64>().ok();
+        let mut inodes = BTreeSet::new();
+        let mut others: BTreeSet<u64> = BTreeSet::new();
+        for directory in subdirectories(&self.root.join("pods"))? {
+            let side = if directory == self.pod_directory(pod) { &mut inodes } else { &mut others };
+            side.extend(subdirectories(&directory)?.iter().filter_map(inode));
+        }
+        Ok(&inodes - &others)
+    }
+
     /// Leaves the pod's new inbound connections alone; established ones are not touched.
     pub(crate) fn detach_inbound(&mut self, pod: &PodKey, netns: Option<&Netns>) -> Result<(), AttachError> {
         self.detach(pod, netns, Point::is_inbound)
@@ -173,7 +164,12 @@ impl Programs {
 
     /// Leaves the pod's outbound packets alone. Connections that were captured and are still open break; drain first.
     pub(crate) fn detach_outbound(&mut self, pod: &PodKey, netns: Option<&Netns>) -> Result<(), AttachError> {
-        self.detach(pod, netns, |point| !point.is_inbound())
+        self.detach(pod, netns, |point| !point.is_inbound())?;
+        for directory in subdirectories(&self.pod_directory(pod))? {
+            remove_directory(&directory.join(JOINING))?;
+            remove_directory(&directory.join(OPEN))?;
+        }
+        Ok(())
     }
 
     /// Removes everything of this pod: outbound first, then inbound. Without the namespace (it is gone, or cannot be found) links go by
@@ -183,7 +179,7 @@ impl Programs {
         self.detach_inbound(pod, netns)?;
         let directory = self.pod_directory(pod);
         for stale in subdirectories(&directory)? {
-            remove_directory(&stale)?;
+            remove_namespace(&stale)?;
         }
         remove_directory(&directory)
     }
@@ -202,6 +198,8 @@ impl Programs {
                 links.inbound |= pin.point.is_inbound();
                 links.outbound |= !pin.point.is_inbound();
             }
+            links.joining |= netns.join(JOINING).is_dir();
+            links.open |= netns.join(OPEN).is_dir();
         }
         Ok(links)
     }
@@ -408,73 +406,19 @@ fn create_directory(directory: &Path) -> Result<(), AttachError> {
         .map_err(|source| AttachError::Directory { path: directory.to_owned(), source })
 }
 
+/// Removes the directory of a namespace in which nothing is pinned any more, with what it says.
+fn remove_namespace(directory: &Path) -> Result<(), AttachError> {
+    for name in [JOINING, OPEN] {
+        remove_directory(&directory.join(name))?;
+    }
+    remove_directory(directory)
+}
+
 fn remove_directory(directory: &Path) -> Result<(), AttachError> {
     match fs::remove_dir(directory) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(AttachError::Directory { path: directory.to_owned(), source })
         }
         _ => Ok(()),
-    }
-}
-
-/// A uid as the name of a directory. The kernel reserves names with dots in a bpffs, and a uid is whatever the API server says, so
-/// everything but letters, digits and dashes is written as `_` and two hexadecimal digits.
-fn encode(pod: &PodKey) -> String {
-    pod.as_str().bytes().fold(String::new(), |mut name, byte| {
-        if byte.is_ascii_alphanumeric() || byte == b'-' {
-            name.push(char::from(byte));
-        } else {
-            name.push_str(&format!("_{byte:02x}"));
-        }
-        name
-    })
-}
-
-fn decode(name: &str) -> Option<PodKey> {
-    let mut uid = Vec::new();
-    let mut bytes = name.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'_' {
-            let digits = [bytes.next()?, bytes.next()?];
-            uid.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-        } else {
-            uid.push(byte);
-        }
-    }
-    String::from_utf8(uid).ok().map(PodKey)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_uid_is_a_name_the_kernel_takes_and_comes_back() {
-        for uid in ["6f0d3c1e-9a8b-4b4e-9d4a-111111111111", "shop.frontend", "a/../b", "_", "käse"] {
-            let key = PodKey::new(uid);
-            let name = encode(&key);
-            assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{name}");
-            assert_eq!(decode(&name), Some(key));
-        }
-    }
-
-    #[test]
-    fn every_pin_comes_back_from_its_name_and_nothing_else_does() {
-        for point in [Point::Lookup, Point::Lo, Point::Ingress(2), Point::Egress(17)] {
-            for is_filter in [false, true] {
-                let pin = Pin { point, is_filter };
-                assert_eq!(Pin::parse(&pin.name()), Some(pin));
-            }
-        }
-        for name in ["", "egress", "egress-x", "maps", "filter-"] {
-            assert_eq!(Pin::parse(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn devices_are_let_go_before_lo() {
-        let mut points = [Point::Lo, Point::Egress(2), Point::Egress(3)];
-        points.sort_by_key(|point| std::cmp::Reverse(*point));
-        assert_eq!(points.last(), Some(&Point::Lo));
     }
 }

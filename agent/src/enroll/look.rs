@@ -1,6 +1,7 @@
 //! Looking at a pod: the facts by which `steps` decides, read from the kernel and from ztunnel's sessions.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -8,11 +9,13 @@ use tracing::{info, warn};
 
 use super::connections;
 use super::error::EnrollError;
+use super::pod::Strict;
 use super::steps::{Facts, Outbound, Wanted};
 use super::task::{PodTask, Side};
+use super::watch::NetnsWatch;
 use crate::bpf;
 use crate::netns::{devices, find};
-use crate::plumbing::{self, Actual, kernel as plumber};
+use crate::plumbing::{self, Actual, Before, kernel as plumber};
 use crate::status::Connection;
 
 /// What was seen.
@@ -34,20 +37,44 @@ impl PodTask {
         let member = self.leaving_since.is_none();
         if member {
             self.follow_sandbox().await?;
+        } else if self.found.is_none() && self.spec.is_none() {
+            block_in_place(|| self.find_what_an_earlier_agent_captured())?;
         }
+        self.keep_watching()?;
         block_in_place(|| self.read(member))
+    }
+
+    /// A pod that left while no agent was there: nobody describes it any more, but its pins name its namespace, in which it is then
+    /// drained and put in order like any other.
+    fn find_what_an_earlier_agent_captured(&mut self) -> Result<(), EnrollError> {
+        let inodes = self.context.kernel.namespaces(&self.uid)?;
+        self.found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root);
+        Ok(())
+    }
+
+    /// Subscribes to what happens in the namespace, anew if that ended.
+    fn keep_watching(&mut self) -> Result<(), EnrollError> {
+        let Some(found) = &self.found else { return Ok(()) };
+        if self.watch.as_ref().is_some_and(|watch| !watch.has_ended()) {
+            return Ok(());
+        }
+        let start = || NetnsWatch::start(&found.netns, Arc::clone(&self.changed_inside));
+        self.watch = Some(block_in_place(start).map_err(EnrollError::Watch)?);
+        Ok(())
     }
 
     /// Takes note of what control wants now.
     fn take_intent(&mut self) {
         let Some(spec) = self.intent.borrow_and_update().clone() else {
             self.leaving_since.get_or_insert_with(Instant::now);
+            // What connects in plaintext from here on is cut if the pod comes back.
+            self.cut = None;
             return;
         };
         self.leaving_since = None;
         self.withdrawn = false;
-        if !spec.strict {
-            self.cut = false;
+        if spec.strict == Strict::Nowhere {
+            self.cut = None;
         }
         if let Some(announcement) = &self.announcement
             && !announcement.pod.is_same_to_ztunnel(&spec)
@@ -84,13 +111,20 @@ impl PodTask {
         self.context.hub.withdraw(&self.uid).await;
         self.announcement = None;
         let Some(found) = self.found.take() else { return Ok(()) };
+        // Whatever is known is known of that namespace.
         self.watch = None;
         self.listeners = None;
-        self.led = BTreeSet::new();
-        self.marked = None;
-        self.unverified();
-        block_in_place(|| self.context.kernel.detach_pod(&self.uid, Some(&found.netns)))?;
-        Ok(())
+        self.inbound = Side::Unverified;
+        self.outbound = Side::Unverified;
+        self.cut = None;
+        self.before = Before::default();
+        let led = std::mem::take(&mut self.led);
+        let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
+        block_in_place(|| {
+            self.context.kernel.detach_pod(&self.uid, Some(&found.netns))?;
+            self.context.kernel.unlead(&self.uid, &led)?;
+            Ok(self.context.kernel.forget_pre_mesh(&marked)?)
+        })
     }
 
     fn read(&mut self, member: bool) -> Result<Look, EnrollError> {
@@ -116,12 +150,15 @@ impl PodTask {
             inbound: if member { self.inbound == Side::Ensured } else { links.inbound },
             outbound: match self.outbound {
                 _ if !links.outbound => Outbound::Detached,
+                _ if links.joining => Outbound::Joining,
                 Side::Unverified if member => Outbound::Partial,
                 Side::Ensured => Outbound::Capturing,
                 Side::Draining => Outbound::Draining,
                 Side::Unverified => Outbound::Capturing,
             },
-            cut_due: spec.is_some_and(|spec| spec.strict) && !self.cut,
+            cut_due: spec.is_some_and(|spec| {
+                spec.strict != Strict::Nowhere && self.cut.as_ref() != Some(&spec.strict)
+            }),
             captured_connections: captured,
         };
         Ok(Look { facts, plumbing, links: self.names(links), pre_mesh })
@@ -140,8 +177,10 @@ impl PodTask {
             (Some(found), Some(spec)) => devices::list(&found.netns).is_ok_and(|devices| {
                 devices::missing(&devices, &spec.addresses).len() == spec.addresses.len()
             }),
-            // What an earlier agent captured and nobody describes any more cannot be examined.
-            _ => true,
+            // Nobody says which addresses it had.
+            (Some(_), None) => false,
+            // What no namespace can be found for cannot be examined.
+            (None, _) => true,
         };
         if gone || since.elapsed() >= self.context.drain_deadline { Wanted::Gone } else { Wanted::Leave }
     }

@@ -61,7 +61,11 @@ impl PodTask {
 
     /// The spec and the namespace, which every step but the first follows from having.
     fn pod(&self) -> Option<(Arc<PodSpec>, Arc<Netns>)> {
-        Some((self.spec.clone()?, Arc::clone(&self.found.as_ref()?.netns)))
+        Some((self.spec.clone()?, self.netns()?))
+    }
+
+    fn netns(&self) -> Option<Arc<Netns>> {
+        Some(Arc::clone(&self.found.as_ref()?.netns))
     }
 
     fn find_netns(&mut self) -> Result<(), EnrollError> {
@@ -72,6 +76,7 @@ impl PodTask {
         let watch =
             NetnsWatch::start(&found.netns, Arc::clone(&self.changed_inside)).map_err(EnrollError::Watch)?;
         self.watch = Some(watch);
+        self.context.kernel.detach_elsewhere(&self.uid, &found.netns)?;
         self.found = Some(found);
         self.marked = None;
         Ok(())
@@ -140,18 +145,44 @@ impl PodTask {
 
     /// Captures what the pod sends. The first time, what lives already is to go on: programs are attached that let everything pass
     /// and learn whose it is, the connections there are then are marked, and the programs are swapped for those that capture,
-    /// which is atomic. What began after the marking has been learnt, so no connection falls in between.
+    /// which is atomic. What began after the marking has been learnt, so no connection falls in between, and is accounted for then, as
+    /// is what connected while the pod was leaving. What fails before anything is captured leaves nothing attached.
     fn attach_outbound(&mut self) -> Result<(), EnrollError> {
         let Some((_, netns)) = self.pod() else { return Ok(()) };
         let kernel = self.context.kernel.clone();
-        if !kernel.links(&self.uid)?.outbound {
-            let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::Joining)?;
-            self.mark_outside(&netns)?;
-            self.tell(&changes);
+        let links = kernel.links(&self.uid)?;
+        let begins = !links.outbound || links.joining;
+        if begins && let Err(error) = self.begin_outbound(&netns) {
+            kernel.detach_outbound(&self.uid, Some(&netns))?;
+            let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
+            kernel.forget_pre_mesh(&marked)?;
+            return Err(error);
         }
         let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::On)?;
         self.tell(&changes);
+        if begins || links.open {
+            self.account_for_outside(&netns)?;
+        }
         self.outbound = Side::Ensured;
+        Ok(())
+    }
+
+    /// Lets everything pass, learning whose it is, and marks what lives.
+    fn begin_outbound(&mut self, netns: &Netns) -> Result<(), EnrollError> {
+        let changes = self.context.kernel.ensure_outbound(&self.uid, netns, PodMode::Joining)?;
+        self.mark_outside(netns)?;
+        self.tell(&changes);
+        Ok(())
+    }
+
+    /// Takes all that runs past the mesh into the list, from which a strict pod cuts it.
+    fn account_for_outside(&mut self, netns: &Netns) -> Result<(), EnrollError> {
+        let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
+        let cookies: Vec<_> = all.iter().map(|connection| connection.cookie).collect();
+        self.context.kernel.account(&self.uid, netns, &cookies)?;
+        let known = connections::known(&all, &self.context.kernel.pre_mesh()?);
+        self.marked.get_or_insert_default().extend(known.iter().map(|connection| connection.cookie));
+        self.cut = None;
         Ok(())
     }
 
@@ -166,27 +197,30 @@ impl PodTask {
         Ok(())
     }
 
-    /// Ends the connections from before the pod joined: a strict pod takes plaintext from nobody.
+    /// Ends the connections from before the pod joined on the ports where it takes plaintext from nobody. With the ports all but some,
+    /// or all, that includes those it opened itself.
     fn cut_pre_mesh(&mut self) -> Result<(), EnrollError> {
-        let Some((_, netns)) = self.pod() else { return Ok(()) };
-        let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
         let all = bpf::connections(&netns).map_err(EnrollError::Sockets)?;
-        let known = connections::known(&all, &marked.iter().copied().collect());
+        let marked = self.marked.get_or_insert_default();
+        let mut known = connections::known(&all, marked);
+        known.retain(|connection| spec.strict.covers(connection.local.port()));
+        let cut: Vec<_> = known.iter().map(|connection| connection.cookie).collect();
         // Before they are forgotten, or their resets would be captured and the peers never told. What cannot be destroyed is
         // reset by the kernel with its next packet.
         let destroyed = destroy(&netns, &known);
-        self.context.kernel.forget_pre_mesh(&marked)?;
-        self.marked = Some(BTreeSet::new());
+        self.context.kernel.forget_pre_mesh(&cut)?;
+        marked.retain(|cookie| !cut.contains(cookie));
         let destroyed = destroyed.map_err(EnrollError::Sockets)?;
         if !known.is_empty() {
             info!(pod = %self.uid, connections = known.len(), destroyed, "the pod is strict; its connections from before it joined are cut");
         }
-        self.cut = true;
+        self.cut = Some(spec.strict.clone());
         Ok(())
     }
 
     fn start_draining(&mut self) -> Result<(), EnrollError> {
-        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        let Some(netns) = self.netns() else { return Ok(()) };
         self.context.kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining)?;
         self.outbound = Side::Draining;
         Ok(())
@@ -211,7 +245,7 @@ impl PodTask {
     }
 
     fn unplumb(&mut self, look: &Look) -> Result<(), EnrollError> {
-        let (Some((_, netns)), Some(actual)) = (self.pod(), &look.plumbing) else { return Ok(()) };
+        let (Some(netns), Some(actual)) = (self.netns(), &look.plumbing) else { return Ok(()) };
         plumber::apply(&netns, &plumbing::to_left(actual, &self.before))?;
         self.before = Before::default();
         Ok(())

@@ -7,7 +7,7 @@
 mod backoff;
 mod connections;
 mod destroy;
-mod error;
+pub(crate) mod error;
 mod look;
 mod make;
 pub(crate) mod manager;

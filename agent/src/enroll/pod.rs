@@ -1,6 +1,7 @@
 //! What control says of a pod of this node: the one input of enrolment.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -59,8 +60,34 @@ pub(crate) struct PodSpec {
     pub(crate) probe_ports: Vec<u16>,
     /// Where its network namespace is, when control knows; else it is looked for in procfs.
     pub(crate) netns_path: Option<PathBuf>,
-    /// Whether it takes plaintext from nobody: then connections from before it joined are cut as well.
-    pub(crate) strict: bool,
+    /// Where it takes plaintext from nobody: there connections from before it joined are cut as well.
+    pub(crate) strict: Strict,
+}
+
+/// The ports of a pod on which it takes plaintext from nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Strict {
+    /// None.
+    #[default]
+    Nowhere,
+    /// All.
+    Everywhere,
+    /// These.
+    On(BTreeSet<u16>),
+    /// All but these.
+    But(BTreeSet<u16>),
+}
+
+impl Strict {
+    /// Whether a connection to this port of the pod must not be in plaintext.
+    pub(crate) fn covers(&self, port: u16) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Everywhere => true,
+            Self::On(ports) => ports.contains(&port),
+            Self::But(ports) => !ports.contains(&port),
+        }
+    }
 }
 
 impl PodSpec {
@@ -105,7 +132,15 @@ impl TryFrom<api::proto::node::Pod> for PodSpec {
             addresses,
             probe_ports: pod.probe_ports.iter().map(port).collect::<Result<_, _>>()?,
             netns_path: (!pod.netns_path.is_empty()).then(|| PathBuf::from(pod.netns_path)),
-            strict: pod.strict,
+            strict: if pod.strict {
+                Strict::Everywhere
+            } else if !pod.permissive_ports.is_empty() {
+                Strict::But(pod.permissive_ports.iter().map(port).collect::<Result<_, _>>()?)
+            } else if pod.strict_ports.is_empty() {
+                Strict::Nowhere
+            } else {
+                Strict::On(pod.strict_ports.iter().map(port).collect::<Result<_, _>>()?)
+            },
         })
     }
 }
@@ -128,7 +163,7 @@ impl PodSpec {
             addresses: vec![],
             probe_ports: vec![],
             netns_path: None,
-            strict: false,
+            strict: Strict::Nowhere,
         }
     }
 }
@@ -155,7 +190,22 @@ mod tests {
     fn a_resource_becomes_a_spec() {
         let spec = PodSpec::try_from(resource()).unwrap();
         assert_eq!(spec.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
-        assert_eq!((spec.probe_ports, spec.netns_path, spec.strict), (vec![8080], None, true));
+        assert_eq!((spec.probe_ports, spec.netns_path, spec.strict), (vec![8080], None, Strict::Everywhere));
+    }
+
+    #[test]
+    fn the_ports_without_plaintext_are_those_the_resource_states() {
+        let cases = [
+            (false, vec![], vec![], [false, false]),
+            (true, vec![], vec![], [true, true]),
+            (false, vec![80], vec![], [true, false]),
+            (false, vec![], vec![80], [false, true]),
+        ];
+        for (strict, strict_ports, permissive_ports, expected) in cases {
+            let pod = api::proto::node::Pod { strict, strict_ports, permissive_ports, ..resource() };
+            let spec = PodSpec::try_from(pod).unwrap();
+            assert_eq!([80, 81].map(|port| spec.strict.covers(port)), expected, "{:?}", spec.strict);
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) enum Wanted {
 pub(crate) enum Outbound {
     /// Not attached on any device.
     Detached,
+    /// Attached to let everything pass while the pod's connections are listed, and no further: that was interrupted.
+    Joining,
     /// Attached, but not known to be on every device the pod has now.
     Partial,
     /// Attached everywhere; new connections pass, captured ones stay captured.
@@ -50,7 +52,7 @@ pub(crate) struct Facts {
     pub(crate) inbound: bool,
     /// What the outbound programs do.
     pub(crate) outbound: Outbound,
-    /// The pod is strict, and its connections from before it joined have not been cut.
+    /// The pod takes no plaintext on some port, and its connections from before it joined have not been cut there.
     pub(crate) cut_due: bool,
     /// Connections that ztunnel still carries for a leaving pod.
     pub(crate) captured_connections: bool,
@@ -171,7 +173,7 @@ fn joining(facts: &Facts) -> Step {
     if !facts.netns {
         return Step::FindNetns;
     }
-    if facts.outbound == Outbound::Partial {
+    if matches!(facts.outbound, Outbound::Partial | Outbound::Joining) {
         // What is captured stays captured on every device, whatever else is missing: refused, not bypassed.
         return Step::AttachOutbound;
     }
@@ -191,7 +193,9 @@ fn joining(facts: &Facts) -> Step {
         return Step::AttachInbound;
     }
     match facts.outbound {
-        Outbound::Detached | Outbound::Partial | Outbound::Draining => Step::AttachOutbound,
+        Outbound::Detached | Outbound::Joining | Outbound::Partial | Outbound::Draining => {
+            Step::AttachOutbound
+        }
         Outbound::Capturing if !facts.announced => Step::Announce,
         Outbound::Capturing if facts.cut_due => Step::CutPreMesh,
         Outbound::Capturing => Step::Enrolled,
@@ -201,9 +205,10 @@ fn joining(facts: &Facts) -> Step {
 fn leaving(facts: &Facts) -> Step {
     match facts.outbound {
         Outbound::Capturing | Outbound::Partial => Step::StartDraining,
-        Outbound::Draining | Outbound::Detached if facts.inbound => Step::DetachInbound,
+        // What has captured nothing yet has nothing to drain.
+        _ if facts.inbound => Step::DetachInbound,
         Outbound::Draining | Outbound::Detached if facts.captured_connections => Step::AwaitDrain,
-        Outbound::Draining | Outbound::Detached => taking_down(facts),
+        Outbound::Joining | Outbound::Draining | Outbound::Detached => taking_down(facts),
     }
 }
 
@@ -306,6 +311,13 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_leaves_in_the_midst_of_joining_is_let_go_and_never_captured() {
+        let expected =
+            [Step::DetachInbound, Step::Withdraw, Step::DetachOutbound, Step::Unplumb, Step::Forget];
+        assert_eq!(walk(Facts { wanted: Wanted::Leave, outbound: Outbound::Joining, ..WHOLE }), expected);
+    }
+
+    #[test]
     fn a_pod_that_is_gone_is_not_waited_for() {
         let expected =
             [Step::DetachInbound, Step::Withdraw, Step::DetachOutbound, Step::Unplumb, Step::Forget];
@@ -332,6 +344,11 @@ mod tests {
             (
                 "a device appeared while no ztunnel was there",
                 Facts { listeners: false, announced: false, outbound: Outbound::Partial, ..WHOLE },
+                Step::AttachOutbound,
+            ),
+            (
+                "an agent died while it listed the connections",
+                Facts { listeners: false, announced: false, outbound: Outbound::Joining, ..WHOLE },
                 Step::AttachOutbound,
             ),
             (

@@ -17,7 +17,7 @@ use super::backoff::Backoff;
 use super::error::EnrollError;
 use super::look::Look;
 use super::manager::Intent;
-use super::pod::{PodSpec, PodUid};
+use super::pod::{PodSpec, PodUid, Strict};
 use super::steps::{self, State, Step};
 use super::watch::NetnsWatch;
 use crate::bpf::SocketCookie;
@@ -53,8 +53,8 @@ pub(super) struct PodTask {
     pub(super) outbound: Side,
     /// Connections that were marked to pass; none while it is not known which an earlier agent marked.
     pub(super) marked: Option<BTreeSet<SocketCookie>>,
-    /// Connections from before the pod joined have been cut since it turned strict.
-    pub(super) cut: bool,
+    /// Where connections from before the pod joined have been cut since it turned strict there.
+    pub(super) cut: Option<Strict>,
     pub(super) before: Before,
     state: State,
 }
@@ -100,7 +100,7 @@ impl PodTask {
             inbound: Side::Unverified,
             outbound: Side::Unverified,
             marked: None,
-            cut: false,
+            cut: None,
             before: Before::default(),
             state: State::Searching,
         }
@@ -211,7 +211,7 @@ impl PodTask {
             namespace: text(|spec| &spec.namespace),
             service_account: text(|spec| &spec.service_account),
             addresses: spec.map(|spec| spec.addresses.clone()).unwrap_or_default(),
-            strict: spec.is_some_and(|spec| spec.strict),
+            strict: spec.is_some_and(|spec| spec.strict == Strict::Everywhere),
             state,
             since: now,
             netns: self.found.as_ref().map(|found| found.netns.id().to_string()),

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,8 +17,10 @@ use crate::netns::Netns;
 /// Events closer together than this count as one: a device comes with a dozen.
 const SETTLE: Duration = Duration::from_millis(50);
 
-const GROUPS: [MulticastGroup; 7] = [
+const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
+    // clsact qdiscs and filters.
+    MulticastGroup::Tc,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Rule,
@@ -31,6 +34,7 @@ const GROUPS: [MulticastGroup; 7] = [
 pub(crate) struct NetnsWatch {
     _connection: AbortOnDropHandle<()>,
     _forwarder: AbortOnDropHandle<()>,
+    ended: Arc<AtomicBool>,
 }
 
 impl NetnsWatch {
@@ -45,6 +49,8 @@ impl NetnsWatch {
             let _entered = runtime.enter();
             rtnetlink::new_multicast_connection(&GROUPS)
         })??;
+        let ended = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&ended);
         let forward = async move {
             // The connection ends with its last handle.
             let _handle = handle;
@@ -53,10 +59,19 @@ impl NetnsWatch {
                 while messages.try_recv().is_ok() {}
                 changed.notify_one();
             }
+            // Nothing is seen from here on; whoever is told looks at everything and subscribes anew.
+            has_ended.store(true, Ordering::Release);
+            changed.notify_one();
         };
         Ok(Self {
             _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
             _forwarder: AbortOnDropHandle::new(tokio::spawn(forward)),
+            ended,
         })
+    }
+
+    /// Whether the kernel's stream has ended, so that nothing is noticed any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 }

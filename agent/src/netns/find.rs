@@ -3,7 +3,7 @@
 //! Either way the result is verified before it is used: it must not be the agent's own namespace and must
 //! carry the pod's addresses. What cannot be verified is not enrolled.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -99,6 +99,22 @@ pub(crate) fn find(pod: &PodSpec, own: NetnsId, proc_root: &Path) -> Result<Foun
         }
     }
     Err(last)
+}
+
+/// The namespace with one of these inodes, if a process is in it.
+pub(crate) fn pinned(inodes: &BTreeSet<u64>, own: NetnsId, proc_root: &Path) -> Option<Found> {
+    if inodes.is_empty() {
+        return None;
+    }
+    std::fs::read_dir(proc_root).ok()?.flatten().find_map(|entry| {
+        let path = entry.path().join("ns/net");
+        // The name says the inode without opening what it names.
+        let name = std::fs::read_link(&path).ok()?;
+        let inode = name.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
+        let netns = inodes.contains(&inode).then(|| Netns::open(&path).ok())??;
+        let devices = devices::list(&netns).ok()?;
+        (netns.id() != own).then(|| Found { netns: Arc::new(netns), devices, origin: Origin::Process(path) })
+    })
 }
 
 /// Checks that `netns` is another namespace than the agent's and carries `addresses`.

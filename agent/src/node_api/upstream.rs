@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn pods_are_added_changed_and_removed_by_uid() {
         let first = merged(None, vec![PodSpec::named("a"), PodSpec::named("b")], &[]);
-        let strict = PodSpec { strict: true, ..PodSpec::named("b") };
+        let strict = PodSpec { strict: crate::enroll::pod::Strict::Everywhere, ..PodSpec::named("b") };
         let second = merged(Some(&first), vec![strict.clone(), PodSpec::named("c")], &["a".to_owned()]);
         let uids: Vec<_> = second.keys().map(PodUid::as_str).collect();
         assert_eq!(uids, ["b", "c"]);

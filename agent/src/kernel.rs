@@ -179,6 +179,11 @@ impl Kernel {
         self.programs().pre_mesh()
     }
 
+    /// See [`Programs::keep_probe_targets`].
+    pub(crate) fn keep_probe_targets(&self, wanted: &BTreeSet<(IpAddr, u16)>) -> Result<(), MapError> {
+        self.programs().keep_probe_targets(wanted)
+    }
+
     /// See [`Programs::drop_unclaimed`].
     pub(crate) fn drop_unclaimed(&self) -> Result<(), MapError> {
         self.programs().drop_unclaimed()

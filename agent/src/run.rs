@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::ca::CaClient;
 use api::channel::{Credentials, Server, ServerAddress};
+use api::seqpacket::SeqPacketListener;
 use api::type_url::ResourceType;
 use api::xds_client::{self, XdsConfig};
 use control::xds::ResourceStore;
@@ -41,7 +42,6 @@ use crate::telemetry::{Observed, Telemetry};
 use crate::view::{View, logging_routes};
 use crate::zds::hub::Hub;
 use crate::zds::server::{self as zds_server, Admission};
-use crate::zds::socket::SeqPacketListener;
 
 /// Where configuration comes from.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ impl Sockets {
         let named = |name: &str| directory.join(name);
         let cannot = |name: &str| format!("cannot listen on {} (--run-dir)", directory.join(name).display());
         Ok(Self {
-            zds: SeqPacketListener::bind(&named("zds.sock")).with_context(|| cannot("zds.sock"))?,
+            zds: listen_seqpacket(&named("zds.sock")).with_context(|| cannot("zds.sock"))?,
             xds: local_socket::listen(&named("xds.sock")).with_context(|| cannot("xds.sock"))?,
             agent: Admin::bind(&Address::Unix(named("agent.sock")), "--run-dir")?,
             admin: Admin::bind(&Address::Tcp(config.admin), "--admin")?,
@@ -116,6 +116,12 @@ impl Sockets {
             readiness: Admin::bind(&Address::Tcp(config.readiness), "--readiness")?,
         })
     }
+}
+
+/// Listens where ztunnels connect, in place of a predecessor that has ended.
+fn listen_seqpacket(path: &Path) -> std::io::Result<SeqPacketListener> {
+    local_socket::make_way(path, api::seqpacket::socket()?)?;
+    SeqPacketListener::bind(path)
 }
 
 /// Runs the agent until it is told to stop, or cannot go on.
@@ -282,4 +288,19 @@ async fn read_log(log: LogReader) {
     }
     // Without it the agent does its work all the same.
     std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_for_ztunnels_is_not_taken_while_it_is_served_and_a_stale_one_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("zds.sock");
+        let first = listen_seqpacket(&path).unwrap();
+        assert_eq!(listen_seqpacket(&path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        drop(first);
+        listen_seqpacket(&path).unwrap();
+    }
 }

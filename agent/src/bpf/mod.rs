@@ -247,18 +247,23 @@ impl Programs {
         self.maps.pre_mesh.keys().map(|key| key.map(SocketCookie).map_err(in_map("PRE_MESH"))).collect()
     }
 
-    /// Removes probe targets and listeners of an earlier agent that this one has not set again. To be called once, when all pods of
-    /// the node are known; until then what was adopted keeps working.
-    pub(crate) fn drop_unclaimed(&mut self) -> Result<(), MapError> {
+    /// Removes the probe targets of an earlier agent that are not among `wanted`, those of all pods of the node.
+    pub(crate) fn keep_probe_targets(&mut self, wanted: &BTreeSet<(IpAddr, u16)>) -> Result<(), MapError> {
         let failed = in_map("PROBE_TARGETS");
         let standing: Vec<ProbeTarget> =
             self.maps.probe_targets.keys().collect::<Result<_, _>>().map_err(failed)?;
-        let claimed: BTreeSet<&(IpAddr, u16)> = self.targets.values().flatten().collect();
         for target in standing {
-            if !claimed.contains(&(target.address.into(), target.port)) {
+            let name = (target.address.into(), target.port);
+            if !wanted.contains(&name) && !self.targets.values().any(|targets| targets.contains(&name)) {
                 absent_is_fine(self.maps.probe_targets.remove(&target)).map_err(failed)?;
             }
         }
+        Ok(())
+    }
+
+    /// Removes listeners of an earlier agent that this one has not set again. To be called once, when all pods of
+    /// the node are known; until then what was adopted keeps working.
+    pub(crate) fn drop_unclaimed(&mut self) -> Result<(), MapError> {
         for (map, name) in [
             (&mut self.maps.listeners, "LISTENERS"),
             (&mut self.maps.outbound_listeners, "OUTBOUND_LISTENERS"),

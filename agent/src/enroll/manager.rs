@@ -37,7 +37,7 @@ pub(crate) async fn run(context: Arc<Context>, mut pods: watch::Receiver<Pods>, 
                 if let Some(stated) = stated {
                     manager.update(&stated);
                     if std::mem::take(&mut first) {
-                        manager.adopt();
+                        manager.adopt(&stated);
                     }
                     manager.publish_roster();
                 }
@@ -85,7 +85,15 @@ impl Manager {
     }
 
     /// Has what an earlier agent left, and nobody wants any more, taken down.
-    fn adopt(&mut self) {
+    fn adopt(&mut self, stated: &BTreeMap<PodUid, PodSpec>) {
+        // At once: a pod that cannot be taken over must not keep what kubelet may do to one that is gone.
+        let targets = stated.values().flat_map(|spec| {
+            spec.addresses.iter().flat_map(|address| spec.probe_ports.iter().map(|port| (*address, *port)))
+        });
+        let targets = targets.collect();
+        if let Err(error) = block_in_place(|| self.context.kernel.keep_probe_targets(&targets)) {
+            warn!(%error, "probe targets of pods that are gone stay in the map");
+        }
         self.context.sweep.wait_for(self.intents.keys().cloned().collect(), &self.context);
         let attached = match block_in_place(|| self.context.kernel.attached_pods()) {
             Ok(attached) => attached,

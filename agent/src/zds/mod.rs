@@ -2,12 +2,11 @@
 //!
 //! One ztunnel is active, the one that connected last; older ones are draining. Pods are added to the active one,
 //! and taken from all. A new session gets the whole snapshot first, then what changes. `hub` knows the sessions and what
-//! each has acknowledged, `session` speaks with one, `server` accepts them, `socket` carries datagrams.
+//! each has acknowledged, `session` speaks with one, `server` accepts them.
 
 pub(crate) mod hub;
 pub(crate) mod server;
 pub(crate) mod session;
-pub(crate) mod socket;
 
 #[cfg(test)]
 mod tests;

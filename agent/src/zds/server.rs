@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::seqpacket::{SeqPacket, SeqPacketListener};
+use tokio::task;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::hub::Hub;
 use super::session;
-use super::socket::{SeqPacket, SeqPacketListener};
 use crate::local_socket::{self, Peer};
 
 /// The pause after a failed accept, such as for lack of descriptors.
@@ -40,7 +41,7 @@ pub(crate) async fn serve(
                 sessions.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = one(socket, &hub, &*admission) => {}
+                        () = one(socket, &hub, admission) => {}
                     }
                 });
             }
@@ -54,12 +55,14 @@ pub(crate) async fn serve(
     sessions.wait().await;
 }
 
-async fn one(socket: SeqPacket, hub: &Arc<Hub>, admission: &dyn Admission) {
+async fn one(socket: SeqPacket, hub: &Arc<Hub>, admission: Arc<dyn Admission>) {
     let peer = match local_socket::admit(&socket) {
         Ok(peer) => peer,
         Err(error) => return warn!(%error, "a connection to the ZDS socket was refused"),
     };
-    if let Err(reason) = admission.admit(peer) {
+    // It reads procfs and waits for the kernel's maps, which another pod's attaching may hold.
+    let admitted = task::spawn_blocking(move || admission.admit(peer)).await;
+    if let Err(reason) = admitted.unwrap_or_else(|error| Err(error.to_string())) {
         return warn!(
             pid = peer.pid,
             reason, "a ztunnel was refused: its traffic could not be exempted from capture"

@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry};
-use super::socket::{Datagram, SeqPacket};
 use super::{Announcement, Held};
 use crate::enroll::pod::PodUid;
 use crate::local_socket::Peer;
+use api::seqpacket::{Datagram, SeqPacket};
 
 /// Longest time for a hello, for sending and for each answer (Istio contract 2.5).
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(crate) enum SessionError {
 /// Serves one ztunnel until it closes the connection.
 pub(crate) async fn run(socket: SeqPacket, peer: Peer, hub: &Arc<Hub>) -> Result<(), SessionError> {
     let first = due(&socket).await?;
-    let hello = Hello::decode(&first.bytes, first.fds.len())?;
+    let hello = Hello::decode(&first.bytes, first.descriptors.len())?;
     info!(pid = peer.pid, listeners = hello.listeners, "ztunnel connected");
     if !hello.listeners {
         warn!(
@@ -97,7 +97,7 @@ impl Session {
     ) -> Result<Result<(), String>, SessionError> {
         self.send(request, fds).await?;
         let answer = due(&self.socket).await?;
-        match Response::decode(&answer.bytes, answer.fds.len())? {
+        match Response::decode(&answer.bytes, answer.descriptors.len())? {
             Response::Ack => Ok(Ok(())),
             Response::Nack(error) => Ok(Err(error)),
             Response::Held(_) => Err(SessionError::NotDue),
@@ -110,8 +110,8 @@ impl Session {
         let mut all = Vec::new();
         loop {
             let answer = due(&self.socket).await?;
-            match Response::decode(&answer.bytes, answer.fds.len())? {
-                Response::Held(held) => all.push(held_pod(held, answer.fds)?),
+            match Response::decode(&answer.bytes, answer.descriptors.len())? {
+                Response::Held(held) => all.push(held_pod(held, answer.descriptors)?),
                 Response::Ack => break,
                 Response::Nack(error) => {
                     warn!(error, "ztunnel gives no listeners back");

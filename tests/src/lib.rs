@@ -5,6 +5,7 @@
 //! standard harness's, so that one reader serves both.
 #![forbid(unsafe_code)]
 
+mod enrolment;
 mod guarantees;
 mod places;
 pub mod world;
@@ -14,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
+pub use enrolment::ENROLMENT;
 pub use guarantees::GUARANTEES;
 pub use places::{binaries, echo, options, run_directory};
 pub use world::World;

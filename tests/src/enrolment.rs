@@ -1,0 +1,137 @@
+//! Joining and leaving that is interrupted or turned round: what ran past the mesh meanwhile is neither lost nor forgotten.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::Case;
+use crate::world::{SETTLE, World, pods, ports};
+use anyhow::{Context, bail, ensure};
+use sandbox::{Family, wait};
+
+/// The label by which `shop/near` is in the mesh.
+const IN: &str = "labels: {app: near}";
+/// And by which it is not.
+const OUT: &str = "labels: {app: near, istio.io/dataplane-mode: none}";
+
+/// What holds whichever way packets are taken.
+pub const ENROLMENT: &[Case<World>] = &[
+    ("a_strict_pod_that_joins_again_while_draining_cuts_what_connected_meanwhile", rejoin),
+    ("so_does_one_whose_agent_was_replaced_meanwhile", rejoin_with_another_agent),
+    ("a_pod_whose_agent_is_killed_while_it_joins_is_captured_by_the_next", killed_while_joining),
+    ("a_pod_that_leaves_while_no_agent_is_there_is_let_go_by_the_next", left_behind),
+];
+
+fn until_near_is(world: &World, wanted: Option<&str>) -> anyhow::Result<()> {
+    let node = world.sandbox.node("east")?;
+    wait::try_until(
+        SETTLE,
+        || format!("near to be {wanted:?}"),
+        || match world.pod_state(node, "near") {
+            Ok(state) if state.as_deref() == wanted => Ok(()),
+            Ok(state) => Err(format!("{state:?}")),
+            Err(error) => Err(error.to_string()),
+        },
+    )?;
+    Ok(())
+}
+
+fn exchange(stream: &mut TcpStream) -> anyhow::Result<()> {
+    stream.write_all(b"still here")?;
+    let mut answer = [0; 10];
+    stream.read_exact(&mut answer)?;
+    ensure!(&answer == b"still here", "{answer:?}");
+    Ok(())
+}
+
+/// A captured connection, and, while it keeps `near` draining, one in plaintext of each family.
+fn plaintext_while_draining(world: &World) -> anyhow::Result<(TcpStream, Vec<TcpStream>)> {
+    let mut captured = world.connect(pods::NEAR, world.address(pods::FAR, Family::V4, ports::ECHO)?)?;
+    exchange(&mut captured).context("captured")?;
+    world.edit("shop.yaml", IN, OUT)?;
+    until_near_is(world, Some("draining"))?;
+    let mut open = Vec::new();
+    for family in Family::BOTH {
+        let mut stream =
+            world.connect(pods::OUTSIDER_EAST, world.address(pods::NEAR, family, ports::ECHO)?)?;
+        exchange(&mut stream).with_context(|| format!("plaintext while draining, {family}"))?;
+        open.push(stream);
+    }
+    exchange(&mut captured).context("captured, while draining")?;
+    Ok((captured, open))
+}
+
+fn ensure_cut(open: &mut [TcpStream]) -> anyhow::Result<()> {
+    for stream in open {
+        match stream.read(&mut [0; 1]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => bail!("a connection in plaintext outlived the return to STRICT: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+fn rejoin(world: &mut World) -> anyhow::Result<()> {
+    let (mut captured, mut open) = plaintext_while_draining(world)?;
+    world.edit("shop.yaml", OUT, IN)?;
+    ensure_cut(&mut open)?;
+    until_near_is(world, Some("enrolled"))?;
+    exchange(&mut captured).context("captured, after the return")
+}
+
+fn rejoin_with_another_agent(world: &mut World) -> anyhow::Result<()> {
+    let (mut captured, mut open) = plaintext_while_draining(world)?;
+    world.mesh.agent("east")?.kill()?;
+    world.edit("shop.yaml", OUT, IN)?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_agent(node)?;
+    ensure_cut(&mut open)?;
+    world.mesh.wait_ready(node)?;
+    exchange(&mut captured).context("captured, after the return")
+}
+
+/// The agent dies at several moments after it heard of the pod.
+fn killed_while_joining(world: &mut World) -> anyhow::Result<()> {
+    for delay in [30, 60, 90, 120, 200] {
+        world.edit("shop.yaml", IN, OUT)?;
+        until_near_is(world, None)?;
+        let address = world.address(pods::NEAR, Family::V4, ports::ECHO)?;
+        let mut before = world.connect(pods::OUTSIDER_EAST, address)?;
+        exchange(&mut before).context("not in the mesh")?;
+        world.edit("shop.yaml", OUT, IN)?;
+        // Where this falls is what is being tried.
+        std::thread::sleep(Duration::from_millis(delay));
+        world.mesh.agent("east")?.kill()?;
+        // Whatever it connects to now, and whether or not it is let: it does not go on.
+        let during = world.connect(pods::OUTSIDER_EAST, address).ok();
+        let node = world.sandbox.node("east")?;
+        world.mesh.start_agent(node)?;
+        world.mesh.wait_ready(node)?;
+        let mut open: Vec<_> = [Some(before), during].into_iter().flatten().collect();
+        ensure_cut(&mut open).with_context(|| format!("killed after {delay} ms"))?;
+        let outside = world.request(pods::NEAR, Family::V4, ports::HTTP)?.within(Duration::from_secs(1));
+        let reply = outside.from_pod(world.sandbox.pod(pods::OUTSIDER_EAST)?)?;
+        ensure!(!reply.ok(), "killed after {delay} ms: plaintext is taken");
+        world.answered_within(SETTLE, pods::NEAR, pods::FAR, Family::V4)?;
+        world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V6)?;
+    }
+    Ok(())
+}
+
+fn left_behind(world: &mut World) -> anyhow::Result<()> {
+    world.mesh.agent("east")?.kill()?;
+    world.edit("shop.yaml", IN, OUT)?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
+    until_near_is(world, None)?;
+    for family in Family::BOTH {
+        world.answered_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
+        world.answered_within(SETTLE, pods::NEAR, pods::OUTSIDER_EAST, family)?;
+    }
+    world.edit("shop.yaml", OUT, IN)?;
+    until_near_is(world, Some("enrolled"))?;
+    world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V4)?;
+    Ok(())
+}

@@ -20,7 +20,7 @@ use super::spec::{Capture, PodSpec, PodUid};
 use crate::config::START_WAIT;
 use crate::identity::{Identities, Lease};
 use crate::mesh_state::MeshState;
-use crate::proxy::{Failure, LiveConnections, Share};
+use crate::proxy::{Failure, Handshakes, LiveConnections, Share};
 
 /// What the control plane says of the pod.
 pub(crate) struct Own {
@@ -62,6 +62,8 @@ pub(crate) struct Pod {
     pub(crate) live: Arc<LiveConnections<Attempt>>,
     /// Its account of connections.
     pub(crate) share: Arc<Share>,
+    /// Peers that have not proved yet who they are.
+    pub(crate) handshakes: Arc<Handshakes>,
     /// Accepts nothing further; live connections may end.
     pub(crate) stopping: CancellationToken,
     /// Everything of it ends.
@@ -85,6 +87,7 @@ impl Pod {
             netns: spec.netns.clone(),
             live: LiveConnections::new(),
             share,
+            handshakes: Handshakes::new(),
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
             capture: Capture::of(&spec.listeners),

@@ -35,6 +35,9 @@ pub(crate) enum Failure {
     /// The caps are reached.
     #[error("too many connections: the pod holds its share")]
     Overload,
+    /// The handshake gave its place to a newer one.
+    #[error("too many handshakes: the oldest gave way")]
+    Evicted,
     /// The control plane has said nothing yet, or nothing of this pod.
     #[error("no configuration for this pod yet")]
     NoConfiguration,
@@ -150,6 +153,7 @@ impl Failure {
             Self::BadRequest(_) => (Blame::Client, "BAD_REQUEST", 400),
             Self::GivenUp => (Blame::Client, "GIVEN_UP", 503),
             Self::Overload => (Blame::Node, "OVERLOAD", 503),
+            Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
             Self::Unroutable(refused) => unroutable(refused),
             Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),

@@ -91,17 +91,23 @@ fn rejoin_with_another_agent(world: &mut World) -> anyhow::Result<()> {
     exchange(&mut captured).context("captured, after the return")
 }
 
-/// The agent dies at several moments after it heard of the pod.
+/// The agent dies after one and another step of joining.
 fn killed_while_joining(world: &mut World) -> anyhow::Result<()> {
-    for delay in [30, 60, 90, 120, 200] {
+    let log = world.mesh.directory().join("agent-east.log");
+    let written = || std::fs::read(&log).unwrap_or_default();
+    for event in ["joins the mesh", "network namespace", "routes and sysctls are set", "links"] {
         world.edit("shop.yaml", IN, OUT)?;
         until_near_is(world, None)?;
         let address = world.address(pods::NEAR, Family::V4, ports::ECHO)?;
         let mut before = world.connect(pods::OUTSIDER_EAST, address)?;
         exchange(&mut before).context("not in the mesh")?;
+        let length = written().len();
         world.edit("shop.yaml", OUT, IN)?;
-        // Where this falls is what is being tried.
-        std::thread::sleep(Duration::from_millis(delay));
+        let happened = || {
+            let text = written();
+            String::from_utf8_lossy(text.get(length..).unwrap_or_default()).contains(event).then_some(())
+        };
+        wait::until(SETTLE, || event.into(), happened)?;
         world.mesh.agent("east")?.kill()?;
         // Whatever it connects to now, and whether or not it is let: it does not go on.
         let during = world.connect(pods::OUTSIDER_EAST, address).ok();
@@ -109,10 +115,10 @@ fn killed_while_joining(world: &mut World) -> anyhow::Result<()> {
         world.mesh.start_agent(node)?;
         world.mesh.wait_ready(node)?;
         let mut open: Vec<_> = [Some(before), during].into_iter().flatten().collect();
-        ensure_cut(&mut open).with_context(|| format!("killed after {delay} ms"))?;
+        ensure_cut(&mut open).with_context(|| format!("killed at {event:?}"))?;
         let outside = world.request(pods::NEAR, Family::V4, ports::HTTP)?.within(Duration::from_secs(1));
         let reply = outside.from_pod(world.sandbox.pod(pods::OUTSIDER_EAST)?)?;
-        ensure!(!reply.ok(), "killed after {delay} ms: plaintext is taken");
+        ensure!(!reply.ok(), "killed at {event:?}: plaintext is taken");
         world.answered_within(SETTLE, pods::NEAR, pods::FAR, Family::V4)?;
         world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V6)?;
     }

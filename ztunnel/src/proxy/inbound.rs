@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use tunnel::hbone::{Authority, ConnectRequest, ServeEnd, ServerConfig, serve as serve_http2};
+use tunnel::hbone::{Authority, ConnectRequest, ServeEnd, ServerConfig, Terms, serve as serve_http2};
 use tunnel::socket::Accepted;
 use tunnel::tls::{ServerStream, VerifiedPeer, accept};
 
@@ -90,9 +90,11 @@ impl Tunnel {
             });
         };
         let config = ServerConfig::default();
+        let share = self.node.tunnels.budget().share(self.local.ip());
+        let terms = Terms { expires: self.verified.expires(), share };
         tokio::select! {
-            served = serve_http2(stream, &config, drain, on_connect) => match served {
-                Ok(ServeEnd::Closed | ServeEnd::Drained | ServeEnd::Idle) => {}
+            served = serve_http2(stream, &config, &terms, drain, on_connect) => match served {
+                Ok(ServeEnd::Closed | ServeEnd::Drained | ServeEnd::Idle | ServeEnd::Expired) => {}
                 Err(error) => tracing::debug!(peer = %self.peer, pod = %self.pod.name, %error, "tunnel ended"),
             },
             // Dropping it resets what is left of it.

@@ -1,6 +1,7 @@
 //! A certificate authority in memory, for tests.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use mesh::SpiffeId;
 use rcgen::{
@@ -24,6 +25,8 @@ pub(crate) struct LeafSpec {
     pub(crate) purposes: Vec<ExtendedKeyUsagePurpose>,
     /// Years of its validity.
     pub(crate) years: (i32, i32),
+    /// Its end, from now, instead of a year.
+    pub(crate) lifetime: Option<Duration>,
 }
 
 impl LeafSpec {
@@ -32,6 +35,7 @@ impl LeafSpec {
             uris: vec![uri.to_owned()],
             purposes: vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth],
             years: (2020, 4096),
+            lifetime: None,
         }
     }
 }
@@ -73,14 +77,24 @@ impl Authority {
             spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap())).collect();
         params.extended_key_usages.clone_from(&spec.purposes);
         params.not_before = rcgen::date_time_ymd(spec.years.0, 1, 1);
-        params.not_after = rcgen::date_time_ymd(spec.years.1, 1, 1);
+        params.not_after = match spec.lifetime {
+            Some(lifetime) => (SystemTime::now() + lifetime).into(),
+            None => rcgen::date_time_ymd(spec.years.1, 1, 1),
+        };
         let leaf = params.signed_by(&key, &self.issuer).unwrap().pem();
         Issued { key: key.serialize_pem(), chain: vec![leaf, self.root.clone()] }
     }
 
     /// A good certificate for a service account of the namespace `demo`.
     pub(crate) fn workload(&self, account: &str) -> WorkloadCertificate {
-        let issued = self.issue(&LeafSpec::of(&identity(account).to_string()));
+        self.certify(account, |_| {})
+    }
+
+    /// The same, but for what `change` does.
+    pub(crate) fn certify(&self, account: &str, change: impl FnOnce(&mut LeafSpec)) -> WorkloadCertificate {
+        let mut spec = LeafSpec::of(&identity(account).to_string());
+        change(&mut spec);
+        let issued = self.issue(&spec);
         WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap()
     }
 

@@ -2,8 +2,13 @@
 //! connection, and the client's [`Pool`] of tunnels.
 //!
 //! A tunnel carries many connections, none of which may hold up the others: [`window`] says how. What a
-//! connection that breaks means in HTTP/2 and back is in [`stream`].
+//! connection that breaks means in HTTP/2 and back is in [`stream`]. How much all of them may buffer together is a [`Budget`].
+//!
+//! No tunnel takes a stream after one of the two certificates it was made with has expired, or ours was renewed.
 
+use std::time::Duration;
+
+mod budget;
 mod keepalive;
 mod message;
 mod pool;
@@ -13,9 +18,10 @@ mod tunnel;
 mod unsent;
 mod window;
 
+pub use budget::{Budget, BudgetStats, Share};
 pub use message::{Authority, ConnectHeaders, InvalidAuthority, forwarded};
 pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};
-pub use server::{ConnectRequest, ServeEnd, ServeError, ServerConfig, serve};
+pub use server::{ConnectRequest, ServeEnd, ServeError, ServerConfig, Terms, serve};
 pub use stream::{StreamError, TunnelStream};
 pub(crate) use stream::{TunnelReader, TunnelWriter};
 pub use tunnel::{Dialed, OpenError, Opened};
@@ -26,6 +32,10 @@ const MAX_FRAME: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written to the connection. Enough to keep a connection busy while the
 /// stream's task is woken; on a connection that stalls it is all that a stream holds on our side.
 const SEND_BUFFER: usize = 256 << 10;
+
+/// What goes on for so long after a certificate has expired is cut: an hour. Renewal comes long before the expiry, at
+/// half of the lifetime; only what began before the renewal can be hit.
+const EXPIRY_GRACE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 pub(crate) mod tests;

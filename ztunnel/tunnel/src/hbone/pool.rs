@@ -12,6 +12,8 @@ use mesh::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::EXPIRY_GRACE;
+use super::budget::Budget;
 use super::message::{Authority, ConnectHeaders};
 use super::tunnel::{Dialed, OpenError, Opened, RequestError, Tunnel};
 use super::window::Place;
@@ -53,6 +55,10 @@ pub struct PoolConfig {
     pub ping_interval: Duration,
     /// And must be answered within; default 20 s, or the tunnel is dead.
     pub ping_timeout: Duration,
+    /// Streams that are open when a certificate expires may go on for so long; default 1 h.
+    pub expiry_grace: Duration,
+    /// What windows are taken from, by source address; default 512 MiB. One per process: servers use it too.
+    pub budget: Budget,
 }
 
 impl Default for PoolConfig {
@@ -68,6 +74,8 @@ impl Default for PoolConfig {
             reply_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            expiry_grace: EXPIRY_GRACE,
+            budget: Budget::default(),
         }
     }
 }
@@ -124,7 +132,11 @@ impl Pool {
 
     /// Opens a stream to `authority`: on a tunnel with room, or on a new one that `dial` connects. Callers with
     /// the same key share one dial, which goes on in a task of its own if they give up; its failure
-    /// reaches all of them. A CONNECT that a reused tunnel did not process is tried once more, on a fresh tunnel.
+    /// reaches all of them. A CONNECT that a reused tunnel did not process is tried once more, on a fresh tunnel;
+    /// so is one that a fresh tunnel's server turned away with GOAWAY or REFUSED_STREAM.
+    ///
+    /// No tunnel is used that was made with a certificate which `certificate` has replaced, or of which a certificate,
+    /// ours or the server's, has expired.
     pub async fn open<D, F, IO>(
         &self,
         key: &PoolKey,
@@ -140,16 +152,30 @@ impl Pool {
     {
         let mut fresh = false;
         loop {
-            let (tunnel, place, reused) = self.place(key, certificate, fresh, &dial).await?;
-            match tunnel.open(place, reused, authority, headers).await {
+            let attempt = async {
+                let (tunnel, place, reused) =
+                    self.place(key, certificate, fresh, &dial).await.map_err(|error| (false, error))?;
+                tunnel.open(place, reused, authority, headers).await.map_err(|error| (reused, error))
+            };
+            let (reused, error) = match attempt.await {
                 Ok(opened) => return Ok(opened),
+                Err(failed) => failed,
+            };
+            match error {
                 // Whatever it is, the tunnel takes no requests now. A later one finds out the same for itself,
                 // unless the driver was faster.
-                Err(RequestError::Unprocessed(error)) if reused && !fresh => {
+                RequestError::Unprocessed(error) if reused && !fresh => {
                     tracing::debug!(destination = %key.destination, %error, "CONNECT goes to a fresh tunnel");
                     fresh = true;
                 }
-                Err(RequestError::Unprocessed(error) | RequestError::Failed(error)) => return Err(error),
+                // It may be about to end, or have too many streams: that is not so of the next.
+                RequestError::Refused(error) if !fresh => {
+                    tracing::debug!(destination = %key.destination, %error, "CONNECT goes to another tunnel");
+                    fresh = true;
+                }
+                RequestError::Unprocessed(error)
+                | RequestError::Refused(error)
+                | RequestError::Failed(error) => return Err(error),
             }
         }
     }
@@ -161,14 +187,14 @@ impl Pool {
         certificate: &WorkloadCertificate,
         fresh: bool,
         dial: &D,
-    ) -> Result<(Arc<Tunnel>, Place, bool), OpenError>
+    ) -> Result<(Arc<Tunnel>, Place, bool), RequestError>
     where
         D: Fn() -> F + Send + Sync,
         F: Future<Output = std::io::Result<IO>> + Send + 'static,
         IO: Dialed,
     {
         loop {
-            let mut result = match self.step(key, fresh)? {
+            let mut result = match self.step(key, certificate, fresh).map_err(RequestError::Failed)? {
                 Step::Use(tunnel, place) => return Ok((tunnel, place, true)),
                 Step::Wait(result) => result,
                 Step::Dial(task, result) => {
@@ -180,8 +206,13 @@ impl Pool {
                 Ok(outcome) => outcome.clone(),
                 Err(_) => None,
             };
-            let tunnel =
-                outcome.unwrap_or_else(|| Err(OpenError::Http2("the dial was aborted".to_owned())))?;
+            let tunnel = outcome
+                .unwrap_or_else(|| Err(OpenError::Http2("the dial was aborted".to_owned())))
+                .map_err(RequestError::Failed)?;
+            // Somebody's dial with the certificate before ours: the next step does away with its tunnel.
+            if tunnel.is_outdated_by(certificate) {
+                continue;
+            }
             if let Some(place) = tunnel.take_place() {
                 return Ok((tunnel, place, false));
             }
@@ -193,8 +224,9 @@ impl Pool {
         }
     }
 
-    fn step(&self, key: &PoolKey, fresh: bool) -> Result<Step, OpenError> {
+    fn step(&self, key: &PoolKey, certificate: &WorkloadCertificate, fresh: bool) -> Result<Step, OpenError> {
         let mut entries = self.0.entries();
+        retire_outdated(&mut entries, key, certificate);
         if let Some(entry) = entries.get(key) {
             let place = |tunnel: &Arc<Tunnel>| Some((tunnel.clone(), tunnel.take_place()?));
             if let Some((tunnel, place)) = entry.tunnels.iter().filter(|_| !fresh).find_map(place) {
@@ -220,6 +252,11 @@ impl Pool {
             }
             !retired
         });
+    }
+
+    /// What windows are taken from, for the servers of the same process.
+    pub fn budget(&self) -> &Budget {
+        &self.0.config.budget
     }
 
     /// Numbers for metrics.
@@ -272,6 +309,17 @@ fn remove(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, tunnel: &Arc<Tun
     }
 }
 
+/// Takes out what was made with a certificate that `certificate` has replaced.
+fn retire_outdated(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, certificate: &WorkloadCertificate) {
+    let Some(entry) = entries.get_mut(key) else { return };
+    for tunnel in entry.tunnels.extract_if(.., |tunnel| tunnel.is_outdated_by(certificate)) {
+        tunnel.retire();
+    }
+    if entry.len() == 0 {
+        entries.remove(key);
+    }
+}
+
 /// Closes the tunnel that has been idle for the longest, if there is one.
 fn evict(entries: &mut HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> bool) -> bool {
     let tunnels = entries.iter().filter(|(key, _)| counts(key));
@@ -306,7 +354,8 @@ impl DialTask {
                 Ok(io) => io.map_err(|error| OpenError::Dial(Arc::new(error)))?,
                 Err(_) => return Err(OpenError::DialTimeout(config.dial_timeout)),
             };
-            Tunnel::establish(io, &certificate, &self.key.expected, &config).await
+            let share = config.budget.share(self.key.source_ip);
+            Tunnel::establish(io, &certificate, &self.key.expected, &share, &config).await
         };
         let (tunnel, driver) = match established.await {
             Ok(established) => established,
@@ -314,7 +363,8 @@ impl DialTask {
         };
         let (pool, key) = (self.pool.clone(), self.key.clone());
         self.publish(Ok(tunnel.clone()));
-        driver.run(&tunnel, || pool.upgrade().is_none_or(|pool| pool.remove(&key, &tunnel, true))).await;
+        let release = |anyway: bool| pool.upgrade().is_none_or(|pool| pool.remove(&key, &tunnel, !anyway));
+        driver.run(&tunnel, release).await;
         if let Some(pool) = pool.upgrade() {
             pool.remove(&key, &tunnel, false);
         }

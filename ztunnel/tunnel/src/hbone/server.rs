@@ -10,12 +10,13 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::budget::Share;
 use super::keepalive::Keepalive;
 use super::message::{Authority, ConnectHeaders};
 use super::stream::{StreamError, TunnelStream};
 use super::unsent::Chunk;
-use super::window::{Announced, MAX_STREAM_WINDOW, Place, Streams, connection_window};
-use super::{MAX_FRAME, SEND_BUFFER};
+use super::window::{Place, Streams, Windows};
+use super::{EXPIRY_GRACE, MAX_FRAME, SEND_BUFFER};
 
 /// Headers of one request (contract 2.1).
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -34,6 +35,17 @@ pub struct ServerConfig {
     pub ping_interval: Duration,
     /// And must be answered within; default 20 s, or the connection is dead.
     pub ping_timeout: Duration,
+    /// Streams that are open when a certificate expires may go on for so long; default 1 h.
+    pub expiry_grace: Duration,
+}
+
+/// What a connection is served on.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// When the first of its two certificates expires: [`crate::tls::VerifiedPeer::expires`].
+    pub expires: Instant,
+    /// What its windows are taken from: the share of the pod whose listener it came to.
+    pub share: Share,
 }
 
 impl Default for ServerConfig {
@@ -44,6 +56,7 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
+            expiry_grace: EXPIRY_GRACE,
         }
     }
 }
@@ -57,6 +70,8 @@ pub enum ServeEnd {
     Drained,
     /// It carried no stream for the idle timeout.
     Idle,
+    /// A certificate it was made with expired: GOAWAY, and its streams have ended or were cut.
+    Expired,
 }
 
 /// How a connection failed.
@@ -85,30 +100,40 @@ impl From<h2::Error> for ServeError {
 /// Drives one HTTP/2 connection until it has ended. `io` is the TLS stream. `on_connect` is called for each
 /// CONNECT with a well-formed authority (anything else is answered 400 here) and must not block: it spawns what
 /// answers. After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end;
-/// dropping the future ends all at once, with resets.
+/// when a certificate expires as well, but for a limited time, and no request is taken from then on. Dropping the
+/// future ends all at once, with resets.
 pub async fn serve<IO>(
     io: IO,
     config: &ServerConfig,
+    terms: &Terms,
     drain: impl Future<Output = ()> + Send,
     mut on_connect: impl FnMut(ConnectRequest) + Send,
 ) -> Result<ServeEnd, ServeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut connection = handshake(io, config).await?;
+    let mut windows = Windows::new(&terms.share);
+    let mut connection = handshake(io, config, &windows).await?;
     let streams = Streams::default();
-    let mut announced = Announced::new();
     let keepalive = Keepalive { interval: config.ping_interval, timeout: config.ping_timeout };
     let mut silence = pin!(keepalive.silence(connection.ping_pong()));
     let mut drain = pin!(drain);
     let mut idle = pin!(tokio::time::sleep(config.idle_timeout));
+    let mut expiry = pin!(tokio::time::sleep_until(terms.expires));
     // How it will have ended, once it is told to.
     let mut ending = None;
     loop {
-        announced.update(streams.count(), |window| connection.set_initial_window_size(window));
+        windows.update(streams.count(), &mut connection);
         tokio::select! {
             biased;
             () = &mut silence => return Err(ServeError::PingTimeout(config.ping_timeout)),
+            () = &mut expiry => {
+                if ending.replace(ServeEnd::Expired) == Some(ServeEnd::Expired) {
+                    return Ok(ServeEnd::Expired);
+                }
+                expiry.as_mut().reset(Instant::now() + config.expiry_grace);
+                connection.graceful_shutdown();
+            }
             () = &mut drain, if ending.is_none() => {
                 ending = Some(ServeEnd::Drained);
                 connection.graceful_shutdown();
@@ -126,7 +151,9 @@ where
                 }
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok((request, respond))) => {
-                    if let Some(request) = admit(request, respond, &streams, config.max_streams) {
+                    // The GOAWAY may still be on its way.
+                    let room = if ending == Some(ServeEnd::Expired) { 0 } else { config.max_streams };
+                    if let Some(request) = admit(request, respond, &streams, room) {
                         on_connect(request);
                     }
                 }
@@ -135,14 +162,18 @@ where
     }
 }
 
-async fn handshake<IO>(io: IO, config: &ServerConfig) -> Result<Connection<IO, Chunk>, ServeError>
+async fn handshake<IO>(
+    io: IO,
+    config: &ServerConfig,
+    windows: &Windows,
+) -> Result<Connection<IO, Chunk>, ServeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(MAX_STREAM_WINDOW)
-        .initial_connection_window_size(connection_window(config.max_streams))
+        .initial_window_size(windows.stream())
+        .initial_connection_window_size(windows.connection())
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(config.max_streams)

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,12 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::budget::Share;
 use super::keepalive::Keepalive;
 use super::message::{Authority, ConnectHeaders};
 use super::pool::PoolConfig;
 use super::stream::TunnelStream;
 use super::unsent::Chunk;
-use super::window::{Announced, MAX_STREAM_WINDOW, Place, Streams, connection_window};
+use super::window::{Place, Streams, Windows};
 use super::{MAX_FRAME, SEND_BUFFER};
 use crate::tls::{self, ClientStream, ExpectedPeers, TlsError, VerifiedPeer, WorkloadCertificate};
 
@@ -92,6 +94,8 @@ pub(super) enum RequestError {
     /// The server cannot have connected anything for it, or nothing that would have got a byte: it may be
     /// made again elsewhere.
     Unprocessed(OpenError),
+    /// As before, and nothing was wrong: the server sent GOAWAY or REFUSED_STREAM, or the pool retired the tunnel.
+    Refused(OpenError),
     /// It was decided.
     Failed(OpenError),
 }
@@ -100,10 +104,14 @@ pub(super) enum RequestError {
 pub(super) struct Tunnel {
     /// `None` once the tunnel takes no more streams. HTTP/2 closes it when the last stream has ended.
     sender: Mutex<Option<SendRequest<Chunk>>>,
+    /// Ours, with which it was made.
+    certificate: WorkloadCertificate,
     peer: Arc<VerifiedPeer>,
     pub(super) streams: Streams,
     limit: usize,
     reply_timeout: Duration,
+    /// The server closed it in order, before its time.
+    dismissed: AtomicBool,
     /// Why it ended.
     cause: watch::Sender<Option<OpenError>>,
     /// When its last stream ended.
@@ -114,8 +122,10 @@ pub(super) struct Tunnel {
 pub(super) struct Driver<IO> {
     connection: Connection<Observed<IO>, Chunk>,
     refusal: Arc<OnceLock<TlsError>>,
+    windows: Windows,
     keepalive: Keepalive,
     idle_release: Duration,
+    expiry_grace: Duration,
 }
 
 impl Tunnel {
@@ -124,16 +134,18 @@ impl Tunnel {
         io: IO,
         certificate: &WorkloadCertificate,
         expected: &ExpectedPeers,
+        share: &Share,
         config: &PoolConfig,
     ) -> Result<(Arc<Self>, Driver<IO>), OpenError> {
         let (io, peer) =
             tls::connect(io, certificate, expected, config.tls_timeout).await.map_err(OpenError::Tls)?;
         let refusal = Arc::default();
         let io = Observed { io, refusal: Arc::clone(&refusal) };
+        let windows = Windows::new(share);
         let mut builder = h2::client::Builder::new();
         builder
-            .initial_window_size(MAX_STREAM_WINDOW)
-            .initial_connection_window_size(connection_window(config.streams_per_tunnel))
+            .initial_window_size(windows.stream())
+            .initial_connection_window_size(windows.connection())
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
@@ -145,18 +157,22 @@ impl Tunnel {
         };
         let tunnel = Self {
             sender: Mutex::new(Some(sender)),
+            certificate: certificate.clone(),
             peer: Arc::new(peer),
             streams: Streams::default(),
             limit: config.streams_per_tunnel as usize,
             reply_timeout: config.reply_timeout,
+            dismissed: AtomicBool::new(false),
             cause: watch::Sender::new(None),
             idle_since: Mutex::new(Instant::now()),
         };
         let driver = Driver {
             connection,
             refusal,
+            windows,
             keepalive: Keepalive { interval: config.ping_interval, timeout: config.ping_timeout },
             idle_release: config.idle_release,
+            expiry_grace: config.expiry_grace,
         };
         Ok((Arc::new(tunnel), driver))
     }
@@ -165,10 +181,23 @@ impl Tunnel {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Room for one more stream: within our limit and what the server says it takes.
+    /// Room for one more stream: within our limit and what the server says it takes, while its certificates are
+    /// valid.
     pub(super) fn take_place(&self) -> Option<Place> {
+        if self.expired() {
+            return None;
+        }
         let limit = self.limit.min(self.sender()?.current_max_send_streams());
         self.streams.take(limit)
+    }
+
+    fn expired(&self) -> bool {
+        Instant::now() >= self.peer.expires()
+    }
+
+    /// Whether it was made with a certificate that `certificate` has replaced.
+    pub(super) fn is_outdated_by(&self, certificate: &WorkloadCertificate) -> bool {
+        self.certificate.is_replaced_by(certificate)
     }
 
     /// Takes no more streams; those that are open go on.
@@ -178,12 +207,16 @@ impl Tunnel {
     }
 
     /// Why it takes no more streams, if it does not.
-    pub(super) fn ended(&self) -> Option<OpenError> {
-        if self.sender().is_some() {
+    pub(super) fn ended(&self) -> Option<RequestError> {
+        if self.sender().is_some() && !self.expired() {
             return None;
         }
-        let cause = self.cause.borrow().clone();
-        Some(cause.unwrap_or_else(|| OpenError::Http2("the tunnel is closing".to_owned())))
+        Some(match self.cause.borrow().clone() {
+            Some(error) if self.dismissed.load(Ordering::Acquire) => RequestError::Refused(error),
+            Some(error) => RequestError::Failed(error),
+            // The pool has taken it out, for a newer certificate or for room.
+            None => RequestError::Refused(OpenError::Http2("the tunnel is closing".to_owned())),
+        })
     }
 
     /// Since when it carries no stream.
@@ -199,8 +232,14 @@ impl Tunnel {
         authority: &Authority,
         headers: &ConnectHeaders,
     ) -> Result<Opened, RequestError> {
-        let unprocessed = |error: h2::Error| RequestError::Unprocessed(OpenError::Http2(error.to_string()));
-        let retired = || RequestError::Unprocessed(OpenError::Http2("the tunnel is closing".to_owned()));
+        let unprocessed = |error: h2::Error| {
+            let cause = OpenError::Http2(error.to_string());
+            match dismissal(&error) {
+                true => RequestError::Refused(cause),
+                false => RequestError::Unprocessed(cause),
+            }
+        };
+        let retired = || RequestError::Refused(OpenError::Http2("the tunnel is closing".to_owned()));
         let mut sender = self.sender().ok_or_else(retired)?.ready().await.map_err(unprocessed)?;
         let request = request(authority, headers).map_err(RequestError::Failed)?;
         let (response, send) = sender.send_request(request, false).map_err(unprocessed)?;
@@ -234,11 +273,12 @@ impl Tunnel {
         match error.reason() {
             // RFC 9113 8.7: it did not reach the server's application.
             Some(Reason::REFUSED_STREAM) if error.is_reset() => {
-                RequestError::Unprocessed(OpenError::Reset(Reason::REFUSED_STREAM))
+                RequestError::Refused(OpenError::Reset(Reason::REFUSED_STREAM))
             }
             Some(reason) if error.is_reset() => RequestError::Failed(OpenError::Reset(reason)),
             // A GOAWAY ends only streams that it excludes (RFC 9113 6.8). When the connection broke the server may have
             // connected the application, but no byte was sent to it: we send none before the answer.
+            _ if dismissal(&error) => RequestError::Refused(self.cause(&error).await),
             _ => RequestError::Unprocessed(self.cause(&error).await),
         }
     }
@@ -253,6 +293,11 @@ impl Tunnel {
         }
         .unwrap_or_else(|| OpenError::Http2(error.to_string()))
     }
+}
+
+/// The server has sent GOAWAY.
+fn dismissal(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote()
 }
 
 enum AnswerError {
@@ -288,19 +333,29 @@ fn request(authority: &Authority, headers: &ConnectHeaders) -> Result<Request<()
 
 impl<IO: Dialed> Driver<IO> {
     /// Drives the tunnel to its end. `release` is asked when it has been idle for long, and takes it out of
-    /// the pool unless somebody was faster.
-    pub(super) async fn run(self, tunnel: &Tunnel, release: impl Fn() -> bool) {
-        let Self { mut connection, refusal, keepalive, idle_release } = self;
+    /// the pool unless somebody was faster; when a certificate has expired it is told, by `true`, to do so anyway.
+    pub(super) async fn run(self, tunnel: &Tunnel, release: impl Fn(bool) -> bool) {
+        let Self { mut connection, refusal, mut windows, keepalive, idle_release, expiry_grace } = self;
         let mut silence = pin!(keepalive.silence(connection.ping_pong()));
-        let mut announced = Announced::new();
+        let mut expiry = pin!(tokio::time::sleep_until(tunnel.peer.expires()));
+        let mut expired = false;
         let mut idle = pin!(tokio::time::sleep(idle_release));
         let mut closing = false;
         let cause = loop {
-            announced.update(tunnel.streams.count(), |window| connection.set_initial_window_size(window));
+            windows.update(tunnel.streams.count(), &mut connection);
             tokio::select! {
                 biased;
                 () = &mut silence => {
                     break OpenError::Http2(format!("no answer to a PING within {:?}", keepalive.timeout));
+                }
+                () = &mut expiry => {
+                    if expired {
+                        break OpenError::Http2("a certificate of the tunnel has expired".to_owned());
+                    }
+                    expired = true;
+                    expiry.as_mut().reset(Instant::now() + expiry_grace);
+                    release(true);
+                    tunnel.retire();
                 }
                 () = tunnel.streams.changed(), if !closing => {
                     *tunnel.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -310,18 +365,23 @@ impl<IO: Dialed> Driver<IO> {
                     if closing {
                         break OpenError::Http2("the server does not take our goodbye".to_owned());
                     }
-                    if release() {
+                    if release(false) {
                         tunnel.retire();
                         closing = true;
                         idle.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
                     }
                 }
-                result = &mut connection => break cause_of(result, refusal.get()),
+                result = &mut connection => {
+                    let dismissed = result.as_ref().map_or_else(dismissal, |()| true);
+                    tunnel.dismissed.store(dismissed, Ordering::Release);
+                    break cause_of(result, refusal.get());
+                }
             }
         };
-        tunnel.retire();
-        // Before the connection is dropped, which fails its streams: they ask for the cause.
+        // Before the connection is dropped, which fails its streams: they ask for the cause. And before it is retired:
+        // without a cause that would be the pool's doing.
         tunnel.cause.send_replace(Some(cause));
+        tunnel.retire();
     }
 }
 

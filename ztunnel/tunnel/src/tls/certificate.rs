@@ -53,6 +53,12 @@ struct Inner {
     client: ClientConfig,
 }
 
+impl Inner {
+    fn same_pem(&self, other: &Self) -> bool {
+        self.chain_pem == other.chain_pem && self.roots_pem == other.roots_pem
+    }
+}
+
 impl WorkloadCertificate {
     /// From a PKCS#8 PEM key and a PEM chain: first the leaf, then intermediates, last the roots.
     pub fn from_pem<S: AsRef<str>>(key: &str, chain: &[S]) -> Result<Self, CertificateError> {
@@ -108,6 +114,14 @@ impl WorkloadCertificate {
     /// The serial number, decimal.
     pub fn serial(&self) -> &str {
         &self.0.leaf.serial
+    }
+
+    /// Whether it has been replaced by `other`, another certificate of the same identity: the one that was issued
+    /// later, or the other one if that cannot be told.
+    pub(crate) fn is_replaced_by(&self, other: &Self) -> bool {
+        let same =
+            Arc::ptr_eq(&self.0, &other.0) || (self.serial() == other.serial() && self.0.same_pem(&other.0));
+        !same && (self.not_before(), self.not_after()) <= (other.not_before(), other.not_after())
     }
 
     /// The leaf and the intermediates, one PEM each.

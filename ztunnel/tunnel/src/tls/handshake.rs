@@ -4,12 +4,13 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh::SpiffeId;
 use rustls::{CipherSuite, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificate::WorkloadCertificate;
@@ -78,12 +79,25 @@ pub struct TlsFacts {
 pub struct VerifiedPeer {
     identity: SpiffeId,
     tls: TlsFacts,
+    not_after: SystemTime,
+    expires: Instant,
 }
 
 impl VerifiedPeer {
     /// Who it is.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
+    }
+
+    /// The end of its certificate's validity.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// When the first of the connection's two certificates expires, theirs or ours: what it was proved with then
+    /// counts no more.
+    pub fn expires(&self) -> Instant {
+        self.expires
     }
 
     /// How the connection is protected.
@@ -107,7 +121,7 @@ where
 {
     let handshake = TlsAcceptor::from(certificate.server_config()).accept(io);
     let stream = finish(handshake, timeout).await?;
-    let peer = verified(stream.get_ref().1)?;
+    let peer = verified(stream.get_ref().1, certificate)?;
     Ok((stream, peer))
 }
 
@@ -127,7 +141,7 @@ where
     let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let handshake = TlsConnector::from(certificate.client_config(expected)).connect(name, io);
     let stream = finish(handshake, timeout).await?;
-    let peer = verified(stream.get_ref().1)?;
+    let peer = verified(stream.get_ref().1, certificate)?;
     Ok((stream, peer))
 }
 
@@ -140,12 +154,20 @@ async fn finish<T>(handshake: impl Future<Output = io::Result<T>>, timeout: Dura
 }
 
 /// Reads what the handshake has proved. Its verifiers have let the certificate pass.
-fn verified<D>(connection: &rustls::ConnectionCommon<D>) -> Result<VerifiedPeer, TlsError> {
+fn verified<D>(
+    connection: &rustls::ConnectionCommon<D>,
+    own: &WorkloadCertificate,
+) -> Result<VerifiedPeer, TlsError> {
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.ok_or(TlsError::PeerCertificate(PeerCertificateError::Missing))?;
-    let identity = Leaf::read(leaf).map_err(TlsError::PeerCertificate)?.identity;
+    let Leaf { identity, not_after, .. } = Leaf::read(leaf).map_err(TlsError::PeerCertificate)?;
+    // Nothing runs for a century; an instant further off may not exist.
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let left = not_after.min(own.not_after()).duration_since(SystemTime::now()).unwrap_or_default();
     Ok(VerifiedPeer {
         identity,
+        not_after,
+        expires: Instant::now() + left.min(CENTURY),
         tls: TlsFacts {
             version: match connection.protocol_version() {
                 Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",

@@ -7,6 +7,13 @@ use super::pool::{answer_all, foreign};
 use super::window::connection_window;
 use super::*;
 
+impl World {
+    fn of_budget(bytes: u64) -> Self {
+        let pool = PoolConfig { budget: Budget::new(bytes), ..PoolConfig::default() };
+        Self::with(pool, ServerConfig::default())
+    }
+}
+
 /// Opens streams on which the client sends without end and nobody reads.
 async fn stalled(world: &mut World, count: usize) -> (Vec<TunnelStream>, Arc<AtomicUsize>) {
     let sent = Arc::new(AtomicUsize::new(0));
@@ -50,12 +57,38 @@ async fn moves(client: &mut TunnelStream, server: &mut TunnelStream, data: Bytes
 
 #[tokio::test(start_paused = true)]
 async fn streams_that_nobody_reads_do_not_stall_the_last_one_on_their_tunnel() {
-    let mut world = World::new();
-    let (servers, _) = stalled(&mut world, 99).await;
-    let (mut client, mut server) = world.stream().await;
-    assert_eq!(world.remote.dials(), 1);
-    moves(&mut client, &mut server, bytes(8 << 20)).await;
+    for budget in [0, 10 << 20, 100 << 20, Budget::DEFAULT] {
+        let mut world = World::of_budget(budget);
+        let (servers, _) = stalled(&mut world, 99).await;
+        let (mut client, mut server) = world.stream().await;
+        assert_eq!(world.remote.dials(), 1);
+        moves(&mut client, &mut server, bytes(8 << 20)).await;
+        drop(servers);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_budget_a_connection_buffers_no_more_than_small_windows() {
+    let mut world = World::of_budget(0);
+    let (servers, sent) = stalled(&mut world, 100).await;
+    let bound = 100 * ((64 << 10) + SEND_BUFFER);
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent <= bound, "{sent} of at most {bound}");
+    let stats = world.pool.budget().stats();
+    // Both ends grant as much for as many streams.
+    assert_eq!(stats, BudgetStats { total: 0, granted: 2 * 100 * (64 << 10), squeezed: 2, pods: 2 });
     drop(servers);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_is_given_back_when_tunnels_end() {
+    let mut world = World::new();
+    let pair = world.stream().await;
+    assert_eq!(world.pool.budget().stats().granted, 2 * (4 << 20));
+    drop(pair);
+    assert!(world.ends.recv().await.unwrap().is_ok());
+    settled().await;
+    assert_eq!(world.pool.budget().stats(), BudgetStats { total: Budget::DEFAULT, ..BudgetStats::default() });
 }
 
 #[tokio::test(start_paused = true)]

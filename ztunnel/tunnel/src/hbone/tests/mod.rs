@@ -1,5 +1,6 @@
 //! Client and server over an in-memory pair, and each against a peer that misbehaves.
 
+mod expiry;
 mod limits;
 mod pool;
 mod server;
@@ -18,9 +19,10 @@ use tokio::sync::{Notify, mpsc};
 
 use super::*;
 use crate::authority::{self, identity};
-use crate::tls::{self, ExpectedPeers, ServerStream, WorkloadCertificate};
+use crate::tls::{self, ExpectedPeers, ServerStream, VerifiedPeer, WorkloadCertificate};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 /// A server's end of a connection, after TLS.
@@ -30,7 +32,7 @@ type ServerIo = ServerStream<DuplexStream>;
 #[derive(Clone)]
 struct Remote {
     certificate: WorkloadCertificate,
-    behave: Arc<dyn Fn(ServerIo) -> BoxFuture<'static, ()> + Send + Sync>,
+    behave: Arc<dyn Fn(ServerIo, VerifiedPeer) -> BoxFuture<'static, ()> + Send + Sync>,
     dials: Arc<AtomicUsize>,
 }
 
@@ -39,9 +41,20 @@ impl Remote {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::knowing(ca, move |io, _| behave(io))
+    }
+
+    /// One that looks at who its client is.
+    fn knowing<F>(
+        ca: &authority::Authority,
+        behave: impl Fn(ServerIo, VerifiedPeer) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         Self {
             certificate: ca.workload("echo"),
-            behave: Arc::new(move |io| Box::pin(behave(io))),
+            behave: Arc::new(move |io, peer| Box::pin(behave(io, peer))),
             dials: Arc::default(),
         }
     }
@@ -55,8 +68,8 @@ impl Remote {
         let (near, far) = duplex(64 << 10);
         let (certificate, behave) = (self.certificate.clone(), self.behave.clone());
         tokio::spawn(async move {
-            if let Ok((io, _)) = tls::accept(far, &certificate, TIMEOUT).await {
-                behave(io).await;
+            if let Ok((io, peer)) = tls::accept(far, &certificate, TIMEOUT).await {
+                behave(io, peer).await;
             }
         });
         std::future::ready(Ok(near))
@@ -65,6 +78,7 @@ impl Remote {
 
 /// A client's pool and the server it talks to.
 pub(crate) struct World {
+    ca: authority::Authority,
     pool: Pool,
     certificate: WorkloadCertificate,
     remote: Remote,
@@ -87,16 +101,19 @@ impl World {
         let (asked, requests) = mpsc::unbounded_channel();
         let (ended, ends) = mpsc::unbounded_channel();
         let draining = drain.clone();
-        let remote = Remote::new(&ca, move |io| {
+        let share = pool.budget.share(SERVER);
+        let remote = Remote::knowing(&ca, move |io, peer| {
+            let terms = Terms { expires: peer.expires(), share: share.clone() };
             let (asked, ended, server, drain) =
                 (asked.clone(), ended.clone(), server.clone(), draining.clone());
             async move {
-                let end = serve(io, &server, drain.notified(), |request| drop(asked.send(request))).await;
+                let end =
+                    serve(io, &server, &terms, drain.notified(), |request| drop(asked.send(request))).await;
                 let _ = ended.send(end);
             }
         });
         let certificate = ca.workload("curl");
-        Self { pool: Pool::new(pool), certificate, remote, requests, ends, drain }
+        Self { ca, pool: Pool::new(pool), certificate, remote, requests, ends, drain }
     }
 
     /// Opens a stream to the server, as on `port`.
@@ -169,6 +186,12 @@ fn key(port: u16) -> PoolKey {
         destination: SocketAddr::from(([10, 0, 0, 2], port)),
         source_ip: SOURCE,
     }
+}
+
+/// A server's terms that never end.
+fn terms() -> Terms {
+    let expires = tokio::time::Instant::now() + Duration::from_secs(1 << 31);
+    Terms { expires, share: Budget::default().share(SERVER) }
 }
 
 fn target() -> Authority {

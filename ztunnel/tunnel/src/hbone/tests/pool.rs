@@ -1,5 +1,6 @@
 //! Who dials, who waits, who may share, and what is left afterwards.
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -218,15 +219,44 @@ async fn a_request_that_a_reused_tunnel_refused_is_made_again_on_a_fresh_one_onc
 }
 
 #[tokio::test]
-async fn a_request_that_a_fresh_tunnel_refused_fails() {
-    let (world, remote) = foreign(|mut connection| async move {
-        while let Some(Ok((_, mut respond))) = connection.accept().await {
-            respond.send_reset(h2::Reason::REFUSED_STREAM);
+async fn a_request_that_a_fresh_tunnel_turned_away_is_made_again_once() {
+    type Behave = fn(ServerIo) -> BoxFuture<'static, ()>;
+    let refuse: Behave = |io| {
+        Box::pin(async move {
+            let mut connection: h2::server::Connection<_, Bytes> = h2::server::handshake(io).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            }
+        })
+    };
+    let dismiss: Behave = |mut io| {
+        Box::pin(async move {
+            // RFC 9113 6.5 and 6.8: SETTINGS without any, and GOAWAY after no stream, NO_ERROR.
+            io.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            io.write_all(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0").await.unwrap();
+            let _ = tokio::io::copy(&mut io, &mut tokio::io::sink()).await;
+        })
+    };
+    for (name, behave) in [("REFUSED_STREAM", refuse), ("GOAWAY", dismiss)] {
+        let ca = authority::Authority::new();
+        for turned_away in [1, usize::MAX] {
+            let connections = AtomicUsize::new(0);
+            let remote = Remote::new(&ca, move |io| {
+                let number = connections.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    match number < turned_away {
+                        true => behave(io).await,
+                        false => answer_all(h2::server::handshake(io).await.unwrap()).await,
+                    }
+                }
+            });
+            let mut world = World::new();
+            world.certificate = ca.workload("curl");
+            let opened = world.open_at(key(1), &remote).await;
+            assert_eq!(opened.is_ok(), turned_away == 1, "{name}: {:?}", opened.err());
+            assert_eq!(remote.dials(), 2, "{name}");
         }
-    });
-    let opened = world.open_at(key(1), &remote).await;
-    assert!(matches!(opened, Err(OpenError::Reset(h2::Reason::REFUSED_STREAM))));
-    assert_eq!(remote.dials(), 1);
+    }
 }
 
 #[tokio::test]

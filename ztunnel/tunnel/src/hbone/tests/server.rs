@@ -11,7 +11,7 @@ type Served = tokio::task::JoinHandle<Result<ServeEnd, ServeError>>;
 fn served(config: ServerConfig) -> (DuplexStream, Served) {
     let (near, far) = duplex(64 << 10);
     let server = tokio::spawn(async move {
-        serve(far, &config, std::future::pending(), |request| {
+        serve(far, &config, &terms(), std::future::pending(), |request| {
             request.reject(http::StatusCode::SERVICE_UNAVAILABLE);
         })
         .await

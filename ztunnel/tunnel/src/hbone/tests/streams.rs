@@ -125,8 +125,9 @@ async fn streams_break_with_their_tunnel() {
                 let _stream = stream.accept(None).unwrap();
                 std::future::pending::<()>().await;
             };
-            let config = ServerConfig::default();
-            let serve = serve(io, &config, std::future::pending(), |request| drop(asked.send(request)));
+            let (config, terms) = (ServerConfig::default(), terms());
+            let serve =
+                serve(io, &config, &terms, std::future::pending(), |request| drop(asked.send(request)));
             tokio::select! {
                 () = accept => {}
                 _ = serve => {}

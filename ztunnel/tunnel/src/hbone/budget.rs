@@ -44,7 +44,7 @@ pub struct BudgetStats {
 }
 
 impl Budget {
-    /// 512 MiB: 128 connections of one stream each at full speed, or nine that carry 100 stalled ones.
+    /// 512 MiB: of one pod alone 64 connections of one stream each with full windows, or four that have carried 100.
     pub const DEFAULT: u64 = 512 << 20;
 
     /// A budget of `total` bytes. With 0 all windows are small.

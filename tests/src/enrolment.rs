@@ -5,9 +5,10 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::Case;
+use crate::places::binaries;
 use crate::world::{SETTLE, World, pods, ports};
 use anyhow::{Context, bail, ensure};
-use sandbox::{Family, wait};
+use sandbox::{Family, Program, wait};
 
 /// The label by which `shop/near` is in the mesh.
 const IN: &str = "labels: {app: near}";
@@ -20,6 +21,7 @@ pub const ENROLMENT: &[Case<World>] = &[
     ("so_does_one_whose_agent_was_replaced_meanwhile", rejoin_with_another_agent),
     ("a_pod_whose_agent_is_killed_while_it_joins_is_captured_by_the_next", killed_while_joining),
     ("a_pod_that_leaves_while_no_agent_is_there_is_let_go_by_the_next", left_behind),
+    ("uninstallation_leaves_pods_as_if_they_had_never_been_in_the_mesh", uninstall),
 ];
 
 fn until_near_is(world: &World, wanted: Option<&str>) -> anyhow::Result<()> {
@@ -138,6 +140,22 @@ fn left_behind(world: &mut World) -> anyhow::Result<()> {
     }
     world.edit("shop.yaml", OUT, IN)?;
     until_near_is(world, Some("enrolled"))?;
+    world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V4)?;
+    Ok(())
+}
+
+fn uninstall(world: &mut World) -> anyhow::Result<()> {
+    let node = world.sandbox.node("east")?;
+    world.mesh.agent("east")?.kill()?;
+    let program = Program::new(binaries()?.culvert).args(["uninstall", "--bpffs", "/sys/fs/bpf"]);
+    let output = node.exec(&program, SETTLE)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for family in Family::BOTH {
+        world.answered_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
+        world.answered_within(SETTLE, pods::NEAR, pods::OUTSIDER_EAST, family)?;
+    }
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
     world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V4)?;
     Ok(())
 }

@@ -36,7 +36,7 @@ use ebpf_common::{Address, Counter, ProbeTarget};
 pub(crate) use error::{AttachError, MapError};
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
-pub(crate) use pod::{Changes, PodLinks, PodMode};
+pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, take_down};
 pub(crate) use pre_mesh::{Connection, connections};
 
 use link::LoadedProgram;

@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::TcAttachType;
-use ebpf_common::LOOPBACK_INDEX;
+use ebpf_common::{LAYOUT_VERSION, LOOPBACK_INDEX};
 
 use super::device::{self, Device, LinkLayer};
 use super::error::AttachError;
@@ -259,6 +259,30 @@ impl Programs {
     fn program(&self, name: &'static str) -> Result<&LoadedProgram, AttachError> {
         self.loaded.iter().find(|program| program.name == name).ok_or(AttachError::NotLoaded(name))
     }
+}
+
+/// Where something of a pod is pinned, with the inode of the namespace it is for: all there are below `bpffs`.
+pub(crate) fn pinned(bpffs: &Path) -> Result<Vec<(PathBuf, u64)>, AttachError> {
+    let mut found = Vec::new();
+    for pod in subdirectories(&bpffs.join("culvert").join(format!("v{LAYOUT_VERSION}")).join("pods"))? {
+        for directory in subdirectories(&pod)? {
+            let inode =
+                directory.file_name().and_then(|name| name.to_str()?.strip_prefix("net-")?.parse().ok());
+            found.extend(inode.map(|inode| (directory, inode)));
+        }
+    }
+    Ok(found)
+}
+
+/// Takes away what is pinned in `directory`, filters included, from the namespace it is for.
+pub(crate) fn take_down(directory: &Path, netns: &Netns) -> Result<(), AttachError> {
+    netns
+        .run(|| {
+            let devices = device::list().map_err(AttachError::Devices)?;
+            remove_pins(directory, |point| !point.is_inbound(), Some(&devices))?;
+            remove_pins(directory, Point::is_inbound, Some(&devices))
+        })
+        .map_err(AttachError::Netns)?
 }
 
 /// The work on one pod, on a thread in its namespace.

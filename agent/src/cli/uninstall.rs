@@ -1,6 +1,15 @@
 //! `culvert uninstall`: takes capture off the node, for when no agent is to run here any more.
+//!
+//! Pods are entered, since filters of clsact, rules and routes are in their namespaces and in no pin. The values that sysctls had
+//! before are not known any more; ours stay until their pods end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::bpf;
+use crate::netns::{Netns, find};
+use crate::plumbing::{self, Before, kernel as plumber};
 
 /// The options.
 #[derive(Debug, clap::Args)]
@@ -11,7 +20,24 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    crate::bpf::remove_pins(&args.bpffs)?;
-    println!("Nothing is captured on this node any more; what clsact filters are left go with their pods.");
+    let own = Netns::own()?.id();
+    let mut missed = 0;
+    for (directory, inode) in bpf::pinned(&args.bpffs)? {
+        let Some(found) = find::pinned(&[inode].into(), own, Path::new("/proc")) else {
+            missed += 1;
+            continue;
+        };
+        let netns = &found.netns;
+        bpf::take_down(&directory, netns).with_context(|| format!("in {}", netns.id()))?;
+        let left = plumbing::to_left(&plumber::read(netns)?, &Before::default());
+        plumber::apply(netns, &left).with_context(|| format!("in {}", netns.id()))?;
+    }
+    bpf::remove_pins(&args.bpffs)?;
+    println!("Nothing is captured on this node any more.");
+    if missed > 0 {
+        println!(
+            "{missed} network namespaces without a process were not entered; filters of clsact, rules and routes stay in those."
+        );
+    }
     Ok(())
 }

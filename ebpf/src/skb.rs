@@ -14,7 +14,10 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use ebpf_common::packet::{self, Bytes, Parsed, Segment, Source, Unparsed};
+use ebpf_common::{
+    Address,
+    packet::{self, Bytes, ETHERTYPE_IPV6, Parsed, Segment, Source, Unparsed},
+};
 
 /// The packet goes on to the next program, and on its way.
 pub const PASS: i32 = -1;
@@ -98,6 +101,28 @@ fn parse_into(skb: *mut __sk_buff, segment: &mut MaybeUninit<Segment>) -> u64 {
         Parsed::MaybeTcp(Unparsed::Fragment) => FRAGMENT,
         Parsed::MaybeTcp(Unparsed::Malformed) => MALFORMED,
         Parsed::MaybeTcp(Unparsed::Extension) => EXTENSION,
+    }
+}
+
+/// Offsets of the source and the destination in an IPv6 header (RFC 8200 section 3).
+const V6_SOURCE: u32 = 8;
+const V6_DESTINATION: u32 = 24;
+
+/// Whether an IPv6 packet claims to come from the address it is for, or from `::1`. Of IPv4 the kernel drops such packets by itself
+/// when they come from outside (martian sources); IPv6 has no such check.
+#[inline(always)]
+pub fn claims_own_source(ctx: &TcContext) -> bool {
+    if u16::from_be(ctx.skb.protocol() as u16) != ETHERTYPE_IPV6 {
+        return false;
+    }
+    let packet = FromNetworkHeader(ctx);
+    match (packet.read::<16>(V6_SOURCE), packet.read::<16>(V6_DESTINATION)) {
+        (Some(source), Some(destination)) => {
+            let source = Address::from_octets(source.0);
+            source == Address::from_octets(destination.0) || source.is_loopback()
+        }
+        // The stack drops what ends within its header.
+        _ => false,
     }
 }
 

@@ -111,7 +111,10 @@ fn open(
     let mut ebpf = object::open(maps, options.log, true)?;
     if options.redirection != Redirection::Clsact {
         match object::load(&mut ebpf, program::LOOKUP) {
-            Ok(program) => return Ok((ebpf, InboundHook::SkLookup, vec![program])),
+            Ok(program) => {
+                let guard = object::load(&mut ebpf, program::INGRESS_GUARD)?;
+                return Ok((ebpf, InboundHook::SkLookup, vec![program, guard]));
+            }
             Err(error) => tracing::info!(%error, "sk_lookup cannot be had; capturing at ingress instead"),
         }
     }

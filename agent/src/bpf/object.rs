@@ -41,6 +41,7 @@ pub(crate) mod program {
     pub(crate) const EGRESS_BARE_DRAIN: &str = "tc_egress_bare_drain";
     pub(crate) const LO: &str = "tc_lo";
     pub(crate) const INGRESS: &str = "tc_ingress";
+    pub(crate) const INGRESS_GUARD: &str = "tc_ingress_guard";
     pub(crate) const LOOKUP: &str = "sk_lookup_inbound";
     pub(crate) const REOPEN: &str = "sk_lookup_reopen";
     pub(crate) const CONNECT4: &str = "probe_connect4";

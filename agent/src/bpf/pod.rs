@@ -73,7 +73,10 @@ impl Programs {
         let inbound = self.inbound;
         let reopens = self.program(program::REOPEN).is_ok();
         self.ensure(pod, netns, self.outbound, Point::is_inbound, |devices| match inbound {
-            InboundHook::SkLookup => vec![(Point::Lookup, program::LOOKUP)],
+            InboundHook::SkLookup => {
+                let guards = devices.keys().map(|index| (Point::Ingress(*index), program::INGRESS_GUARD));
+                guards.chain([(Point::Lookup, program::LOOKUP)]).collect()
+            }
             InboundHook::TcIngress => {
                 let reopen = reopens.then_some((Point::Lookup, program::REOPEN));
                 let ingress = devices.keys().map(|index| (Point::Ingress(*index), program::INGRESS));

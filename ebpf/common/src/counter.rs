@@ -94,6 +94,8 @@ counters! {
     DroppedRedirect = 19 => Dropped, "redirect";
     /// A map is full.
     DroppedMapFull = 20 => Dropped, "map_full";
+    /// Packets from outside that claim to come from the very address they are for.
+    DroppedOwnSource = 21 => Dropped, "own_source";
 }
 
 impl Counter {

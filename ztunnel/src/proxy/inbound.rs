@@ -33,20 +33,26 @@ struct Tunnel {
 /// Serves one connection, with all requests on it, to its end.
 pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
-    let Some(_admitted) = pod.share.admit() else {
-        drop(Held::new(stream));
-        return refuse_early(node, pod, peer, local, &Failure::Overload);
-    };
+    let place = pod.handshakes.begin();
     let shaken = tokio::select! {
         shaken = handshake(node, pod, stream, local) => shaken,
+        () = place.evicted() => Err(Failure::Evicted),
         () = pod.ended.cancelled() => Err(Failure::PodRemoved),
     };
-    match shaken {
-        Ok((stream, verified)) => {
+    drop(place);
+    // Only a peer that is known takes a place among the pod's connections.
+    let admitted = shaken.and_then(|shaken| Ok((shaken, pod.share.admit().ok_or(Failure::Overload)?)));
+    match admitted {
+        Ok(((stream, verified), _admitted)) => {
             let tunnel = Tunnel { node: node.clone(), pod: pod.clone(), peer, local, verified };
             Arc::new(tunnel).run(stream).await;
         }
-        Err(failure @ (Failure::ForeignAddress(_) | Failure::NoConfiguration)) => {
+        Err(
+            failure @ (Failure::ForeignAddress(_)
+            | Failure::NoConfiguration
+            | Failure::Evicted
+            | Failure::Overload),
+        ) => {
             refuse_early(node, pod, peer, local, &failure);
         }
         Err(failure) => {

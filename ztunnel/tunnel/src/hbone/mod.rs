@@ -6,8 +6,6 @@
 //!
 //! No tunnel takes a stream after one of the two certificates it was made with has expired, or ours was renewed.
 
-use std::time::Duration;
-
 mod budget;
 mod keepalive;
 mod message;
@@ -32,10 +30,6 @@ const MAX_FRAME: u32 = 1 << 20;
 /// Bytes of one stream that wait to be written to the connection. Enough to keep a connection busy while the
 /// stream's task is woken; on a connection that stalls it is all that a stream holds on our side.
 const SEND_BUFFER: usize = 256 << 10;
-
-/// What goes on for so long after a certificate has expired is cut: an hour. Renewal comes long before the expiry, at
-/// half of the lifetime; only what began before the renewal can be hit.
-const EXPIRY_GRACE: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 pub(crate) mod tests;

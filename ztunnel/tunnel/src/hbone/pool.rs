@@ -12,7 +12,6 @@ use mesh::SpiffeId;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::EXPIRY_GRACE;
 use super::budget::Budget;
 use super::message::{Authority, ConnectHeaders};
 use super::tunnel::{Dialed, OpenError, Opened, RequestError, Tunnel};
@@ -55,8 +54,8 @@ pub struct PoolConfig {
     pub ping_interval: Duration,
     /// And must be answered within; default 20 s, or the tunnel is dead.
     pub ping_timeout: Duration,
-    /// Streams that are open when a certificate expires may go on for so long; default 1 h.
-    pub expiry_grace: Duration,
+    /// Streams that are open when a certificate expires may go on for so long; default: until they end.
+    pub expiry_grace: Option<Duration>,
     /// What windows are taken from, by source address; default 512 MiB. One per process: servers use it too.
     pub budget: Budget,
 }
@@ -74,7 +73,7 @@ impl Default for PoolConfig {
             reply_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
-            expiry_grace: EXPIRY_GRACE,
+            expiry_grace: None,
             budget: Budget::default(),
         }
     }

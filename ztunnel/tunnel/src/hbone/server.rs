@@ -16,7 +16,7 @@ use super::message::{Authority, ConnectHeaders};
 use super::stream::{StreamError, TunnelStream};
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
-use super::{EXPIRY_GRACE, MAX_FRAME, SEND_BUFFER};
+use super::{MAX_FRAME, SEND_BUFFER};
 
 /// Headers of one request (contract 2.1).
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -35,8 +35,9 @@ pub struct ServerConfig {
     pub ping_interval: Duration,
     /// And must be answered within; default 20 s, or the connection is dead.
     pub ping_timeout: Duration,
-    /// Streams that are open when a certificate expires may go on for so long; default 1 h.
-    pub expiry_grace: Duration,
+    /// Streams that are open when a certificate expires may go on for so long; default: until they end. They began while
+    /// it was valid, and whoever keeps a connection for days must not lose it to a renewal.
+    pub expiry_grace: Option<Duration>,
 }
 
 /// What a connection is served on.
@@ -56,7 +57,7 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(600),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
-            expiry_grace: EXPIRY_GRACE,
+            expiry_grace: None,
         }
     }
 }
@@ -127,11 +128,13 @@ where
         tokio::select! {
             biased;
             () = &mut silence => return Err(ServeError::PingTimeout(config.ping_timeout)),
-            () = &mut expiry => {
+            () = &mut expiry, if ending != Some(ServeEnd::Expired) || config.expiry_grace.is_some() => {
                 if ending.replace(ServeEnd::Expired) == Some(ServeEnd::Expired) {
                     return Ok(ServeEnd::Expired);
                 }
-                expiry.as_mut().reset(Instant::now() + config.expiry_grace);
+                if let Some(grace) = config.expiry_grace {
+                    expiry.as_mut().reset(Instant::now() + grace);
+                }
                 connection.graceful_shutdown();
             }
             () = &mut drain, if ending.is_none() => {

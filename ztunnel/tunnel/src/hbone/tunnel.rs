@@ -125,7 +125,7 @@ pub(super) struct Driver<IO> {
     windows: Windows,
     keepalive: Keepalive,
     idle_release: Duration,
-    expiry_grace: Duration,
+    expiry_grace: Option<Duration>,
 }
 
 impl Tunnel {
@@ -348,12 +348,14 @@ impl<IO: Dialed> Driver<IO> {
                 () = &mut silence => {
                     break OpenError::Http2(format!("no answer to a PING within {:?}", keepalive.timeout));
                 }
-                () = &mut expiry => {
+                () = &mut expiry, if !expired || expiry_grace.is_some() => {
                     if expired {
                         break OpenError::Http2("a certificate of the tunnel has expired".to_owned());
                     }
                     expired = true;
-                    expiry.as_mut().reset(Instant::now() + expiry_grace);
+                    if let Some(grace) = expiry_grace {
+                        expiry.as_mut().reset(Instant::now() + grace);
+                    }
                     release(true);
                     tunnel.retire();
                 }

@@ -13,7 +13,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A client and a server of another make, which looks at no certificate's end.
 fn lasting(client: Duration, server: Duration) -> (World, Remote) {
-    let mut world = World::new();
+    let pool = PoolConfig { expiry_grace: Some(HOUR), ..PoolConfig::default() };
+    let mut world = World::with(pool, ServerConfig::default());
     let mut remote = Remote::new(&world.ca, |io| async move {
         answer_all(h2::server::handshake(io).await.unwrap()).await;
     });
@@ -40,7 +41,8 @@ async fn a_peer_is_known_until_the_first_of_the_two_certificates_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tunnel_takes_no_streams_after_either_certificate_and_carries_what_it_has_for_another_hour() {
+async fn a_tunnel_takes_no_streams_after_either_certificate_and_what_it_carries_for_no_longer_than_the_grace()
+{
     for (client, server) in [(HOUR, 5 * HOUR), (5 * HOUR, HOUR)] {
         let (world, remote) = lasting(client, server);
         let begin = Instant::now();
@@ -59,7 +61,7 @@ async fn a_tunnel_takes_no_streams_after_either_certificate_and_carries_what_it_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_takes_no_requests_after_its_clients_certificate_and_ends_its_streams_in_an_hour() {
+async fn a_server_takes_no_requests_after_its_clients_certificate_and_ends_its_streams_after_the_grace() {
     for ends_in_time in [true, false] {
         let (near, far) = duplex(64 << 10);
         let (asked, mut requests) = mpsc::unbounded_channel();
@@ -67,7 +69,8 @@ async fn a_server_takes_no_requests_after_its_clients_certificate_and_ends_its_s
         let terms = Terms { expires: begin + HOUR, ..terms() };
         let server = tokio::spawn(async move {
             let on_connect = |request: ConnectRequest| drop(asked.send(request));
-            serve(far, &ServerConfig::default(), &terms, std::future::pending(), on_connect).await
+            let config = ServerConfig { expiry_grace: Some(HOUR), ..ServerConfig::default() };
+            serve(far, &config, &terms, std::future::pending(), on_connect).await
         });
         let (mut sender, connection) = h2::client::handshake(near).await.unwrap();
         let client = tokio::spawn(connection);
@@ -101,7 +104,8 @@ async fn a_server_takes_no_requests_after_its_clients_certificate_and_ends_its_s
 
 #[tokio::test]
 async fn a_tunnel_of_a_certificate_that_was_renewed_is_not_used_again() {
-    let mut world = World::new();
+    let pool = PoolConfig { expiry_grace: Some(HOUR), ..PoolConfig::default() };
+    let mut world = World::with(pool, ServerConfig::default());
     let old = world.certificate.clone();
     let (mut client, mut server) = world.stream().await;
     world.certificate = world.ca.certify("curl", |leaf| leaf.years.0 += 1);
@@ -120,7 +124,8 @@ async fn a_tunnel_of_a_certificate_that_was_renewed_is_not_used_again() {
 
 #[tokio::test]
 async fn a_dial_under_way_with_the_certificate_before_serves_nobody_who_has_the_new_one() {
-    let mut world = World::new();
+    let pool = PoolConfig { expiry_grace: Some(HOUR), ..PoolConfig::default() };
+    let mut world = World::with(pool, ServerConfig::default());
     let release = Arc::new(Notify::new());
     let remote = world.remote.clone();
     let slow = || {
@@ -149,4 +154,20 @@ async fn a_dial_under_way_with_the_certificate_before_serves_nobody_who_has_the_
     );
     opened.unwrap();
     assert_eq!((remote.dials(), world.pool.stats().tunnels), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_tunnel_carries_outlives_its_certificates_unless_a_grace_is_set() {
+    let mut world = World::new();
+    let mut remote = Remote::new(&world.ca, |io| async move {
+        answer_all(h2::server::handshake(io).await.unwrap()).await;
+    });
+    remote.certificate = world.ca.certify("echo", |leaf| leaf.lifetime = Some(HOUR));
+    world.certificate = world.ca.certify("curl", |leaf| leaf.lifetime = Some(HOUR));
+    let mut opened = world.open_at(key(1), &remote).await.unwrap();
+    tokio::time::sleep(72 * HOUR).await;
+    assert_eq!(world.pool.stats(), PoolStats::default());
+    opened.stream.write(bytes(10)).await.unwrap();
+    let silent = tokio::time::timeout(HOUR, opened.stream.read()).await;
+    assert!(silent.is_err(), "the stream ended: {silent:?}");
 }

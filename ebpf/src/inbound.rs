@@ -26,12 +26,16 @@ use crate::{
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 
+/// Whether both ends are the pod's.
+#[inline(always)]
+fn is_own(flow: &Flow) -> bool {
+    flow.pod == flow.peer || flow.peer.is_loopback() || flow.pod.is_loopback()
+}
+
 /// Why a connection is not for the inbound listener.
 #[inline(always)]
 fn passes(flow: &Flow) -> Option<Counter> {
-    if flow.pod == flow.peer || flow.peer.is_loopback() || flow.pod.is_loopback() {
-        Some(Counter::PassedSelf)
-    } else if flow.pod_port == PORT_HBONE {
+    if flow.pod_port == PORT_HBONE {
         Some(Counter::PassedHbone)
     } else if PROBES.get_ptr(flow).is_some() {
         Some(Counter::ExemptProbe)
@@ -52,6 +56,10 @@ pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
     // Over `lo` come ztunnel's connections to the application and the pod's own.
     if interface == LOOPBACK_INDEX {
         reopen(&ctx, &flow);
+        return SK_PASS;
+    }
+    if is_own(&flow) {
+        count(Counter::PassedSelf);
         return SK_PASS;
     }
     if let Some(counter) = passes(&flow) {
@@ -120,10 +128,6 @@ pub fn tc_ingress_guard(ctx: TcContext) -> i32 {
 /// Hands packets that open a connection, and those that nobody here receives, to the inbound listener.
 #[classifier]
 pub fn tc_ingress(ctx: TcContext) -> i32 {
-    if skb::claims_own_source(&ctx) {
-        count(Counter::DroppedOwnSource);
-        return DROP;
-    }
     let segment = match skb::parse(&ctx) {
         Parsed::Tcp(segment) => segment,
         Parsed::Other => return PASS,
@@ -145,7 +149,8 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
     }
     let counter = open(&ctx, &segment);
     decide(&ctx, &segment, counter);
-    if counter as u32 == Counter::DroppedNoInboundListener as u32 { DROP } else { PASS }
+    let dropped = [Counter::DroppedNoInboundListener as u32, Counter::DroppedOwnSource as u32];
+    if dropped.contains(&(counter as u32)) { DROP } else { PASS }
 }
 
 #[inline(always)]
@@ -156,6 +161,10 @@ fn open(ctx: &TcContext, segment: &Segment) -> Counter {
         pod_port: segment.destination_port,
         peer_port: segment.source_port,
     };
+    // The pod's connections to itself go over `lo`, where this program is not.
+    if is_own(&flow) {
+        return Counter::DroppedOwnSource;
+    }
     if let Some(counter) = passes(&flow) {
         return counter;
     }

@@ -43,8 +43,7 @@ pub(crate) enum CgroupError {
 /// must share it with nobody.
 pub(crate) fn of_process(pid: u32) -> Result<CgroupId, CgroupError> {
     let root = mount_point().ok().flatten().ok_or(CgroupError::NotMounted)?;
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .map_err(|source| CgroupError::Process { pid, source })?;
+    let cgroups = paths_of(pid)?;
     let path = version2_path(&cgroups).ok_or(CgroupError::NoVersion2(pid))?;
     if path == "/" {
         return Err(CgroupError::Root(pid));
@@ -56,8 +55,14 @@ pub(crate) fn of_process(pid: u32) -> Result<CgroupId, CgroupError> {
     of_directory(&directory).map_err(|source| CgroupError::Directory { path: directory, source })
 }
 
+/// The paths of the cgroups of process `pid`, one line for each hierarchy (cgroups(7)).
+pub(crate) fn paths_of(pid: u32) -> Result<String, CgroupError> {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .map_err(|source| CgroupError::Process { pid, source })
+}
+
 /// The path within the tree of version 2, from `/proc/PID/cgroup` (cgroups(7): the line of hierarchy 0).
-fn version2_path(cgroups: &str) -> Option<&str> {
+pub(crate) fn version2_path(cgroups: &str) -> Option<&str> {
     cgroups.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
@@ -69,6 +74,27 @@ pub(crate) fn of_directory(directory: &Path) -> io::Result<CgroupId> {
 /// Where version 2 is mounted, from `/proc/self/mountinfo` (proc(5)): the first such mount.
 pub(crate) fn mount_point() -> io::Result<Option<PathBuf>> {
     Ok(find_mount(&std::fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+/// The path within the tree, as `/proc/PID/cgroup` states paths, of the cgroup at `directory`; none when no tree of version 2 is
+/// mounted there.
+pub(crate) fn path_of_directory(directory: &Path) -> io::Result<Option<String>> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(path_in_tree(&mountinfo, &directory.canonicalize()?))
+}
+
+fn path_in_tree(mountinfo: &str, directory: &Path) -> Option<String> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (top, point) = (fields.next()?, fields.next()?);
+        filesystem.starts_with("cgroup2 ").then_some((top, Path::new(point)))
+    });
+    let (top, point) = mounts
+        .filter(|(_, point)| directory.starts_with(point))
+        .max_by_key(|(_, point)| point.components().count())?;
+    let path = Path::new(top).join(directory.strip_prefix(point).ok()?);
+    Some(path.to_str()?.trim_end_matches('/').to_owned())
 }
 
 fn find_mount(mountinfo: &str) -> Option<PathBuf> {
@@ -88,6 +114,23 @@ mod tests {
         let hybrid = "9:name=systemd:/a\n4:memory:/b\n0::/kubepods/pod1/c\n";
         assert_eq!(version2_path(hybrid), Some("/kubepods/pod1/c"));
         assert_eq!(version2_path("4:memory:/b\n"), None);
+    }
+
+    #[test]
+    fn a_directory_is_named_by_its_path_within_the_tree() {
+        let mounts = "24 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      40 24 0:36 / /sys/fs/cgroup/unified rw,relatime shared:3 - cgroup2 cgroup2 rw\n\
+                      41 24 0:36 /part /mnt/part rw,relatime shared:3 - cgroup2 cgroup2 rw\n";
+        let cases = [
+            ("/sys/fs/cgroup/unified", Some("")),
+            ("/sys/fs/cgroup/unified/run/east", Some("/run/east")),
+            ("/mnt/part", Some("/part")),
+            ("/mnt/part/a", Some("/part/a")),
+            ("/sys/fs/cgroup/memory", None),
+        ];
+        for (directory, expected) in cases {
+            assert_eq!(path_in_tree(mounts, Path::new(directory)).as_deref(), expected, "{directory}");
+        }
     }
 
     #[test]

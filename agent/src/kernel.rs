@@ -60,6 +60,11 @@ impl Kernel {
         self.programs().exempt_cgroup(id)
     }
 
+    /// See [`Programs::unexempt_cgroup`].
+    pub(crate) fn unexempt_cgroup(&self, id: CgroupId) -> Result<(), MapError> {
+        self.programs().unexempt_cgroup(id)
+    }
+
     /// See [`Programs::exempt_cgroups`].
     pub(crate) fn exempt_cgroups(&self) -> Result<BTreeSet<CgroupId>, MapError> {
         self.programs().exempt_cgroups()

@@ -33,15 +33,16 @@ use crate::enroll::manager::{self, Pods};
 use crate::enroll::{Context, Sweep};
 use crate::kernel::Kernel;
 use crate::kubelet;
-use crate::local_socket::{self, Peer};
-use crate::netns::Netns;
+use crate::local_socket;
+use crate::netns::{Netns, find};
 use crate::node_api::{self, ca_relay::CaRelay, upstream};
 use crate::status::Board;
 use crate::tasks::Tasks;
 use crate::telemetry::{Observed, Telemetry};
 use crate::view::{View, logging_routes};
+use crate::zds::admission::Admissions;
 use crate::zds::hub::Hub;
-use crate::zds::server::{self as zds_server, Admission};
+use crate::zds::server::{self as zds_server, Service};
 
 /// Where configuration comes from.
 #[derive(Clone, Debug)]
@@ -140,6 +141,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         None => cgroup::mount_point()?
             .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
     };
+    find::confine(&cgroup_root)?;
     let (kernel, log) = block_in_place(|| load(&config, &cgroup_root))?;
     let address = server.to_string();
     let authority = CaClient::new(server.clone(), credentials.clone());
@@ -164,8 +166,9 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         drain_deadline: config.drain_deadline,
     });
     tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
-    let admission = Arc::new(ExemptCgroup(kernel.clone()));
-    tasks.spawn_told("zds", zds_server::serve(sockets.zds, Arc::clone(&hub), admission, stop.clone()));
+    let admissions = Arc::new(Admissions::new(kernel.clone(), Arc::clone(&hub)));
+    let zds = Service::new(Arc::clone(&hub), admissions, telemetry.clone());
+    tasks.spawn_told("zds", zds_server::serve(sockets.zds, zds, stop.clone()));
     let relay = CaRelay::new(authority, telemetry.clone());
     let node_api = node_api::serve(sockets.xds, store, relay, stop.clone());
     tasks.spawn("node api", async move {
@@ -252,17 +255,6 @@ fn xds_config(node: &str, server: Server, credentials: Credentials) -> XdsConfig
         credentials,
         node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.to_owned())]),
         types: ResourceType::AGENT.into(),
-    }
-}
-
-/// Exempts what a ztunnel sends, by its cgroup, before it serves any pod.
-#[derive(Debug)]
-struct ExemptCgroup(Kernel);
-
-impl Admission for ExemptCgroup {
-    fn admit(&self, peer: Peer) -> Result<(), String> {
-        let cgroup = cgroup::of_process(peer.pid).map_err(|error| error.to_string())?;
-        self.0.exempt_cgroup(cgroup).map_err(|error| error.to_string())
     }
 }
 

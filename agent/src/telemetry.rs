@@ -34,6 +34,7 @@ struct Outcome {
 pub(crate) struct Telemetry {
     enrolment_failures: Family<Reason, Counter>,
     certificates: Family<Outcome, Counter>,
+    ztunnel_refusals: Family<Reason, Counter>,
 }
 
 impl Telemetry {
@@ -49,6 +50,11 @@ impl Telemetry {
             "Certificate requests of ztunnel relayed to control, by outcome (issued, refused, unavailable)",
             self.certificates.clone(),
         );
+        registry.register(
+            "ztunnel_refusals",
+            "Connections to the ZDS socket that were refused, by reason",
+            self.ztunnel_refusals.clone(),
+        );
     }
 
     /// A step failed.
@@ -59,6 +65,17 @@ impl Telemetry {
     /// A certificate request was answered.
     pub(crate) fn certificate(&self, outcome: &'static str) {
         self.certificates.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// A connection to the ZDS socket was refused.
+    pub(crate) fn ztunnel_refused(&self, reason: &'static str) {
+        self.ztunnel_refusals.get_or_create(&Reason { reason: reason.to_owned() }).inc();
+    }
+
+    /// How many were.
+    #[cfg(test)]
+    pub(crate) fn ztunnels_refused(&self, reason: &'static str) -> u64 {
+        self.ztunnel_refusals.get_or_create(&Reason { reason: reason.to_owned() }).get()
     }
 }
 

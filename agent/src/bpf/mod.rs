@@ -126,6 +126,11 @@ impl Programs {
         self.maps.exempt_cgroups.insert(id.0, 1, 0).map_err(in_map("EXEMPT_CGROUPS"))
     }
 
+    /// Takes that back. For a cgroup in which no ztunnel is left.
+    pub(crate) fn unexempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
+        absent_is_fine(self.maps.exempt_cgroups.remove(&id.0)).map_err(in_map("EXEMPT_CGROUPS"))
+    }
+
     /// The cgroups whose sockets' traffic passes: those of ztunnels, past ones too, and of agents.
     pub(crate) fn exempt_cgroups(&self) -> Result<BTreeSet<CgroupId>, MapError> {
         let ids = self.maps.exempt_cgroups.keys();

@@ -2,15 +2,19 @@
 //!
 //! Either way the result is verified before it is used: it must not be the agent's own namespace and must
 //! carry the pod's addresses. What cannot be verified is not enrolled.
+//!
+//! Only processes below the agent's `--cgroup-root` are looked at: procfs may show those of another node that runs in the same
+//! kernel, with pods of the same uids.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::devices::{self, Interface};
 use super::{Netns, NetnsId};
+use crate::cgroup;
 use crate::enroll::pod::{PodSpec, PodUid};
 
 /// Why a pod's namespace could not be had.
@@ -39,6 +43,21 @@ pub(crate) enum FindError {
     /// The namespace could not be examined.
     #[error("its network namespace cannot be examined: {0}")]
     Examine(#[source] io::Error),
+}
+
+/// The path, within the tree of version 2, below which this node's processes are: set once, as the process starts.
+static CONFINES: OnceLock<String> = OnceLock::new();
+
+/// Has pods looked for only among the processes whose cgroups lie below `cgroup_root`. To be called before the first search.
+///
+/// # Errors
+/// It is in no tree of version 2.
+pub(crate) fn confine(cgroup_root: &Path) -> io::Result<()> {
+    let missing =
+        || io::Error::other(format!("{} is no cgroup of version 2 (--cgroup-root)", cgroup_root.display()));
+    let path = cgroup::path_of_directory(cgroup_root)?.ok_or_else(missing)?;
+    CONFINES.get_or_init(|| path);
+    Ok(())
 }
 
 fn list(addresses: &[IpAddr]) -> String {
@@ -133,17 +152,18 @@ fn verify(netns: Netns, own: NetnsId, addresses: &[IpAddr], origin: Origin) -> R
 /// The processes of a pod, lowest id first.
 fn processes(proc_root: &Path, pod: &PodUid) -> Vec<u32> {
     let wanted = HashSet::from([pod.clone()]);
-    scan(proc_root, &wanted).remove(pod).unwrap_or_default()
+    let confines = CONFINES.get().map_or("", String::as_str);
+    scan(proc_root, confines, &wanted).remove(pod).unwrap_or_default()
 }
 
 /// The processes of each of `wanted` that runs any, from one walk over procfs.
-fn scan(proc_root: &Path, wanted: &HashSet<PodUid>) -> HashMap<PodUid, Vec<u32>> {
+fn scan(proc_root: &Path, confines: &str, wanted: &HashSet<PodUid>) -> HashMap<PodUid, Vec<u32>> {
     let mut found: HashMap<PodUid, Vec<u32>> = HashMap::new();
     let Ok(entries) = std::fs::read_dir(proc_root) else { return found };
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(cgroups) = std::fs::read_to_string(entry.path().join("cgroup")) else { continue };
-        if let Some(uid) = pod_of(&cgroups, wanted) {
+        if let Some(uid) = pod_of(&cgroups, confines, wanted) {
             found.entry(uid).or_default().push(pid);
         }
     }
@@ -153,14 +173,22 @@ fn scan(proc_root: &Path, wanted: &HashSet<PodUid>) -> HashMap<PodUid, Vec<u32>>
     found
 }
 
-/// The pod of `wanted` that a process with this `/proc/PID/cgroup` belongs to.
+/// The pod of `wanted` that a process with this `/proc/PID/cgroup` belongs to, if its cgroup of version 2 is below `confines`.
 ///
 /// Kubelet names a pod's cgroup `pod<uid>` or, with systemd, `kubepods-<class>-pod<uid>.slice` with underscores
 /// for dashes. The outermost component that names a pod decides: what a container makes below its own cgroup
 /// claims nothing.
-fn pod_of(cgroups: &str, wanted: &HashSet<PodUid>) -> Option<PodUid> {
+fn pod_of(cgroups: &str, confines: &str, wanted: &HashSet<PodUid>) -> Option<PodUid> {
+    let inside = cgroup::version2_path(cgroups).and_then(|path| path.strip_prefix(confines));
+    if !confines.is_empty() && !inside.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+        return None;
+    }
     cgroups.lines().find_map(|line| {
-        let path = line.splitn(3, ':').nth(2)?;
+        let path = match inside {
+            // What lies above names no pod of this node.
+            Some(path) if line.starts_with("0::") => path,
+            _ => line.splitn(3, ':').nth(2)?,
+        };
         for component in path.split('/') {
             let Some(uid) = uid_of(component) else { continue };
             if let Some(uid) = wanted.get(uid.as_str()) {
@@ -171,6 +199,23 @@ fn pod_of(cgroups: &str, wanted: &HashSet<PodUid>) -> Option<PodUid> {
             }
         }
         None
+    })
+}
+
+/// The first of `pods` that any component of any of these cgroups names: what must not be a pod's has no benefit of the doubt.
+pub(crate) fn any_pod_named(cgroups: &str, pods: &HashSet<PodUid>) -> Option<PodUid> {
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let mut names = paths
+        .flat_map(|path| path.split('/'))
+        .map(|component| component.strip_suffix(".slice").unwrap_or(component).replace('_', "-"));
+    names.find_map(|name| {
+        let named = |uid: &&PodUid| {
+            let before = name.strip_suffix(&uid.as_str().replace('_', "-"));
+            before
+                .and_then(|name| name.strip_suffix("pod"))
+                .is_some_and(|name| name.is_empty() || name.ends_with('-'))
+        };
+        pods.iter().find(named).cloned()
     })
 }
 
@@ -226,8 +271,28 @@ mod tests {
         ];
         let wanted = HashSet::from([PodUid::from(A)]);
         for (name, cgroups, expected) in cases {
-            assert_eq!(pod_of(&cgroups, &wanted), expected.map(PodUid::from), "{name}");
+            assert_eq!(pod_of(&cgroups, "", &wanted), expected.map(PodUid::from), "{name}");
         }
+    }
+
+    #[test]
+    fn only_processes_below_the_cgroup_root_are_a_nodes() {
+        let cases = [
+            ("below it", format!("0::/run-1/east/pods/pod{A}/app"), Some(A)),
+            ("another node", format!("0::/run-1/west/pods/pod{A}/app"), None),
+            ("another sandbox", format!("0::/run-2/east/pods/pod{A}/app"), None),
+            ("a node whose name begins alike", format!("0::/run-1/east2/pods/pod{A}"), None),
+            ("above it", format!("0::/pod{A}"), None),
+            ("version 1 alone", format!("4:memory:/run-1/east/pods/pod{A}\n"), None),
+            ("version 1, but elsewhere by version 2", format!("4:memory:/kubepods/pod{A}\n0::/"), None),
+        ];
+        let wanted = HashSet::from([PodUid::from(A)]);
+        for (name, cgroups, expected) in cases {
+            assert_eq!(pod_of(&cgroups, "/run-1/east", &wanted), expected.map(PodUid::from), "{name}");
+        }
+        let nested = format!("0::/kubepods/pod{B}/run-1/east/pod{A}/app");
+        let confines = format!("/kubepods/pod{B}/run-1/east");
+        assert_eq!(pod_of(&nested, &confines, &wanted), Some(PodUid::from(A)), "a node within a pod");
     }
 
     #[test]
@@ -238,7 +303,7 @@ mod tests {
             std::fs::write(proc.path().join(pid).join("cgroup"), format!("0::/kubepods/pod{cgroup}/c\n"))
                 .unwrap();
         }
-        let found = scan(proc.path(), &HashSet::from([PodUid::from(A)]));
+        let found = scan(proc.path(), "", &HashSet::from([PodUid::from(A)]));
         assert_eq!(found, HashMap::from([(PodUid::from(A), vec![7, 12])]));
     }
 

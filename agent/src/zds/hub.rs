@@ -77,12 +77,18 @@ pub(crate) struct Hub {
     state: Mutex<State>,
     roster: watch::Sender<Option<HashSet<PodUid>>>,
     changes: watch::Sender<u64>,
+    learnt: watch::Sender<()>,
 }
 
 impl Hub {
     /// Without sessions, without pods, and not knowing yet which pods there are.
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), roster: watch::Sender::new(None), changes: watch::Sender::new(0) }
+        Self {
+            state: Mutex::default(),
+            roster: watch::Sender::new(None),
+            changes: watch::Sender::new(0),
+            learnt: watch::Sender::new(()),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,6 +114,27 @@ impl Hub {
         }
         drop(state);
         self.roster.send_replace(Some(pods));
+        self.learnt.send_replace(());
+    }
+
+    /// Changes whenever more may be known of the pods: which there are, and where.
+    pub(super) fn learnt(&self) -> watch::Receiver<()> {
+        self.learnt.subscribe()
+    }
+
+    /// The pods that are in the mesh, or are to be, or are leaving it.
+    pub(super) fn known_pods(&self) -> HashSet<PodUid> {
+        let announced = self.state().pods.keys().cloned().collect::<Vec<_>>();
+        let mut pods = self.roster.borrow().clone().unwrap_or_default();
+        pods.extend(announced);
+        pods
+    }
+
+    /// The pod whose namespace this is, named as by `/proc/PID/ns/net`, if ztunnel was to be told of one.
+    pub(super) fn pod_in(&self, netns: &str) -> Option<PodUid> {
+        let state = self.state();
+        let mut pods = state.pods.values();
+        pods.find(|pod| pod.netns.id().to_string() == netns).map(|pod| pod.pod.uid.clone())
     }
 
     /// Resolves when it is known which pods there are.
@@ -122,6 +149,7 @@ impl Hub {
         let answer = {
             let mut state = self.state();
             state.pods.insert(announcement.pod.uid.clone(), Arc::clone(announcement));
+            self.learnt.send_replace(());
             let (_, session) = state.sessions.last_key_value().ok_or(AnnounceError::NoZtunnel)?;
             let (reply, answer) = oneshot::channel();
             let command = Command::Add(Arc::clone(announcement), reply);

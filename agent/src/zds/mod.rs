@@ -2,9 +2,12 @@
 //!
 //! One ztunnel is active, the one that connected last; older ones are draining. Pods are added to the active one,
 //! and taken from all. A new session gets the whole snapshot first, then what changes. `hub` knows the sessions and what
-//! each has acknowledged, `session` speaks with one, `server` accepts them.
+//! each has acknowledged, `session` speaks with one, `server` accepts them, `admission` says who may be one and exempts it from
+//! capture, `process` holds its process.
 
+pub(crate) mod admission;
 pub(crate) mod hub;
+mod process;
 pub(crate) mod server;
 pub(crate) mod session;
 

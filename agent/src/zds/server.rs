@@ -1,34 +1,51 @@
-//! Accepts ztunnels on `zds.sock`.
+//! Accepts ztunnels on `zds.sock`: two at most, the active one and one that drains. None is told or given anything before
+//! it is admitted, and what a ztunnel is found out not to be ends its session.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::seqpacket::{SeqPacket, SeqPacketListener};
+use tokio::sync::Semaphore;
 use tokio::task;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::admission::{Admissions, Unfit};
 use super::hub::Hub;
+use super::process::Process;
 use super::session;
 use crate::local_socket::{self, Peer};
+use crate::telemetry::Telemetry;
 
 /// The pause after a failed accept, such as for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Makes a ztunnel's own traffic exempt from capture, before it learns of any pod.
-pub(crate) trait Admission: Send + Sync + 'static {
-    /// Exempts the traffic of `peer`; the text says why it cannot be.
-    fn admit(&self, peer: Peer) -> Result<(), String>;
+/// Sessions at once: the active one and one that drains.
+const MAX_SESSIONS: usize = 2;
+
+/// How long a dead ztunnel's cgroup stays exempt: its sockets may still have something to send, and end by then
+/// (`net.ipv4.tcp_fin_timeout`).
+const LINGER: Duration = Duration::from_secs(60);
+
+/// What all sessions share.
+#[derive(Clone)]
+pub(crate) struct Service {
+    hub: Arc<Hub>,
+    admissions: Arc<Admissions>,
+    telemetry: Telemetry,
+    places: Arc<Semaphore>,
+}
+
+impl Service {
+    /// Without sessions.
+    pub(crate) fn new(hub: Arc<Hub>, admissions: Arc<Admissions>, telemetry: Telemetry) -> Self {
+        Self { hub, admissions, telemetry, places: Arc::new(Semaphore::new(MAX_SESSIONS)) }
+    }
 }
 
 /// Serves ztunnels until `stop`.
-pub(crate) async fn serve(
-    listener: SeqPacketListener,
-    hub: Arc<Hub>,
-    admission: Arc<dyn Admission>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn serve(listener: SeqPacketListener, service: Service, stop: CancellationToken) {
     let sessions = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -37,11 +54,11 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok(socket) => {
-                let (hub, admission, stop) = (Arc::clone(&hub), Arc::clone(&admission), stop.clone());
+                let (service, stop) = (service.clone(), stop.clone());
                 sessions.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = one(socket, &hub, admission) => {}
+                        () = service.one(socket) => {}
                     }
                 });
             }
@@ -55,21 +72,160 @@ pub(crate) async fn serve(
     sessions.wait().await;
 }
 
-async fn one(socket: SeqPacket, hub: &Arc<Hub>, admission: Arc<dyn Admission>) {
-    let peer = match local_socket::admit(&socket) {
-        Ok(peer) => peer,
-        Err(error) => return warn!(%error, "a connection to the ZDS socket was refused"),
-    };
-    // It reads procfs and waits for the kernel's maps, which another pod's attaching may hold.
-    let admitted = task::spawn_blocking(move || admission.admit(peer)).await;
-    if let Err(reason) = admitted.unwrap_or_else(|error| Err(error.to_string())) {
-        return warn!(
-            pid = peer.pid,
-            reason, "a ztunnel was refused: its traffic could not be exempted from capture"
-        );
+impl Service {
+    /// One connection, from its credentials to the end of its process. When the agent stops, it is dropped at any point: what is
+    /// exempt stays so, for the ztunnel lives on.
+    async fn one(&self, socket: SeqPacket) {
+        let peer = match local_socket::admit(&socket) {
+            Ok(peer) => peer,
+            Err(error) => {
+                self.telemetry.ztunnel_refused("user");
+                return warn!(%error, "a connection to the ZDS socket was refused");
+            }
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.telemetry.ztunnel_refused("too_many");
+            return warn!(
+                pid = peer.pid,
+                "a ztunnel was refused: {MAX_SESSIONS} are connected already, of which one must end first"
+            );
+        };
+        let process = match Process::of_peer(&socket, peer) {
+            Ok(process) => Arc::new(process),
+            Err(error) => return self.refused(peer, &error.into()),
+        };
+        let candidate = Arc::clone(&process);
+        let admitted = match self.blocking(move |admissions| admissions.admit(&candidate)).await {
+            Ok(admitted) => Arc::new(admitted),
+            Err(unfit) => return self.refused(peer, &unfit),
+        };
+        let fit = tokio::select! {
+            ended = session::run(socket, peer, &self.hub) => {
+                match ended {
+                    Ok(()) => info!(pid = peer.pid, "ztunnel disconnected"),
+                    Err(error) => warn!(pid = peer.pid, %error, "the ZDS session ended"),
+                }
+                true
+            }
+            unfit = self.found_unfit(&process) => {
+                self.refused(peer, &unfit);
+                false
+            }
+        };
+        drop(place);
+        let ended = Arc::clone(&admitted);
+        self.release(move |admissions| admissions.session_ended(&ended)).await;
+        if fit {
+            if !admitted.is_first {
+                // The first session of the process waits for its end.
+                return;
+            }
+            if let Err(error) = process.ended().await {
+                return warn!(pid = peer.pid, %error, "a ztunnel's end cannot be seen: its cgroup stays exempt");
+            }
+            tokio::time::sleep(LINGER).await;
+        }
+        self.release(move |admissions| admissions.process_ended(&admitted)).await;
     }
-    match session::run(socket, peer, hub).await {
-        Ok(()) => info!(pid = peer.pid, "ztunnel disconnected"),
-        Err(error) => warn!(pid = peer.pid, %error, "the ZDS session ended"),
+
+    async fn release(&self, work: impl FnOnce(&Admissions) + Send + 'static) {
+        let done = self.blocking(move |admissions| {
+            work(admissions);
+            Ok(())
+        });
+        if let Err(error) = done.await {
+            warn!(%error, "a ztunnel's cgroup stays exempt from capture");
+        }
+    }
+
+    fn refused(&self, peer: Peer, reason: &Unfit) {
+        self.telemetry.ztunnel_refused(reason.label());
+        warn!(pid = peer.pid, %reason, "a ztunnel was refused: the connection is closed");
+    }
+
+    /// Does what reads procfs and waits for the kernel's maps, which another pod's attaching may hold.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Admissions) -> Result<T, Unfit> + Send + 'static,
+    ) -> Result<T, Unfit> {
+        let admissions = Arc::clone(&self.admissions);
+        let done = task::spawn_blocking(move || work(&admissions)).await;
+        done.unwrap_or_else(|panic| Err(Unfit::Kernel(panic.to_string())))
+    }
+
+    /// Resolves when a pod that the agent has come to know turns out to be where this process is.
+    async fn found_unfit(&self, process: &Arc<Process>) -> Unfit {
+        // Marked as changed, for what was learnt since the process was admitted.
+        let mut learnt = self.hub.learnt();
+        learnt.mark_changed();
+        loop {
+            if learnt.changed().await.is_err() {
+                // The hub outlives its sessions.
+                return std::future::pending().await;
+            }
+            let process = Arc::clone(process);
+            let checked = self.blocking(move |admissions| admissions.check(&process)).await;
+            // A ztunnel that ends, or cannot be looked at now, was admitted all the same.
+            if let Err(unfit @ (Unfit::PodCgroup(_) | Unfit::PodNetns(_))) = checked {
+                return unfit;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::bpf::CgroupId;
+    use crate::enroll::pod::PodUid;
+    use crate::zds::admission::Capture;
+
+    /// A kernel in which this process's own namespace is a pod's.
+    struct OwnNetnsIsAPods;
+
+    impl Capture for OwnNetnsIsAPods {
+        fn exempt(&self, _: CgroupId) -> Result<bool, String> {
+            unreachable!("nobody is admitted")
+        }
+
+        fn unexempt(&self, _: CgroupId) -> Result<(), String> {
+            unreachable!("nobody was admitted")
+        }
+
+        fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, String> {
+            let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+            let inode = own.to_str().unwrap().trim_start_matches("net:[").trim_end_matches(']').parse();
+            Ok(vec![(PodUid::from("a"), BTreeSet::from([inode.unwrap()]))])
+        }
+    }
+
+    fn service() -> Service {
+        let hub = Arc::new(Hub::new());
+        let admissions = Admissions::new(OwnNetnsIsAPods, Arc::clone(&hub));
+        Service::new(hub, Arc::new(admissions), Telemetry::default())
+    }
+
+    #[tokio::test]
+    async fn a_third_session_is_refused_before_it_is_told_anything() {
+        let service = service();
+        let _others = Arc::clone(&service.places).try_acquire_many_owned(2).unwrap();
+        let (third, agents) = SeqPacket::pair().unwrap();
+        service.one(agents).await;
+        assert!(third.receive().await.unwrap().is_none());
+        assert_eq!(service.telemetry.ztunnels_refused("too_many"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_process_is_told_nothing_and_leaves_its_place() {
+        let service = service();
+        let (socket, agents) = SeqPacket::pair().unwrap();
+        service.one(agents).await;
+        assert!(socket.receive().await.unwrap().is_none());
+        assert_eq!(service.places.available_permits(), MAX_SESSIONS);
+        let refused = ["pod_netns", "cgroup"].map(|reason| service.telemetry.ztunnels_refused(reason));
+        // Where the tests run in the root cgroup, or see no tree of version 2, that is what they are refused for.
+        assert_eq!(refused.iter().sum::<u64>(), 1);
     }
 }

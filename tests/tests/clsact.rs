@@ -3,13 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::ensure;
-use e2e::{Case, ENROLMENT, GUARANTEES, World};
+use e2e::{Case, GUARANTEES, World};
 use sandbox::Redirection;
 
 fn main() -> ExitCode {
     let mut cases: Vec<Case<World>> = vec![("every_agent_takes_packets_by_clsact", clsact)];
     cases.extend_from_slice(GUARANTEES);
-    cases.extend_from_slice(ENROLMENT);
     e2e::run(|| World::start(Redirection::Clsact), &cases, World::explain)
 }
 

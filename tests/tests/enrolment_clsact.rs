@@ -1,0 +1,11 @@
+//! Joining and leaving that is interrupted or turned round, with classifiers on clsact. In a sandbox of its own: a ztunnel that was
+//! killed leaves connections behind that a pod's drain would wait for.
+
+use std::process::ExitCode;
+
+use e2e::{ENROLMENT, World};
+use sandbox::Redirection;
+
+fn main() -> ExitCode {
+    e2e::run(|| World::start(Redirection::Clsact), ENROLMENT, World::explain)
+}

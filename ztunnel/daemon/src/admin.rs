@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -48,7 +48,8 @@ pub type AdminResponse = Response<Bytes>;
 pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
-    /// A unix socket, made with mode 0600; a stale one is replaced. The directory is the caller's.
+    /// A unix socket, made with mode 0600, in a directory that is made with mode 0700 where there is none; a stale one is
+    /// replaced.
     Unix(PathBuf),
 }
 
@@ -256,6 +257,9 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
@@ -443,7 +447,7 @@ mod tests {
     #[tokio::test]
     async fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
-        let address = Address::Unix(directory.path().join("admin.sock"));
+        let address = Address::Unix(directory.path().join("not/made/yet/admin.sock"));
         let path = directory.path().join("admin.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let live = Admin::bind(&address, "--socket").unwrap();

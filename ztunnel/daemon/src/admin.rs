@@ -447,13 +447,21 @@ mod tests {
     #[tokio::test]
     async fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
-        let address = Address::Unix(directory.path().join("not/made/yet/admin.sock"));
         let path = directory.path().join("admin.sock");
+        let address = Address::Unix(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let live = Admin::bind(&address, "--socket").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Admin::bind(&address, "--socket"), Err(BindError::InUse { .. })));
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn the_directory_of_a_unix_socket_is_made_for_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = directory.path().join("run");
+        let _live = Admin::bind(&Address::Unix(parent.join("admin.sock")), "--socket").unwrap();
+        assert_eq!(std::fs::metadata(&parent).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -33,12 +33,25 @@ impl fmt::Debug for Collected {
 
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let pool = self.tunnels.stats();
+        let (pool, budget) = (self.tunnels.stats(), self.tunnels.budget().stats());
+        let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let bytes = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         for (name, help, value) in [
-            ("culvert_tunnels", "Tunnels to other nodes, being dialled included", pool.tunnels),
-            ("culvert_tunnel_streams", "Connections on them", pool.streams),
+            ("culvert_tunnels", "Tunnels to other nodes, being dialled included", count(pool.tunnels)),
+            ("culvert_tunnel_streams", "Connections on them", count(pool.streams)),
+            (
+                "culvert_buffer_granted_bytes",
+                "Bytes that tunnels may hold received and unread",
+                bytes(budget.granted),
+            ),
+            ("culvert_buffer_budget_bytes", "Bytes that may be granted in all", bytes(budget.total)),
+            (
+                "culvert_buffer_squeezed_tunnels",
+                "Tunnels with small windows for lack of it",
+                count(budget.squeezed),
+            ),
         ] {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
         }
         let dropped = ConstCounter::new(self.logging.dropped_lines());

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ("a_capture_does_not_see_what_stays_on_one_node", capture_is_of_the_wire),
         ("a_flood_of_half_closed_connections_is_byte_exact_and_every_packet_of_it_is_seen", flood),
         ("a_reset_and_a_full_buffer_reach_the_client", reset_and_back_pressure),
+        ("a_pod_started_later_is_reached_and_another_may_take_its_name_and_addresses_after_it", later),
         ("a_sandbox_that_ends_leaves_no_cgroup_process_or_file", ends_clean),
         ("a_sandbox_ended_by_a_signal_leaves_no_cgroup_process_or_file", |_| ended_by(Signal::SIGTERM)),
         ("clean_removes_what_a_sandbox_killed_by_force_left", |_| ended_by(Signal::SIGKILL)),
@@ -135,6 +136,32 @@ fn reset_and_back_pressure(plain: &mut Plain) -> anyhow::Result<()> {
     let output = client.exec(&Program::new(e2e::echo()?).args(["push", &target]), DEADLINE)?;
     let taken: u64 = String::from_utf8_lossy(&output.stdout).trim().parse()?;
     ensure!((1..64 << 20).contains(&taken), "{taken} bytes were taken by a reader that does not read");
+    Ok(())
+}
+
+/// A pod of the other node, as the generation `uid` of it.
+fn visitor(uid: u32) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: visitor, namespace: plain, uid: 5b0f3c1e-1004-4c57-9a10-{uid:012}}}, \
+         spec: {{nodeName: west, containers: [{{name: echo, image: localhost/culvert-echo, args: [--port, '8080'], ports: [{{containerPort: 8080}}]}}]}}, \
+         status: {{podIPs: [{{ip: 10.42.2.9}}, {{ip: 'fd42:0:2::9'}}]}}}}"
+    )
+}
+
+fn later(plain: &mut Plain) -> anyhow::Result<()> {
+    for generation in 1..=2 {
+        let names = plain.sandbox.start_pods("visitor.yaml", &visitor(generation))?;
+        ensure!(names == ["plain/visitor"], "{names:?}");
+        for family in Family::BOTH {
+            let request = Fetch::new(url(&plain.sandbox, "plain/visitor", family, 8080)?);
+            let reply = request.from_pod(plain.sandbox.pod("plain/client")?)?;
+            ensure!(reply.ok(), "{family}: {}", reply.outcome());
+        }
+        let process = format!("/proc/{}", plain.sandbox.pod("plain/visitor")?.pid());
+        plain.sandbox.stop_pod("plain/visitor")?;
+        ensure!(!Path::new(&process).exists(), "its processes live on");
+        ensure!(plain.sandbox.pod("plain/visitor").is_err(), "it is still listed");
+    }
     Ok(())
 }
 

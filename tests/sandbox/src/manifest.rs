@@ -66,6 +66,13 @@ pub struct ServiceSpec {
     pub addresses: Vec<IpAddr>,
 }
 
+impl PodSpec {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 impl Manifests {
     /// Reads every `*.yaml` and `*.yml` of `directory`.
     pub fn read(directory: &Path) -> Result<Self> {
@@ -77,24 +84,19 @@ impl Manifests {
             })
             .collect();
         files.sort();
-        let mut manifests = Self::default();
-        let mut services = Vec::new();
+        let mut found = Found::default();
         for file in &files {
             let text = std::fs::read_to_string(file).during(|| format!("reading {}", file.display()))?;
-            let bad = |reason: String| Error::Manifest { file: file.clone(), reason };
-            for object in
-                serde_saphyr::from_multiple::<Value>(&text).map_err(|error| bad(error.to_string()))?
-            {
-                match object["kind"].as_str() {
-                    Some("Pod") => manifests.pods.push(pod(object).map_err(bad)?),
-                    Some("Service") => services.push(parse::<RawService>(object).map_err(bad)?),
-                    _ => {}
-                }
-            }
+            found.add(file, &text)?;
         }
-        manifests.services = services.into_iter().map(|service| service.resolve(&manifests.pods)).collect();
-        manifests.services.retain(|service| !service.addresses.is_empty());
-        Ok(manifests)
+        Ok(found.resolve())
+    }
+
+    /// Reads the text of one manifest; `file` is named in errors.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self> {
+        let mut found = Found::default();
+        found.add(file, text)?;
+        Ok(found.resolve())
     }
 
     /// The hosts file of a pod in `namespace`: every Service by the names cluster DNS would answer to.
@@ -108,6 +110,33 @@ impl Manifests {
             }
         }
         text
+    }
+}
+
+/// What has been read so far; Services are resolved when all pods are known.
+#[derive(Default)]
+struct Found {
+    pods: Vec<PodSpec>,
+    services: Vec<RawService>,
+}
+
+impl Found {
+    fn add(&mut self, file: &Path, text: &str) -> Result<()> {
+        let bad = |reason: String| Error::Manifest { file: file.to_owned(), reason };
+        for object in serde_saphyr::from_multiple::<Value>(text).map_err(|error| bad(error.to_string()))? {
+            match object["kind"].as_str() {
+                Some("Pod") => self.pods.push(pod(object).map_err(bad)?),
+                Some("Service") => self.services.push(parse::<RawService>(object).map_err(bad)?),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve(self) -> Manifests {
+        let services = self.services.into_iter().map(|service| service.resolve(&self.pods));
+        let services = services.filter(|service| !service.addresses.is_empty()).collect();
+        Manifests { pods: self.pods, services }
     }
 }
 

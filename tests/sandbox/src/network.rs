@@ -25,6 +25,8 @@ pub(crate) enum Step {
     Port { device: String, bridge: &'static str },
     /// Sets a device up.
     Up { device: String },
+    /// Removes a device, and with one end of a pair the other.
+    Remove { device: String },
     /// Gives a device an address, usable at once.
     Address { device: String, address: IpAddr, prefix: u8 },
     /// Adds a route; with `via`, the next hop is taken to be on the link.
@@ -111,6 +113,10 @@ impl Step {
             }
             Self::Up { device } => {
                 handle.link().set(LinkUnspec::new_with_name(device).up().build()).execute().await.during(what)
+            }
+            Self::Remove { device } => {
+                let index = index(handle, device, namespace).await?;
+                handle.link().del(index).execute().await.during(what)
             }
             Self::Address { device, address, prefix } => {
                 let index = index(handle, device, namespace).await?;

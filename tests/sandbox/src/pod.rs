@@ -34,12 +34,20 @@ pub type Images = BTreeMap<String, PathBuf>;
 pub struct Pod {
     spec: PodSpec,
     net: NetNamespace,
+    /// The other end of its device, on its node.
+    far: Far,
     mounts: MountNamespace,
     cgroup: Cgroup,
     logs: PathBuf,
     images: Images,
     pause: Process,
     containers: BTreeMap<String, Process>,
+}
+
+#[derive(Debug)]
+struct Far {
+    node: NetNamespace,
+    device: String,
 }
 
 /// What a pod is made with, beside its manifest.
@@ -61,9 +69,10 @@ pub(crate) struct Surroundings<'a> {
 impl Pod {
     /// Makes the pod and starts its containers.
     pub(crate) fn start(spec: PodSpec, around: &Surroundings<'_>) -> Result<Self> {
-        let name = format!("{}/{}", spec.namespace, spec.name);
+        let name = spec.full_name();
         let net = NetNamespace::new(&format!("pod {name}"))?;
-        connect(&net, &spec, around.node, &format!("pod{}", around.number))?;
+        let far = Far { node: around.node.net().clone(), device: format!("pod{}", around.number) };
+        connect(&net, &spec, around.node, &far.device)?;
         let own = around.directory.join(format!("pods/{}_{}", spec.namespace, spec.name));
         fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
         let hosts = own.join("hosts");
@@ -76,7 +85,7 @@ impl Pod {
             around.pause.clone().named(format!("{name} pause")).spawn(&place, &own.join("pause.log"))?;
         let images = around.images.clone();
         let containers = BTreeMap::new();
-        let mut pod = Self { spec, net, mounts, cgroup, logs: own, images, pause, containers };
+        let mut pod = Self { spec, net, far, mounts, cgroup, logs: own, images, pause, containers };
         for container in pod.spec.containers.clone() {
             pod.start_container(&container)?;
         }
@@ -90,7 +99,14 @@ impl Pod {
 
     /// `namespace/name`.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.spec.namespace, self.spec.name)
+        self.spec.full_name()
+    }
+
+    /// Ends every process of the pod and removes its cgroup and its device, as kubelet and a CNI plugin do: the kernel would remove
+    /// the device by itself, but only some time after the namespace's last reference.
+    pub(crate) fn end(self) -> Result<()> {
+        self.cgroup.remove()?;
+        apply(&self.far.node, &[Step::Remove { device: self.far.device.clone() }])
     }
 
     /// Its address of a family.

@@ -1,7 +1,8 @@
 //! The sandbox as a whole: fabric, nodes and pods of one directory of manifests, made together and taken down together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::capture::Capture;
@@ -37,6 +38,11 @@ pub struct Sandbox {
     nodes: BTreeMap<String, Node>,
     fabric: NetNamespace,
     manifests: Manifests,
+    options: Options,
+    /// Pods ever started, so that each device of a node has a name of its own.
+    started: usize,
+    /// Addresses of pods that the other nodes have routes to, which outlive the pods.
+    routed: BTreeSet<IpAddr>,
     // The last to be dropped: it ends what the others did not.
     run: Run,
 }
@@ -61,13 +67,38 @@ impl Sandbox {
         for (order, name) in (0..).zip(names) {
             nodes.insert(name.clone(), Node::attach(&name, order, &fabric, run.cgroup())?);
         }
-        let mut sandbox = Self { pods: BTreeMap::new(), nodes, fabric, manifests, run };
-        sandbox.route()?;
+        let (pods, routed, options) = (BTreeMap::new(), BTreeSet::new(), options.clone());
+        let mut sandbox = Self { pods, nodes, fabric, manifests, options, started: 0, routed, run };
         for spec in sandbox.manifests.pods.clone() {
-            sandbox.start_pod(spec, options)?;
+            sandbox.start_pod(spec)?;
         }
         sandbox.pods.values_mut().try_for_each(Pod::wait_listening)?;
         Ok(sandbox)
+    }
+
+    /// Starts the pods of a further manifest, on nodes that exist, and then writes it to `file` in
+    /// [`Sandbox::manifests_directory`], where the mesh learns of them. Returns their names when their declared ports are served.
+    ///
+    /// Uids become those of this run, as at the start; a pod that comes in the place of another needs a uid of its own.
+    pub fn start_pods(&mut self, file: &str, text: &str) -> Result<Vec<String>> {
+        let templates = Manifests::parse(Path::new(file), text)?;
+        let text = with_uids_of_run(text.to_owned(), &templates, self.run.number());
+        let specs = Manifests::parse(Path::new(file), &text)?.pods;
+        let names: Vec<String> = specs.iter().map(PodSpec::full_name).collect();
+        specs.into_iter().try_for_each(|spec| self.start_pod(spec))?;
+        for name in &names {
+            self.pods.get_mut(name).map_or(Ok(()), Pod::wait_listening)?;
+        }
+        let target = self.manifests_directory().join(file);
+        fs::write(&target, text).during(|| format!("writing {}", target.display()))?;
+        Ok(names)
+    }
+
+    /// Ends a pod as kubelet would: its processes, its cgroup, and with the last reference its network namespace. Its manifest
+    /// stays until the caller changes it.
+    pub fn stop_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.remove(name).ok_or_else(|| Error::Unknown { what: format!("pod {name}") })?;
+        pod.end()
     }
 
     /// The node of that name.
@@ -124,33 +155,33 @@ impl Sandbox {
         self.run.end()
     }
 
-    fn addresses_on(&self, wanted: impl Fn(&str) -> bool) -> Vec<std::net::IpAddr> {
+    fn addresses_on(&self, wanted: impl Fn(&str) -> bool) -> Vec<IpAddr> {
         let nodes = self.nodes.values().filter(|node| wanted(node.name())).flat_map(|node| node.addresses());
         let pods = self.manifests.pods.iter().filter(|pod| wanted(&pod.node));
         nodes.chain(pods.flat_map(|pod| pod.addresses.clone())).collect()
     }
 
-    fn route(&self) -> Result<()> {
-        for here in self.nodes.values() {
-            for there in self.nodes.values().filter(|there| there.name() != here.name()) {
-                let pods = self.manifests.pods.iter().filter(|pod| pod.node == there.name());
-                here.route_to(there, pods.flat_map(|pod| pod.addresses.clone()))?;
-            }
-        }
-        Ok(())
+    /// Routes from the other nodes to the pods' addresses on `node`, as far as they are missing.
+    fn route(&mut self, node: &str, addresses: &[IpAddr]) -> Result<()> {
+        let there = self.nodes.get(node).ok_or_else(|| Error::Unknown { what: format!("node {node}") })?;
+        let missing: Vec<IpAddr> =
+            addresses.iter().copied().filter(|address| self.routed.insert(*address)).collect();
+        let mut others = self.nodes.values().filter(|here| here.name() != node);
+        others.try_for_each(|here| here.route_to(there, missing.iter().copied()))
     }
 
-    fn start_pod(&mut self, spec: PodSpec, options: &Options) -> Result<()> {
-        let node = self.node(&spec.node)?;
+    fn start_pod(&mut self, spec: PodSpec) -> Result<()> {
+        self.route(&spec.node, &spec.addresses)?;
         let around = Surroundings {
-            node,
-            number: self.pods.len(),
+            node: self.node(&spec.node)?,
+            number: self.started,
             hosts: self.manifests.hosts(&spec.namespace),
             directory: self.run.directory(),
-            images: &options.images,
-            pause: &options.pause,
+            images: &self.options.images,
+            pause: &self.options.pause,
         };
         let pod = Pod::start(spec, &around)?;
+        self.started += 1;
         self.pods.insert(pod.name(), pod);
         Ok(())
     }
@@ -162,15 +193,17 @@ fn copy_manifests(from: &Path, to: &Path, templates: &Manifests, run: u32) -> Re
     fs::create_dir_all(to).during(|| format!("making {}", to.display()))?;
     let listing = fs::read_dir(from).during(|| format!("reading {}", from.display()))?;
     for entry in listing.filter_map(|entry| entry.ok()).filter(|entry| entry.path().is_file()) {
-        let mut text =
+        let text =
             fs::read_to_string(entry.path()).during(|| format!("reading {}", entry.path().display()))?;
-        for pod in &templates.pods {
-            text = text.replace(&pod.uid, &uid_of_run(&pod.uid, run));
-        }
+        let text = with_uids_of_run(text, templates, run);
         let target = to.join(entry.file_name());
         fs::write(&target, text).during(|| format!("writing {}", target.display()))?;
     }
     Ok(())
+}
+
+fn with_uids_of_run(text: String, templates: &Manifests, run: u32) -> String {
+    templates.pods.iter().fold(text, |text, pod| text.replace(&pod.uid, &uid_of_run(&pod.uid, run)))
 }
 
 /// A uid with its first group, of 8 digits, replaced.

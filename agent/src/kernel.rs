@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bpf::{
-    AttachError, CgroupId, Changes, InboundHook, MapError, OutboundHook, PodKey, PodLinks, PodMode, Programs,
-    SocketCookie,
+    AttachError, CgroupId, Changes, Fill, InboundHook, MapError, OutboundHook, PodKey, PodLinks, PodMode,
+    Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
@@ -192,6 +192,11 @@ impl Kernel {
     /// See [`Programs::drop_unclaimed`].
     pub(crate) fn drop_unclaimed(&self) -> Result<(), MapError> {
         self.programs().drop_unclaimed()
+    }
+
+    /// See [`Programs::fills`].
+    pub(crate) fn fills(&self) -> Result<Vec<Fill>, MapError> {
+        self.programs().fills()
     }
 
     /// See [`Programs::counters`].

@@ -30,7 +30,7 @@ use crate::bpf::{LoadOptions, LogReader, Programs, Redirection};
 use crate::cgroup;
 use crate::embedded;
 use crate::enroll::manager::{self, Pods};
-use crate::enroll::{Context, Sweep};
+use crate::enroll::{Context, Sweep, Turns};
 use crate::kernel::Kernel;
 use crate::kubelet;
 use crate::local_socket;
@@ -160,6 +160,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         hub: Arc::clone(&hub),
         board: Arc::clone(&board),
         telemetry: telemetry.clone(),
+        turns: Turns::new(),
         sweep: Sweep::new(readiness.block("pods of this node")),
         own_netns: Netns::own().context("reading the agent's own network namespace")?.id(),
         proc_root: PathBuf::from("/proc"),

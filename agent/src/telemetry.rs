@@ -92,8 +92,34 @@ pub(crate) struct Observed {
     pub(crate) control: watch::Receiver<XdsStatus>,
 }
 
+impl Observed {
+    fn encode_fills(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let fills = match self.kernel.fills() {
+            Ok(fills) => fills,
+            Err(error) => {
+                warn!(%error, "the fill of the kernel's maps cannot be read");
+                return Ok(());
+            }
+        };
+        let help = "Entries of the kernel programs' maps that nothing is evicted from";
+        let mut entries = encoder.encode_descriptor("bpf_map_entries", help, None, MetricType::Gauge)?;
+        for fill in &fills {
+            let count = i64::try_from(fill.entries).unwrap_or(i64::MAX);
+            ConstGauge::new(count).encode(entries.encode_family(&[("map", fill.map)])?)?;
+        }
+        let help = "Entries those maps can hold; what finds no place is refused";
+        let mut capacities = encoder.encode_descriptor("bpf_map_capacity", help, None, MetricType::Gauge)?;
+        for fill in &fills {
+            let count = i64::try_from(fill.capacity).unwrap_or(i64::MAX);
+            ConstGauge::new(count).encode(capacities.encode_family(&[("map", fill.map)])?)?;
+        }
+        Ok(())
+    }
+}
+
 impl Collector for Observed {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.encode_fills(&mut encoder)?;
         match self.kernel.counters() {
             Ok(counters) => {
                 let help = "Packets, and for inbound connections their first, by what the kernel programs did and why";

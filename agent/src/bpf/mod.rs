@@ -13,6 +13,7 @@
 
 mod device;
 mod error;
+mod fill;
 mod filter;
 mod link;
 mod log;
@@ -34,6 +35,7 @@ use aya::maps::MapError as AyaMapError;
 use ebpf_common::{Address, Counter, ProbeTarget};
 
 pub(crate) use error::{AttachError, MapError};
+pub(crate) use fill::Fill;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, take_down};

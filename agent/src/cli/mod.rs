@@ -33,6 +33,9 @@ enum Command {
     Version,
 }
 
+/// Threads for work that blocks, beside the runtime's own: the turns of enrolment, and as many again for what waits on files.
+const BLOCKING_THREADS: usize = 16;
+
 /// Runs the command of the process's arguments until it is done.
 ///
 /// # Errors
@@ -41,7 +44,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // One crypto provider for the process; a second installation would be the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let command = Cli::parse().command;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Of what blocks, `enroll::Turns` lets a few through at once; tokio by itself would make up to 512 threads, and keep them.
+    let runtime = runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     runtime.block_on(async {
         match command {
             Command::Agent(args) => agent::run(args).await,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::task::block_in_place;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -34,14 +33,15 @@ impl PodTask {
     /// Looks at everything.
     pub(super) async fn look(&mut self) -> Result<Look, EnrollError> {
         self.take_intent();
+        let context = Arc::clone(&self.context);
         let member = self.leaving_since.is_none();
         if member {
             self.follow_sandbox().await?;
         } else if self.found.is_none() && self.spec.is_none() {
-            block_in_place(|| self.find_what_an_earlier_agent_captured())?;
+            context.turns.blocking(|| self.find_what_an_earlier_agent_captured()).await?;
         }
-        self.keep_watching()?;
-        block_in_place(|| self.read(member))
+        self.keep_watching().await?;
+        context.turns.blocking(|| self.read(member)).await
     }
 
     /// A pod that left while no agent was there: nobody describes it any more, but its pins name its namespace, in which it is then
@@ -53,13 +53,13 @@ impl PodTask {
     }
 
     /// Subscribes to what happens in the namespace, anew if that ended.
-    fn keep_watching(&mut self) -> Result<(), EnrollError> {
+    async fn keep_watching(&mut self) -> Result<(), EnrollError> {
         let Some(found) = &self.found else { return Ok(()) };
         if self.watch.as_ref().is_some_and(|watch| !watch.has_ended()) {
             return Ok(());
         }
         let start = || NetnsWatch::start(&found.netns, Arc::clone(&self.changed_inside));
-        self.watch = Some(block_in_place(start).map_err(EnrollError::Watch)?);
+        self.watch = Some(self.context.turns.blocking(start).await.map_err(EnrollError::Watch)?);
         Ok(())
     }
 
@@ -87,13 +87,16 @@ impl PodTask {
     /// Checks that the pod still lives in the namespace that is held; a sandbox that was made anew is another one.
     async fn follow_sandbox(&mut self) -> Result<(), EnrollError> {
         let (Some(spec), Some(found)) = (self.spec.clone(), &mut self.found) else { return Ok(()) };
-        let devices = block_in_place(|| devices::list(&found.netns)).map_err(EnrollError::Watch)?;
+        let context = Arc::clone(&self.context);
+        let listed = context.turns.blocking(|| devices::list(&found.netns)).await;
+        let devices = listed.map_err(EnrollError::Watch)?;
         let missing = devices::missing(&devices, &spec.addresses);
         found.devices = devices;
         if missing.is_empty() && found.still_leads_here(&spec) {
             return Ok(());
         }
-        match block_in_place(|| find::find(&spec, self.context.own_netns, &self.context.proc_root)) {
+        let find = || find::find(&spec, context.own_netns, &context.proc_root);
+        match context.turns.blocking(find).await {
             Ok(now) if now.netns.id() == found.netns.id() => *found = now,
             Ok(_) => {
                 info!(pod = %self.uid, was = %found.netns.id(), "the pod moved to another network namespace");
@@ -120,11 +123,13 @@ impl PodTask {
         self.before = Before::default();
         let led = std::mem::take(&mut self.led);
         let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
-        block_in_place(|| {
-            self.context.kernel.detach_pod(&self.uid, Some(&found.netns))?;
-            self.context.kernel.unlead(&self.uid, &led)?;
-            Ok(self.context.kernel.forget_pre_mesh(&marked)?)
-        })
+        let kernel = &self.context.kernel;
+        let let_go = || {
+            kernel.detach_pod(&self.uid, Some(&found.netns))?;
+            kernel.unlead(&self.uid, &led)?;
+            Ok(kernel.forget_pre_mesh(&marked)?)
+        };
+        self.context.turns.blocking(let_go).await
     }
 
     fn read(&mut self, member: bool) -> Result<Look, EnrollError> {

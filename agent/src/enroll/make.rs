@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::task::block_in_place;
 use tracing::{info, warn};
 
 use super::connections;
@@ -34,7 +33,10 @@ impl PodTask {
                 self.withdrawn = true;
                 Ok(())
             }
-            _ => block_in_place(|| self.make_in_kernel(step, look)),
+            _ => {
+                let context = Arc::clone(&self.context);
+                context.turns.blocking(|| self.make_in_kernel(step, look)).await
+            }
         }
     }
 

@@ -15,9 +15,11 @@ pub(crate) mod pod;
 pub(crate) mod steps;
 mod sweep;
 mod task;
+mod turns;
 mod watch;
 
 pub(crate) use sweep::Sweep;
+pub(crate) use turns::Turns;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,6 +42,8 @@ pub(crate) struct Context {
     pub(crate) board: Arc<Board>,
     /// What is counted.
     pub(crate) telemetry: Telemetry,
+    /// Turns at work that blocks.
+    pub(crate) turns: Turns,
     /// What is done once all pods have been taken over.
     pub(crate) sweep: Sweep,
     /// The agent's own namespace, which is never a pod's.

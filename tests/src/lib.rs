@@ -8,12 +8,15 @@
 mod enrolment;
 mod guarantees;
 mod places;
+mod select;
 pub mod world;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
+
+use self::select::Wanted;
 
 pub use enrolment::ENROLMENT;
 pub use guarantees::GUARANTEES;
@@ -44,15 +47,18 @@ pub fn run<C>(
     cases: &[Case<C>],
     explain: impl Fn(&C) -> String,
 ) -> ExitCode {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    if std::env::args().any(|argument| argument == "--list") {
+    let wanted = Wanted::from_arguments(std::env::args().skip(1));
+    if wanted.list {
         cases.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let selected: Vec<&Case<C>> = cases.iter().filter(|(name, _)| name.contains(&filter)).collect();
+    let selected = wanted.select(cases);
     println!("\nrunning {} tests", selected.len());
     let begin = Instant::now();
     let mut tally = Tally { filtered: cases.len() - selected.len(), ..Tally::default() };
+    if selected.is_empty() {
+        return tally.finish(begin);
+    }
     match start() {
         Ok(mut context) => {
             for (name, check) in selected {

@@ -1,5 +1,8 @@
 //! `cargo xtask test`: runs every test program itself, counts, and says in one line what came of it.
 //!
+//! With `--repeat` the programs run again and again, and with them the end-to-end tests of each, in an order drawn from a seed: what fails
+//! only now and then, or only after something else, shows.
+//!
 //! A test that was skipped fails the run, unless a kernel feature it needs is missing; each such feature is named.
 
 use std::collections::BTreeMap;
@@ -10,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 
 use crate::cargo::{self, Built, TestProgram};
 use crate::progress::{Progress, seconds};
@@ -23,8 +29,24 @@ pub(crate) struct Args {
     /// Run the unit tests alone, which need no privileges.
     #[arg(long)]
     unit: bool,
+    /// Leave out the tests that take long because they do something thousands of times.
+    #[arg(long)]
+    fast: bool,
+    /// Run everything that many times, each time in another random order; ends with the first run that fails.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// What the orders are drawn from, to have those of an earlier run again; by itself it shuffles a single run.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Run only tests whose name contains this text.
     filter: Option<String>,
+}
+
+impl Args {
+    /// The seed of the orders; none for the order of the manifest.
+    fn orders(&self) -> Option<u64> {
+        self.seed.or_else(|| (self.repeat > 1).then(rand::random))
+    }
 }
 
 /// Runs the tests; `false` when any failed, or was skipped for another reason than the kernel.
@@ -40,11 +62,46 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     programs
         .sort_by(|a, b| (a.end_to_end, &a.package, &a.target).cmp(&(b.end_to_end, &b.package, &b.target)));
     let mut total = Tally::default();
-    let count = programs.len();
-    for (number, program) in programs.iter().enumerate() {
-        total.add(run_program(program, built.as_ref(), args.filter.as_deref(), (number + 1, count))?);
+    let seed = args.orders();
+    for run in 0..args.repeat {
+        let order = seed.map(|seed| seed.wrapping_add(u64::from(run)));
+        if let Some(order) = order {
+            eprintln!("run {} of {}, in the order of --seed {order}", run + 1, args.repeat);
+            programs.shuffle(&mut StdRng::seed_from_u64(order));
+        }
+        let how = How { built: built.as_ref(), fast: args.fast, order, filter: args.filter.as_deref() };
+        let count = programs.len();
+        for (number, program) in programs.iter().enumerate() {
+            total.add(run_program(program, &how, (number + 1, count))?);
+        }
+        if total.failed > 0 {
+            println!("run {} of {} failed", run + 1, args.repeat);
+            break;
+        }
     }
     Ok(total.report(begin.elapsed(), args))
+}
+
+/// How the programs of a run are started.
+struct How<'a> {
+    built: Option<&'a Built>,
+    fast: bool,
+    /// The seed of the order of tests within an end-to-end program.
+    order: Option<u64>,
+    filter: Option<&'a str>,
+}
+
+impl How<'_> {
+    /// The arguments of a test program. The standard harness knows neither orders nor what takes long.
+    fn arguments(&self, program: &TestProgram) -> Vec<String> {
+        let filter = self.filter.map(str::to_owned);
+        if !program.end_to_end {
+            return filter.into_iter().collect();
+        }
+        let fast = self.fast.then(|| "--fast".to_owned());
+        let order = self.order.map(|seed| format!("--shuffle={seed}"));
+        filter.into_iter().chain(fast).chain(order).collect()
+    }
 }
 
 /// Outcomes of tests.
@@ -136,17 +193,16 @@ impl Tally {
 /// Runs one program and reads its outcome. The output is shown only if something went wrong.
 fn run_program(
     program: &TestProgram,
-    built: Option<&Built>,
-    filter: Option<&str>,
+    how: &How<'_>,
     (number, count): (usize, usize),
 ) -> anyhow::Result<Tally> {
     let kind = if program.end_to_end { "end to end" } else { "unit" };
     let name = format!("{} {}", program.package, program.target);
     let mut progress = Progress::begin(format!("test program {number} of {count}, {kind}, {name}"));
     let mut command = Command::new(&program.path);
-    command.args(filter).current_dir(&program.directory);
+    command.args(how.arguments(program)).current_dir(&program.directory);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(built) = built {
+    if let Some(built) = how.built {
         command
             .env("CULVERT_BIN", &built.culvert)
             .env("ZTUNNEL_BIN", &built.ztunnel)

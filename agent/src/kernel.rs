@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bpf::{
-    AttachError, CgroupId, Changes, Fill, InboundHook, MapError, OutboundHook, PodKey, PodLinks, PodMode,
-    Programs, SocketCookie,
+    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, MapError, OutboundHook, PodKey, PodLinks,
+    PodMode, Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
@@ -182,6 +182,11 @@ impl Kernel {
     /// See [`Programs::pre_mesh`].
     pub(crate) fn pre_mesh(&self) -> Result<BTreeSet<SocketCookie>, MapError> {
         self.programs().pre_mesh()
+    }
+
+    /// See [`Programs::passing`].
+    pub(crate) fn passing(&self, all: &[Connection]) -> Result<BTreeSet<SocketCookie>, MapError> {
+        self.programs().passing(all.iter().map(|connection| connection.cookie))
     }
 
     /// See [`Programs::keep_probe_targets`].

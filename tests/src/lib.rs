@@ -5,6 +5,7 @@
 //! standard harness's, so that one reader serves both.
 #![forbid(unsafe_code)]
 
+mod abandoned;
 mod enrolment;
 mod guarantees;
 mod places;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use self::select::Wanted;
 
+pub use abandoned::ABANDONED;
 pub use enrolment::ENROLMENT;
 pub use guarantees::GUARANTEES;
 pub use places::{binaries, echo, options, run_directory};

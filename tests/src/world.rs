@@ -22,6 +22,11 @@ pub const SETTLE: Duration = Duration::from_secs(20);
 /// How long an access log entry may take to be written.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
 
+/// The label by which `shop/near` is in the mesh.
+const NEAR_IN: &str = "labels: {app: near}";
+/// And by which it is not.
+const NEAR_OUT: &str = "labels: {app: near, istio.io/dataplane-mode: none}";
+
 /// Where an agent serves its metrics on its node.
 const AGENT_METRICS_PORT: u16 = 15011;
 
@@ -146,6 +151,67 @@ impl World {
         let pods = status["pods"].as_object().context("the agent's status has no pods")?;
         let found = pods.values().find(|entry| entry["name"] == pod);
         Ok(found.and_then(|entry| entry["state"].as_str()).map(str::to_owned))
+    }
+
+    /// Takes `shop/near` out of the mesh and waits until nothing of it is captured.
+    pub fn leave_near(&self) -> anyhow::Result<()> {
+        self.edit("shop.yaml", NEAR_IN, NEAR_OUT)?;
+        self.until_near_is(None)
+    }
+
+    /// Takes it in again and waits until it is captured.
+    pub fn join_near(&self) -> anyhow::Result<()> {
+        self.edit("shop.yaml", NEAR_OUT, NEAR_IN)?;
+        self.until_near_is(Some("enrolled"))
+    }
+
+    /// Waits until the agent says this of `shop/near`; `None` is out of the mesh.
+    pub fn until_near_is(&self, wanted: Option<&str>) -> anyhow::Result<()> {
+        let node = self.sandbox.node("east")?;
+        wait::try_until(
+            SETTLE,
+            || format!("near to be {wanted:?}"),
+            || match self.pod_state(node, "near") {
+                Ok(state) if state.as_deref() == wanted => Ok(()),
+                Ok(state) => Err(format!("{state:?}")),
+                Err(error) => Err(error.to_string()),
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Writes a setting of a pod's network namespace, named by its path below `/proc/sys`.
+    pub fn set(&self, pod: &str, setting: &str, value: &str) -> anyhow::Result<()> {
+        let write = || std::fs::write(format!("/proc/sys/{setting}"), value);
+        self.sandbox.pod(pod)?.net().run(write)?.with_context(|| format!("{setting}={value} in {pod}"))
+    }
+
+    /// A counter of `/proc/net/netstat` of a pod, which has a line of names above each line of values.
+    pub fn netstat(&self, pod: &str, counter: &str) -> anyhow::Result<u64> {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
+        let text = self.sandbox.pod(pod)?.net().run(read)??;
+        let lines: Vec<&str> = text.lines().collect();
+        let found = lines.chunks(2).find_map(|pair| {
+            let place = pair.first()?.split(' ').position(|name| name == counter)?;
+            pair.get(1)?.split(' ').nth(place)?.parse().ok()
+        });
+        found.with_context(|| format!("no counter {counter}"))
+    }
+
+    /// That no packet with the marker has crossed the link between the nodes so far.
+    pub fn ensure_no_marker(&self) -> anyhow::Result<()> {
+        let traffic = self.capture.as_ref().context("the capture has ended before")?.traffic();
+        ensure!(traffic.markers == 0, "plaintext on the wire: {traffic:?}");
+        Ok(())
+    }
+
+    /// That in the whole run nothing of the marker crossed the link between the nodes, and that the capture missed nothing.
+    pub fn ensure_sealed(&mut self) -> anyhow::Result<()> {
+        let traffic = self.capture.take().context("the capture has ended before")?.finish()?;
+        ensure!(traffic.missed == 0, "packets were not looked at: {traffic:?}");
+        ensure!(traffic.packets > 100, "the run sent hardly anything: {traffic:?}");
+        ensure!(traffic.markers == 0, "plaintext on the wire: {traffic:?}");
+        Ok(())
     }
 
     /// How many packets the kernel programs of a node have dropped.

@@ -249,6 +249,27 @@ impl Programs {
         Ok(())
     }
 
+    /// Those of `cookies` whose sockets run past the mesh, for whatever reason.
+    pub(crate) fn passing(
+        &self,
+        cookies: impl Iterator<Item = SocketCookie>,
+    ) -> Result<BTreeSet<SocketCookie>, MapError> {
+        let is_there = |found: Result<(), AyaMapError>, map| match found {
+            Ok(()) => Ok(true),
+            Err(AyaMapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(in_map(map)(error)),
+        };
+        let mut passing = BTreeSet::new();
+        for cookie in cookies {
+            let pre_mesh = self.maps.pre_mesh.get(&cookie.0, 0).map(drop);
+            let outside = self.maps.outside.get(&cookie.0, 0).map(drop);
+            if is_there(pre_mesh, "PRE_MESH")? || is_there(outside, "OUTSIDE")? {
+                passing.insert(cookie);
+            }
+        }
+        Ok(passing)
+    }
+
     /// The sockets that are let go on as they were, of all pods.
     pub(crate) fn pre_mesh(&self) -> Result<BTreeSet<SocketCookie>, MapError> {
         self.maps.pre_mesh.keys().map(|key| key.map(SocketCookie).map_err(in_map("PRE_MESH"))).collect()

@@ -21,6 +21,10 @@ const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 /// All states but `LISTEN` (10) and `CLOSE` (7), as bits.
 const ALL_BUT_LISTEN: u32 = 0xfff & !(1 << 10) & !(1 << 7);
+/// States of the kernel's tcp_states.h.
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const CLOSE_WAIT: u8 = 8;
 const NETLINK_HEADER: usize = 16;
 const REQUEST: usize = NETLINK_HEADER + 56;
 /// Length of `struct inet_diag_msg`; attributes follow it.
@@ -39,6 +43,8 @@ pub(crate) struct Connection {
     pub(crate) mark: u32,
     /// The cgroup the socket was made in, or the listener it was accepted from; none for sockets in TIME_WAIT and half-open ones.
     pub(crate) cgroup: Option<CgroupId>,
+    /// Whether a process has it, or will once it accepts; not so of what the kernel alone brings to its end, as after a crash.
+    pub(crate) held: bool,
 }
 
 /// All TCP sockets of the namespace but listeners, IPv4 and IPv6.
@@ -134,6 +140,9 @@ fn parse(message: &[u8]) -> Option<Connection> {
             .and_then(|value| array(value, 0))
             .map_or(0, u32::from_ne_bytes),
         cgroup: cgroup.map(|id| CgroupId(u64::from_ne_bytes(id))),
+        // Closing leaves neither of these states, and a socket that waits to be accepted has no inode yet.
+        held: [ESTABLISHED, SYN_SENT, CLOSE_WAIT].contains(message.get(1)?)
+            || u32::from_ne_bytes(array(message, 68)?) != 0,
     })
 }
 

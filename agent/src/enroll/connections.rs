@@ -1,7 +1,7 @@
 //! What the sockets of a pod's namespace say: which connections are from before it joined, and which are captured.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::bpf::{CgroupId, Connection, SocketCookie};
 use crate::plumbing::{APPLICATION_LEG, CAPTURED, MARK_MASK, Mark};
@@ -34,11 +34,32 @@ pub(super) fn is_alive(end: &Connection) -> bool {
     end.cgroup.is_some()
 }
 
-/// How many connections ztunnel carries: what the pod opened (its accepted ends) and what it was sent (the
-/// application's accepted ends).
-pub(super) fn captured(all: &[Connection]) -> usize {
-    let alive = all.iter().filter(|end| is_alive(end));
-    alive.filter(|end| [CAPTURED, APPLICATION_LEG].contains(&mark(end))).count()
+fn has_our_mark(end: &Connection) -> bool {
+    [CAPTURED, APPLICATION_LEG].contains(&mark(end))
+}
+
+/// How many ends ztunnel has, or is to accept, of connections it carries for the pod. Those a killed one left are none of them: what they
+/// were ends of is over, whether or not the application has noticed.
+pub(super) fn carried(all: &[Connection], exempt: &BTreeSet<CgroupId>) -> usize {
+    let of_ztunnel = |end: &&Connection| end.cgroup.is_some_and(|cgroup| exempt.contains(&cgroup));
+    all.iter().filter(of_ztunnel).filter(|end| end.held && has_our_mark(end)).count()
+}
+
+/// The applications' ends of captured connections, which would go on in plaintext without capture: all that are neither `passing`, nor
+/// of `exempt` cgroups, nor between addresses that are the pod's `own`.
+pub(super) fn left_over(
+    all: &[Connection],
+    passing: &BTreeSet<SocketCookie>,
+    exempt: &BTreeSet<CgroupId>,
+    own: &[IpAddr],
+) -> Vec<Connection> {
+    let stays = |end: &&Connection| end.remote.ip().is_loopback() || own.contains(&end.remote.ip());
+    let of_application = |end: &&Connection| end.cgroup.is_some_and(|cgroup| !exempt.contains(&cgroup));
+    all.iter()
+        .filter(of_application)
+        .filter(|end| !passing.contains(&end.cookie) && (has_our_mark(end) || !stays(end)))
+        .copied()
+        .collect()
 }
 
 #[cfg(test)]
@@ -47,14 +68,14 @@ mod tests {
 
     const ZTUNNEL: CgroupId = CgroupId(42);
 
-    /// ztunnel's ends are those with marks, and the one accepted from a listener of the agent.
     fn end(cookie: u64, local: &str, remote: &str, mark: u32) -> Connection {
         Connection {
             cookie: SocketCookie(cookie),
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             mark,
-            cgroup: Some(if mark != 0 || cookie == 11 { ZTUNNEL } else { CgroupId(7) }),
+            cgroup: Some(if [4, 5, 7, 11].contains(&cookie) { ZTUNNEL } else { CgroupId(7) }),
+            held: true,
         }
     }
 
@@ -83,7 +104,17 @@ mod tests {
         ];
         let cookies: Vec<_> = outside(&all, &[ZTUNNEL].into()).iter().map(|end| end.cookie.0).collect();
         assert_eq!(cookies, [1, 2]);
-        assert_eq!(captured(&all), 3, "two ends of the leg, one of what the pod opened");
+        assert_eq!(
+            carried(&all, &[ZTUNNEL].into()),
+            2,
+            "ztunnel's end of the leg, and of what the pod opened"
+        );
+        let crashed = all.map(|end| Connection { held: false, ..end });
+        assert_eq!(carried(&crashed, &[ZTUNNEL].into()), 0);
+        let passing = [SocketCookie(1), SocketCookie(2)].into();
+        let left = left_over(&all, &passing, &[ZTUNNEL].into(), &["10.0.0.1".parse().unwrap()]);
+        let cookies: Vec<_> = left.iter().map(|end| end.cookie.0).collect();
+        assert_eq!(cookies, [3, 6], "the application's ends of what was captured");
         let marked = [SocketCookie(1), SocketCookie(77)].into();
         assert_eq!(known(&all, &marked), [all[0]]);
     }

@@ -94,6 +94,7 @@ mod tests {
             remote: "10.0.0.9:443".parse().unwrap(),
             mark: 0,
             cgroup: None,
+            held: true,
         };
         let bytes = request(&connection);
         assert_eq!(bytes[4..6], 21_u16.to_ne_bytes());

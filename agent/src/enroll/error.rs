@@ -37,6 +37,11 @@ pub(crate) enum EnrollError {
     /// The namespace could not be watched or examined.
     #[error("the pod's network namespace cannot be watched: {0}")]
     Watch(#[source] io::Error),
+    /// Captured connections of a leaving pod that could not be ended.
+    #[error(
+        "{0} captured connections are still open and cannot be cut (CONFIG_INET_DIAG_DESTROY); capture stays until they end"
+    )]
+    StillCaptured(usize),
     /// Something changed in the pod while ztunnel was waited for, and is seen to first.
     #[error("something changed in the pod's network namespace meanwhile")]
     Interrupted,
@@ -68,6 +73,7 @@ impl EnrollError {
             Self::Map(_) => "map",
             Self::Sockets(_) => "sock_diag",
             Self::Watch(_) => "watch",
+            Self::StillCaptured(_) => "still_captured",
             Self::Interrupted => "interrupted",
             Self::NoEffect(_) => "no_effect",
             Self::Fault(_) => "fault",

@@ -125,6 +125,7 @@ impl PodTask {
         let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
         let kernel = &self.context.kernel;
         let let_go = || {
+            self.end_captured(&found.netns)?;
             kernel.detach_pod(&self.uid, Some(&found.netns))?;
             kernel.unlead(&self.uid, &led)?;
             Ok(kernel.forget_pre_mesh(&marked)?)
@@ -211,7 +212,8 @@ impl PodTask {
         self.marked = Some(alive);
         let status = known.iter().filter(|end| connections::is_alive(end));
         let status = status.map(|end| Connection { local: end.local, remote: end.remote });
-        Ok((status.collect(), connections::captured(&all) > 0))
+        let exempt = self.context.kernel.exempt_cgroups()?;
+        Ok((status.collect(), connections::carried(&all, &exempt) > 0))
     }
 
     fn names(&self, links: bpf::PodLinks) -> Vec<String> {

@@ -16,7 +16,7 @@ use super::watch::NetnsWatch;
 use crate::bpf::{self, Changes, PodMode};
 use crate::listeners::{Listeners, NotOurs};
 use crate::netns::Netns;
-use crate::netns::find;
+use crate::netns::{devices, find};
 use crate::plumbing::{self, Before, kernel as plumber};
 use crate::zds::hub::AnnounceError;
 use crate::zds::{Announcement, Held};
@@ -239,11 +239,42 @@ impl PodTask {
 
     fn detach_outbound(&mut self) -> Result<(), EnrollError> {
         let netns = self.found.as_ref().map(|found| &*found.netns);
+        netns.map_or(Ok(()), |netns| self.end_captured(netns))?;
         self.context.kernel.detach_pod(&self.uid, netns)?;
         let marked: Vec<_> = self.marked.take().unwrap_or_default().into_iter().collect();
         self.context.kernel.forget_pre_mesh(&marked)?;
         self.outbound = Side::Unverified;
         Ok(())
+    }
+
+    /// Ends what is left of captured connections: the drain's deadline has passed, or their ztunnel is gone. Without capture the
+    /// applications' next bytes would leave in plaintext, so nothing is detached while there are such ends.
+    pub(super) fn end_captured(&self, netns: &Netns) -> Result<(), EnrollError> {
+        let kernel = &self.context.kernel;
+        let links = kernel.links(&self.uid)?;
+        if !links.outbound || links.joining {
+            return Ok(());
+        }
+        let devices = devices::list(netns).map_err(EnrollError::Watch)?;
+        let own: Vec<_> = devices.iter().flat_map(|device| device.addresses.clone()).collect();
+        let exempt = kernel.exempt_cgroups()?;
+        let left_over = || {
+            let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
+            let passing = kernel.passing(&all)?;
+            Ok::<_, EnrollError>(connections::left_over(&all, &passing, &exempt, &own))
+        };
+        let found = left_over()?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let destroyed = destroy(netns, &found).map_err(EnrollError::Sockets)?;
+        info!(pod = %self.uid, connections = found.len(), destroyed, "captured connections that did not end are cut");
+        match left_over()?.len() {
+            0 => Ok(()),
+            // Nothing leaves over `lo`.
+            _ if devices.iter().all(|device| device.loopback) => Ok(()),
+            left => Err(EnrollError::StillCaptured(left)),
+        }
     }
 
     fn unplumb(&mut self, look: &Look) -> Result<(), EnrollError> {

@@ -242,11 +242,11 @@ fn step(source: &impl Source, header: u8, offset: u32) -> Step {
     }
 }
 
-/// The extension headers of RFC 7045 behind which TCP can stand in the clear. ESP (50) and AH (51) are left out: like any tunnel
-/// they mean nothing to a receiver that does not share their state.
+/// The extension headers of RFC 7045 behind which TCP can stand in the clear, and the numbers IANA has not assigned (148 and up), any of
+/// which may be one. ESP (50) and AH (51) are left out: like any tunnel they mean nothing to a receiver that does not share their state.
 #[inline(always)]
 const fn may_precede_tcp(header: u8) -> bool {
-    matches!(header, 0 | 43 | 44 | 60 | 135 | 139 | 140 | 253 | 254)
+    matches!(header, 0 | 43 | 44 | 60 | 135 | 139 | 140 | 148..=255)
 }
 
 struct Addresses {

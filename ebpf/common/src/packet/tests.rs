@@ -154,7 +154,7 @@ fn what_may_be_tcp_and_cannot_be_read_is_told_apart_from_what_passes() {
         packet
     };
     let chain = (0..8).fold(syn.clone(), |rest, n| options(if n == 0 { 6 } else { 60 }, 1, &rest));
-    let cases: [(&str, Packet, u16, Unparsed); 15] = [
+    let cases: [(&str, Packet, u16, Unparsed); 16] = [
         ("first fragment", v4(&[], 6, 0x2000, &syn), ETHERTYPE_IPV4, Unparsed::Fragment),
         ("later fragment", v4(&[], 6, 1, &syn), ETHERTYPE_IPV4, Unparsed::Fragment),
         ("first fragment over IPv6", v6(44, &fragment(6, 1, &syn)), ETHERTYPE_IPV6, Unparsed::Fragment),
@@ -174,6 +174,7 @@ fn what_may_be_tcp_and_cannot_be_read_is_told_apart_from_what_passes() {
         ("version 6 as IPv4", patched(v4(&[], 6, 0, &syn), 0, 0x65), ETHERTYPE_IPV4, Unparsed::Malformed),
         ("version 4 as IPv6", patched(v6(6, &syn), 0, 0x40), ETHERTYPE_IPV6, Unparsed::Malformed),
         ("a mobility header", v6(135, &options(6, 1, &syn)), ETHERTYPE_IPV6, Unparsed::Extension),
+        ("a header nobody has assigned", v6(200, &options(6, 1, &syn)), ETHERTYPE_IPV6, Unparsed::Extension),
         ("too many headers", v6(60, &chain), ETHERTYPE_IPV6, Unparsed::Extension),
     ];
     for (name, packet, ethertype, reason) in cases {

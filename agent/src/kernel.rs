@@ -132,6 +132,16 @@ impl Kernel {
         self.programs().ensure_outbound(&key(pod), netns, mode)
     }
 
+    /// See [`Programs::captured_devices`].
+    pub(crate) fn captured_devices(&self, pod: &PodUid, netns: &Netns) -> Result<BTreeSet<u32>, AttachError> {
+        self.programs().captured_devices(&key(pod), netns)
+    }
+
+    /// See [`Programs::holds`].
+    pub(crate) fn holds(&self, pod: &PodUid, netns: &Netns) -> Result<bool, AttachError> {
+        self.programs().holds(&key(pod), netns)
+    }
+
     /// See [`Programs::account_for_drained`] and [`Programs::accounted_for`]: `cookies` are those of all sockets of the pod.
     pub(crate) fn account(
         &self,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::error::LinkError;
-use super::sys::{self, Hook, LinkPlace};
+use super::sys::{self, Hook, LinkInfo, LinkPlace};
 
 /// A loaded program as links need it.
 #[derive(Debug)]
@@ -31,7 +31,8 @@ pub(crate) enum LinkChange {
     Created,
 }
 
-/// Makes the link pinned at `path` hold `program` on `hook`, where `place` is what the kernel says of such a link.
+/// Makes the link pinned at `path` hold `program` on `hook`, where `place` is what the kernel says of such a link. What is pinned there
+/// is taken for that link only if it stands on the hook indeed: a pin may be older than what it names, or another pod's.
 pub(crate) fn ensure(
     path: &Path,
     program: &LoadedProgram,
@@ -39,32 +40,57 @@ pub(crate) fn ensure(
     place: LinkPlace,
 ) -> Result<LinkChange, LinkError> {
     match sys::open_pinned(path) {
-        Ok(link) => {
-            let info = sys::link_info(link.as_fd())?;
-            if info.place == place {
-                if info.program == program.id {
-                    return Ok(LinkChange::Nothing);
-                }
+        Ok(link) => match standing(link.as_fd(), Some(hook), place)? {
+            Some(info) if info.program == program.id => return Ok(LinkChange::Nothing),
+            Some(_) => {
                 sys::link_update(link.as_fd(), program.fd.as_fd())?;
                 return Ok(LinkChange::Updated);
             }
-            remove(path)?;
-        }
+            None => unpin(path)?,
+        },
         Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(error.into()),
+        // A directory, or something that is no object of the kernel's.
+        Err(_) => unpin(path)?,
     }
     let link = sys::link_create(program.fd.as_fd(), hook)?;
     sys::pin(link.as_fd(), path)?;
     Ok(LinkChange::Created)
 }
 
-/// Detaches and unpins the link at `path`. Something else pinned there is only unpinned.
+/// What the pinned object says of itself if it is a link at `place`; for devices `hook` is asked as well, on a thread in its namespace.
+pub(crate) fn standing(
+    object: BorrowedFd<'_>,
+    hook: Option<Hook<'_>>,
+    place: LinkPlace,
+) -> Result<Option<LinkInfo>, LinkError> {
+    if !sys::is_link(object) {
+        return Ok(None);
+    }
+    let info = sys::link_info(object)?;
+    // A link knows the index of its device only, which is another device's in another namespace.
+    let here = match (place, hook) {
+        (LinkPlace::Device(_), Some(hook)) => sys::links_on(hook)?.contains(&info.id),
+        (place, _) => !matches!(place, LinkPlace::Device(_)),
+    };
+    Ok((here && info.place == place).then_some(info))
+}
+
+/// Detaches and unpins the link at `path`, of which it must be known whose it is. Something else pinned there is only unpinned.
 pub(crate) fn remove(path: &Path) -> Result<(), LinkError> {
     if let Ok(link) = sys::open_pinned(path) {
         // Fails for what is detached already, or is no link; either way the pin goes.
         let _ = sys::link_detach(link.as_fd());
     }
-    match std::fs::remove_file(path) {
+    unpin(path)
+}
+
+/// Removes the pin. What it names goes with its last pin, and stays if it has another one, which may be another pod's.
+pub(crate) fn unpin(path: &Path) -> Result<(), LinkError> {
+    let removed = match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir_all(path),
+        other => other,
+    };
+    match removed {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(LinkError::File { path: path.to_owned(), source })
         }

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::TcAttachType;
@@ -133,6 +133,30 @@ impl Programs {
     /// [`PodMode::On`].
     pub(crate) fn accounted_for(&mut self, pod: &PodKey, netns: &Netns) -> Result<(), AttachError> {
         remove_directory(&self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?)).join(OPEN))
+    }
+
+    /// The devices of this pod from which something leaves only captured, by index, as of the last [`Programs::ensure_outbound`].
+    pub(crate) fn captured_devices(&self, pod: &PodKey, netns: &Netns) -> Result<BTreeSet<u32>, AttachError> {
+        let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
+        let egress = |pin: Pin| match pin.point {
+            Point::Egress(index) => Some(index),
+            Point::Lookup | Point::Lo | Point::Ingress(_) => None,
+        };
+        Ok(pins(&directory)?.into_iter().filter_map(egress).collect())
+    }
+
+    /// Whether something of what is pinned for this pod and this namespace stands there: the inode of a namespace that is gone is used
+    /// again, for that of another pod.
+    pub(crate) fn holds(&self, pod: &PodKey, netns: &Netns) -> Result<bool, AttachError> {
+        let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
+        let pins = pins(&directory)?;
+        // Nothing but the pin tells whose a filter is; it comes with a link where the kernel has one (Linux 5.17).
+        if !pins.is_empty() && pins.iter().all(|pin| pin.is_filter) {
+            return Ok(true);
+        }
+        let mut links = pins.into_iter().filter(|pin| !pin.is_filter);
+        let stands = || links.any(|pin| is_standing(&directory, pin));
+        netns.run(stands).map_err(AttachError::Netns)
     }
 
     /// Removes what is pinned of this pod for other namespaces than this one: its sandbox was made anew while no agent was there.
@@ -332,14 +356,8 @@ impl Within<'_> {
 
     fn link(&self, pin: Pin, name: &'static str) -> Result<LinkChange, AttachError> {
         let program = self.programs.program(name)?;
-        let (hook, place) = match pin.point.tc() {
-            None => {
-                let inode = u32::try_from(self.inode).unwrap_or(0);
-                (Hook::SkLookup(self.netns.as_fd()), LinkPlace::Netns(inode))
-            }
-            Some((index, TcAttachType::Egress)) => (Hook::TcxEgress(index), LinkPlace::Device(index)),
-            Some((index, _)) => (Hook::TcxIngress(index), LinkPlace::Device(index)),
-        };
+        let hook = tcx_hook(pin.point).unwrap_or(Hook::SkLookup(self.netns.as_fd()));
+        let place = place(pin.point, self.inode);
         link::ensure(&self.directory.join(pin.name()), program, hook, place)
             .map_err(|source| AttachError::Link { hook: pin.name(), source })
     }
@@ -367,6 +385,28 @@ impl Within<'_> {
         sys::pin(program.fd.as_fd(), &path).map_err(|error| failed(error.into()))?;
         Ok(LinkChange::Created)
     }
+}
+
+fn tcx_hook(point: Point) -> Option<Hook<'static>> {
+    let (index, direction) = point.tc()?;
+    Some(if direction == TcAttachType::Egress { Hook::TcxEgress(index) } else { Hook::TcxIngress(index) })
+}
+
+/// What the kernel says of a link that is where this point's belongs.
+fn place(point: Point, netns: u64) -> LinkPlace {
+    match point.tc() {
+        None => LinkPlace::Netns(u32::try_from(netns).unwrap_or(0)),
+        Some((index, _)) => LinkPlace::Device(index),
+    }
+}
+
+/// Whether a pin names the link it stands for. To be asked on a thread in the namespace.
+fn is_standing(directory: &Path, pin: Pin) -> bool {
+    let inode = directory.file_name().and_then(|name| name.to_str()?.strip_prefix("net-")?.parse().ok());
+    let place = place(pin.point, inode.unwrap_or(0));
+    let link = sys::open_pinned(&directory.join(pin.name()));
+    let stands = |link: OwnedFd| link::standing(link.as_fd(), tcx_hook(pin.point), place);
+    link.is_ok_and(|link| stands(link).is_ok_and(|info| info.is_some()))
 }
 
 fn device_name(index: u32, devices: &BTreeMap<u32, Device>) -> &str {
@@ -407,7 +447,11 @@ fn remove_pin(
             })?;
         }
     }
-    link::remove(&directory.join(pin.name())).map_err(|source| AttachError::Link { hook: pin.name(), source })
+    // What a pin names may be another pod's: only what stands here is taken down, and from elsewhere nothing but the pin.
+    let path = directory.join(pin.name());
+    let ours = devices.is_some() && !pin.is_filter && is_standing(directory, pin);
+    let removed = if ours { link::remove(&path) } else { link::unpin(&path) };
+    removed.map_err(|source| AttachError::Link { hook: pin.name(), source })
 }
 
 fn pins(directory: &Path) -> Result<Vec<Pin>, AttachError> {

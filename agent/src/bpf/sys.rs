@@ -11,6 +11,7 @@ use std::path::Path;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -79,6 +80,8 @@ impl Hook<'_> {
 /// What a link says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
+    /// The kernel's id of it.
+    pub(crate) id: u32,
     /// Id of the program it holds.
     pub(crate) program: u32,
     /// Where it holds it.
@@ -125,6 +128,25 @@ struct Object {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// What one hook of a device holds at most (`BPF_MPROG_MAX` of the kernel's bpf_mprog.h).
+const MPROG_MAX: usize = 64;
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    reserved: u32,
+    program_attach_flags: u64,
+    links: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 #[repr(C)]
@@ -226,7 +248,38 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> Result<LinkInfo, BpfCallError> 
         BPF_LINK_TYPE_TCX => LinkPlace::Device(low),
         _ => LinkPlace::Other,
     };
-    Ok(LinkInfo { program: raw.program, place })
+    Ok(LinkInfo { id: raw.id, program: raw.program, place })
+}
+
+/// Whether a descriptor is of a link; the kernel's answers about maps and programs have the same beginning.
+pub(crate) fn is_link(object: BorrowedFd<'_>) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()));
+    // Spelled either way over the kernel's versions.
+    name.is_ok_and(|name| {
+        ["anon_inode:bpf_link", "anon_inode:bpf-link"].map(Path::new).contains(&name.as_path())
+    })
+}
+
+/// Ids of the links on a device's hook, of which more than 64 are not possible (`BPF_MPROG_MAX`). For TCX only (Linux 6.6).
+pub(crate) fn links_on(hook: Hook<'_>) -> Result<Vec<u32>, BpfCallError> {
+    let (target, attach_type, _) = hook.arguments();
+    let (mut programs, mut links) = ([0_u32; MPROG_MAX], [0_u32; MPROG_MAX]);
+    let mut attributes = ProgramQuery {
+        target,
+        attach_type,
+        programs: programs.as_mut_ptr() as u64,
+        count: u32::try_from(MPROG_MAX).unwrap_or(0),
+        links: links.as_mut_ptr() as u64,
+        ..ProgramQuery::default()
+    };
+    match bpf("BPF_PROG_QUERY", BPF_PROG_QUERY, &mut attributes) {
+        Ok(_) => {}
+        // Nothing was ever attached to the device.
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let count = usize::try_from(attributes.count).unwrap_or(0).min(MPROG_MAX);
+    Ok(links.into_iter().take(count).collect())
 }
 
 fn c_path(call: &'static str, path: &Path) -> Result<CString, BpfCallError> {

@@ -37,7 +37,7 @@ impl PodTask {
         let member = self.leaving_since.is_none();
         if member {
             self.follow_sandbox().await?;
-        } else if self.found.is_none() && self.spec.is_none() {
+        } else if self.found.is_none() && self.spec.is_none() && !self.sought {
             context.turns.blocking(|| self.find_what_an_earlier_agent_captured()).await?;
         }
         self.keep_watching().await?;
@@ -45,10 +45,17 @@ impl PodTask {
     }
 
     /// A pod that left while no agent was there: nobody describes it any more, but its pins name its namespace, in which it is then
-    /// drained and put in order like any other.
+    /// drained and put in order like any other, if what they stand for is there.
     fn find_what_an_earlier_agent_captured(&mut self) -> Result<(), EnrollError> {
         let inodes = self.context.kernel.namespaces(&self.uid)?;
-        self.found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root);
+        // Once only: fewer of its pins say less the next time.
+        self.sought = true;
+        let found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root);
+        if let Some(found) = found
+            && self.context.kernel.holds(&self.uid, &found.netns)?
+        {
+            self.found = Some(found);
+        }
         Ok(())
     }
 
@@ -162,6 +169,7 @@ impl PodTask {
                 Side::Draining => Outbound::Draining,
                 Side::Unverified => Outbound::Capturing,
             },
+            gated: plumbing.as_ref().is_some_and(plumbing::is_gated),
             cut_due: spec.is_some_and(|spec| {
                 spec.strict != Strict::Nowhere && self.cut.as_ref() != Some(&spec.strict)
             }),

@@ -47,6 +47,7 @@ impl PodTask {
             Step::Plumb => self.plumb(look),
             Step::AttachInbound => self.attach_inbound(),
             Step::AttachOutbound => self.attach_outbound(),
+            Step::Gate => self.gate(look),
             Step::CutPreMesh => self.cut_pre_mesh(),
             Step::StartDraining => self.start_draining(),
             Step::DetachInbound => self.detach_inbound(),
@@ -166,6 +167,17 @@ impl PodTask {
             self.account_for_outside(&netns)?;
         }
         self.outbound = Side::Ensured;
+        Ok(())
+    }
+
+    /// Keeps TCP to captured devices. One that came since they were attached has them attached again first.
+    fn gate(&mut self, look: &Look) -> Result<(), EnrollError> {
+        let (Some((_, netns)), Some(actual)) = (self.pod(), &look.plumbing) else { return Ok(()) };
+        let captured = self.context.kernel.captured_devices(&self.uid, &netns)?;
+        plumber::apply(&netns, &plumbing::to_gated(actual, &captured))?;
+        if !actual.groups.keys().all(|index| captured.contains(index)) {
+            self.unverified();
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! next. The pod's task asks, does the step, looks again and asks again, so it makes no difference whether a
 //! step failed half way, the agent was restarted, or somebody else undid part of it.
 //!
-//! Enrolment: listeners, plumbing, ztunnel's acknowledgement, inbound, outbound. Leaving is the reverse, drained:
+//! Enrolment: listeners, plumbing, ztunnel's acknowledgement, inbound, outbound, gate. Leaving is the reverse, drained:
 //! new connections go direct at once, captured ones keep ztunnel until they end or the deadline passes.
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,8 @@ pub(crate) struct Facts {
     pub(crate) inbound: bool,
     /// What the outbound programs do.
     pub(crate) outbound: Outbound,
+    /// TCP finds no way over devices that are not captured.
+    pub(crate) gated: bool,
     /// The pod takes no plaintext on some port, and its connections from before it joined have not been cut there.
     pub(crate) cut_due: bool,
     /// Connections that ztunnel still carries for a leaving pod.
@@ -73,6 +75,8 @@ pub(crate) enum Step {
     AttachInbound,
     /// Attach to every device, record the connections that live, then capture.
     AttachOutbound,
+    /// Make TCP unreachable over devices that are not captured, and reachable over those that are.
+    Gate,
     /// End the connections from before the pod joined.
     CutPreMesh,
     /// Enrolled; nothing to do.
@@ -145,6 +149,7 @@ impl From<Step> for State {
             | Step::Plumb
             | Step::AttachInbound
             | Step::AttachOutbound
+            | Step::Gate
             | Step::CutPreMesh => Self::Preparing,
             Step::Announce => Self::AwaitingZtunnel,
             Step::Enrolled => Self::Enrolled,
@@ -196,6 +201,8 @@ fn joining(facts: &Facts) -> Step {
         Outbound::Detached | Outbound::Joining | Outbound::Partial | Outbound::Draining => {
             Step::AttachOutbound
         }
+        // Before ztunnel is waited for: a new device is of no use until then.
+        Outbound::Capturing if !facts.gated => Step::Gate,
         Outbound::Capturing if !facts.announced => Step::Announce,
         Outbound::Capturing if facts.cut_due => Step::CutPreMesh,
         Outbound::Capturing => Step::Enrolled,
@@ -238,6 +245,7 @@ mod tests {
         announced: false,
         inbound: false,
         outbound: Outbound::Detached,
+        gated: false,
         cut_due: false,
         captured_connections: false,
     };
@@ -248,6 +256,7 @@ mod tests {
         announced: true,
         inbound: true,
         outbound: Outbound::Capturing,
+        gated: true,
         ..NOTHING
     };
 
@@ -260,6 +269,7 @@ mod tests {
             Step::Announce => facts.announced = true,
             Step::AttachInbound => facts.inbound = true,
             Step::AttachOutbound => facts.outbound = Outbound::Capturing,
+            Step::Gate => facts.gated = true,
             Step::CutPreMesh => facts.cut_due = false,
             Step::StartDraining => facts.outbound = Outbound::Draining,
             Step::DetachInbound => facts.inbound = false,
@@ -291,6 +301,7 @@ mod tests {
             Step::Announce,
             Step::AttachInbound,
             Step::AttachOutbound,
+            Step::Gate,
             Step::Enrolled,
         ];
         assert_eq!(walk(NOTHING), expected);
@@ -341,6 +352,11 @@ mod tests {
             ("ztunnel was restarted", Facts { announced: false, ..WHOLE }, Step::Announce),
             ("the inbound link was removed", Facts { inbound: false, ..WHOLE }, Step::AttachInbound),
             ("a device appeared", Facts { outbound: Outbound::Partial, ..WHOLE }, Step::AttachOutbound),
+            (
+                "a device that appeared is captured, and no ztunnel is there",
+                Facts { announced: false, gated: false, ..WHOLE },
+                Step::Gate,
+            ),
             (
                 "a device appeared while no ztunnel was there",
                 Facts { listeners: false, announced: false, outbound: Outbound::Partial, ..WHOLE },

@@ -41,6 +41,8 @@ pub(super) struct PodTask {
     pub(super) spec: Option<Arc<PodSpec>>,
     pub(super) leaving_since: Option<Instant>,
     pub(super) found: Option<Found>,
+    /// The namespace of a pod of which nothing is known but its pins has been looked for.
+    pub(super) sought: bool,
     pub(super) watch: Option<NetnsWatch>,
     pub(super) changed_inside: Arc<Notify>,
     pub(super) listeners: Option<Arc<Listeners>>,
@@ -91,6 +93,7 @@ impl PodTask {
             spec: None,
             leaving_since: None,
             found: None,
+            sought: false,
             watch: None,
             changed_inside: Arc::new(Notify::new()),
             listeners: None,

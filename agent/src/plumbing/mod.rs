@@ -4,6 +4,10 @@
 //! Per family: packets that carry one of two marks are routed by table 100, in which everything is local on `lo`.
 //! 0x111 is set by `tc_egress` on what leaves the pod; 0x53a by ztunnel on the application leg, whose answers
 //! get it back through `tcp_fwmark_accept` and `fwmark_reflect`.
+//!
+//! Of a captured pod, TCP over devices that are not captured (yet) is unreachable: captured ones are in a device group of ours, and a
+//! rule lets TCP find no route of the main table over devices of the default group, in which new devices are. So nothing leaves in
+//! plaintext between a device's appearance and its capture, whatever that takes.
 
 pub(crate) mod kernel;
 
@@ -32,6 +36,11 @@ pub(crate) const MARK_MASK: u32 = 0xfff;
 pub(crate) const TABLE: u32 = 100;
 /// The rules' preference: before the main table (32766), as Istio's.
 pub(crate) const RULE_PREFERENCE: u32 = 32764;
+
+/// The preference of the rules that keep TCP to captured devices: after those of [`RULE_PREFERENCE`], before the main table (32766).
+pub(crate) const GATE_PREFERENCE: u32 = 32765;
+/// The group (`ip link set group`) of captured devices.
+pub(crate) const CAPTURED_GROUP: u32 = 0x539;
 
 /// A sysctl of the pod's namespace that must be 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +86,8 @@ pub(crate) enum Piece {
     Route(Family),
     /// `fwmark MARK/0xfff pref 32764 lookup 100`.
     Rule(Family, Mark),
+    /// `ipproto tcp pref 32765 lookup main suppress_ifgroup default`, and then `ipproto tcp pref 32765 unreachable`.
+    Gate(Family),
 }
 
 impl std::fmt::Display for Piece {
@@ -88,6 +99,7 @@ impl std::fmt::Display for Piece {
             Self::Rule(family, Mark(mark)) => {
                 write!(f, "{family:?} rule fwmark {mark:#x}/{MARK_MASK:#x} lookup {TABLE}")
             }
+            Self::Gate(family) => write!(f, "{family:?} rules that keep TCP to captured devices"),
         }
     }
 }
@@ -101,6 +113,11 @@ pub(crate) struct Actual {
     pub(crate) pieces: BTreeSet<Piece>,
     /// The sysctls' values.
     pub(crate) sysctls: BTreeMap<Sysctl, String>,
+    /// The group of each device but `lo`, by index.
+    pub(crate) groups: BTreeMap<u32, u32>,
+    /// Rules that lead our marks elsewhere and routes beside ours in our table, as another version or another mesh may have left
+    /// them: they would take captured packets past the listener.
+    pub(crate) strays: usize,
 }
 
 /// What the sysctls were before the agent set them; given back when the pod leaves.
@@ -116,6 +133,10 @@ pub(crate) enum Change {
     Remove(Piece),
     /// Give a sysctl its former value.
     Restore(Sysctl, String),
+    /// Put the device with this index into this group.
+    Group(u32, u32),
+    /// Delete the strays.
+    RemoveStrays,
 }
 
 /// The pieces an enrolled pod needs, given the IP versions it speaks.
@@ -133,18 +154,36 @@ pub(crate) fn desired(families: &BTreeSet<Family>) -> BTreeSet<Piece> {
 
 /// What makes an enrolled pod's namespace whole, in order.
 pub(crate) fn to_enrolled(actual: &Actual) -> Vec<Change> {
-    desired(&actual.families).difference(&actual.pieces).copied().map(Change::Add).collect()
+    let strays = (actual.strays > 0).then_some(Change::RemoveStrays);
+    let missing = desired(&actual.families);
+    strays.into_iter().chain(missing.difference(&actual.pieces).copied().map(Change::Add)).collect()
+}
+
+/// Whether TCP is kept to captured devices, and all devices there are count as captured.
+pub(crate) fn is_gated(actual: &Actual) -> bool {
+    actual.families.iter().all(|&family| actual.pieces.contains(&Piece::Gate(family)))
+        && actual.groups.values().all(|&group| group != 0)
+}
+
+/// What keeps TCP to the devices with indices `captured`, in order; those get their group first. A device that somebody else put into a
+/// group is left there.
+pub(crate) fn to_gated(actual: &Actual, captured: &BTreeSet<u32>) -> Vec<Change> {
+    let open = actual.groups.iter().filter(|(index, group)| **group == 0 && captured.contains(index));
+    let gates = actual.families.iter().map(|&family| Piece::Gate(family));
+    let missing = gates.filter(|gate| !actual.pieces.contains(gate)).map(Change::Add);
+    open.map(|(index, _)| Change::Group(*index, CAPTURED_GROUP)).chain(missing).collect()
 }
 
 /// What takes everything of ours out again, in the reverse order. Sysctls whose former value is not known (the
 /// agent was restarted in between) stay as they are: they have no effect without marked packets.
 pub(crate) fn to_left(actual: &Actual, before: &Before) -> Vec<Change> {
     let removals = actual.pieces.iter().rev().filter_map(|piece| match piece {
-        Piece::Rule(..) | Piece::Route(_) => Some(Change::Remove(*piece)),
+        Piece::Rule(..) | Piece::Route(_) | Piece::Gate(_) => Some(Change::Remove(*piece)),
         Piece::Sysctl(sysctl) => before.0.get(sysctl).map(|value| Change::Restore(*sysctl, value.clone())),
         Piece::LoopbackUp => None,
     });
-    removals.collect()
+    let grouped = actual.groups.iter().filter(|(_, group)| **group == CAPTURED_GROUP);
+    removals.chain(grouped.map(|(index, _)| Change::Group(*index, 0))).collect()
 }
 
 impl Before {
@@ -167,6 +206,8 @@ mod tests {
             families: families.iter().copied().collect(),
             pieces: BTreeSet::from([Piece::LoopbackUp]),
             sysctls: Sysctl::ALL.into_iter().map(|sysctl| (sysctl, "0".to_owned())).collect(),
+            groups: BTreeMap::from([(2, 0)]),
+            strays: 0,
         }
     }
 
@@ -209,6 +250,31 @@ mod tests {
     }
 
     #[test]
+    fn strays_are_removed_before_anything_is_made() {
+        let actual = Actual { strays: 1, ..bare(&[Family::V4]) };
+        assert_eq!(to_enrolled(&actual).first(), Some(&Change::RemoveStrays));
+    }
+
+    #[test]
+    fn tcp_is_kept_to_captured_devices_and_a_new_one_waits_for_its_capture() {
+        let mut actual = enrolled(&[Family::V4]);
+        assert!(!is_gated(&actual));
+        let gate = Piece::Gate(Family::V4);
+        let both = vec![Change::Group(2, CAPTURED_GROUP), Change::Add(gate)];
+        assert_eq!(to_gated(&actual, &[2].into()), both, "the group comes before the rules");
+        actual.pieces.insert(gate);
+        actual.groups.insert(2, CAPTURED_GROUP);
+        assert!(is_gated(&actual));
+        actual.groups.insert(3, 0);
+        assert!(!is_gated(&actual), "a new device");
+        assert_eq!(to_gated(&actual, &[2].into()), [], "it is not captured yet");
+        assert_eq!(to_gated(&actual, &[2, 3].into()), [Change::Group(3, CAPTURED_GROUP)]);
+        let left = to_left(&actual, &Before::default());
+        assert_eq!(left.first(), Some(&Change::Remove(gate)));
+        assert_eq!(left.last(), Some(&Change::Group(2, 0)), "and not before the rules are gone");
+    }
+
+    #[test]
     fn rules_are_made_last_and_removed_first() {
         let made = to_enrolled(&bare(&[Family::V4]));
         assert!(matches!(made.last(), Some(Change::Add(Piece::Rule(..)))));
@@ -228,7 +294,7 @@ mod tests {
             .into_iter()
             .filter_map(|change| match change {
                 Change::Restore(sysctl, value) => Some((sysctl, value)),
-                Change::Add(_) | Change::Remove(_) => None,
+                _ => None,
             })
             .collect();
         let zero = |sysctl| (sysctl, "0".to_owned());

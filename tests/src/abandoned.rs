@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use sandbox::{Family, Fetch, wait};
 
 use crate::Case;
-use crate::world::{MARKER, SETTLE, World, pods, ports};
+use crate::world::{MARKER, SETTLE, World, echoes, pods, ports};
 
 /// What holds whichever way packets are taken. The last one looks at the whole run.
 pub const ABANDONED: &[Case<World>] = &[
@@ -27,14 +27,6 @@ const PORT: u16 = 7777;
 const BACKLOG: usize = 8;
 /// Connections that are tried then, for each family: several times what fits.
 const CROWD: usize = 40;
-
-fn exchange(stream: &mut TcpStream) -> anyhow::Result<()> {
-    stream.write_all(MARKER.as_bytes())?;
-    let mut answer = vec![0; MARKER.len()];
-    stream.read_exact(&mut answer)?;
-    ensure!(answer == MARKER.as_bytes(), "{answer:?}");
-    Ok(())
-}
 
 /// Writes the marker until the connection is broken: what could leave has left then.
 fn write_until_broken(stream: &mut TcpStream) -> anyhow::Result<()> {
@@ -77,7 +69,7 @@ fn forgotten(world: &mut World) -> anyhow::Result<()> {
     for family in Family::BOTH {
         for to in [pods::FAR, pods::NEAR] {
             let mut stream = world.connect(pods::CLIENT, world.address(to, family, ports::ECHO)?)?;
-            exchange(&mut stream)?;
+            echoes(&mut stream)?;
             open.push(stream);
         }
     }
@@ -100,7 +92,7 @@ fn killed(world: &mut World) -> anyhow::Result<()> {
     let mut open = Vec::new();
     for family in Family::BOTH {
         let mut stream = world.connect(pods::CLIENT, world.address(pods::FAR, family, ports::ECHO)?)?;
-        exchange(&mut stream)?;
+        echoes(&mut stream)?;
         open.push(stream);
         let address = world.address(pods::NEAR, family, PORT)?;
         let listener = world.sandbox.pod(pods::NEAR)?.net().run(|| TcpListener::bind(address))??;
@@ -136,7 +128,7 @@ fn left_over(world: &mut World) -> anyhow::Result<()> {
     let (mut open, mut peers) = (Vec::new(), Vec::new());
     for family in Family::BOTH {
         let mut stream = world.connect(pods::NEAR, world.address(pods::FAR, family, ports::ECHO)?)?;
-        exchange(&mut stream)?;
+        echoes(&mut stream)?;
         open.push(stream);
         let address = world.address(pods::NEAR, family, PORT)?;
         let listener = world.sandbox.pod(pods::NEAR)?.net().run(|| TcpListener::bind(address))??;

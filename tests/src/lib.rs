@@ -6,8 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod abandoned;
+mod bypass;
+mod churn;
 mod enrolment;
 mod guarantees;
+mod packets;
 mod places;
 mod select;
 pub mod world;
@@ -20,6 +23,8 @@ use std::time::Instant;
 use self::select::Wanted;
 
 pub use abandoned::ABANDONED;
+pub use bypass::BYPASS;
+pub use churn::CHURN;
 pub use enrolment::ENROLMENT;
 pub use guarantees::GUARANTEES;
 pub use places::{binaries, echo, options, run_directory};

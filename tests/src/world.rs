@@ -1,5 +1,6 @@
 //! The mesh of `tests/manifests/mesh` on a sandbox, and the steps the tests are made of.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -136,6 +137,17 @@ impl World {
         Ok(stream)
     }
 
+    /// As [`World::connect`], again and again while that is refused.
+    pub fn connect_within(
+        &self,
+        deadline: Duration,
+        from: &str,
+        to: SocketAddr,
+    ) -> anyhow::Result<TcpStream> {
+        let connect = || self.connect(from, to).map_err(|error| format!("{error:#}"));
+        Ok(wait::try_until(deadline, || format!("a connection of {from} to {to}"), connect)?)
+    }
+
     /// Replaces `from` in a manifest of the run by `to`.
     pub fn edit(&self, file: &str, from: &str, to: &str) -> anyhow::Result<()> {
         let path = self.sandbox.manifests_directory().join(file);
@@ -216,15 +228,18 @@ impl World {
 
     /// How many packets the kernel programs of a node have dropped.
     pub fn dropped(&self, node: &str) -> anyhow::Result<u64> {
+        self.counted(node, "decision=\"dropped\"")
+    }
+
+    /// How many packets the kernel programs of a node have decided on with this label.
+    pub fn counted(&self, node: &str, label: &str) -> anyhow::Result<u64> {
         let url = format!("http://127.0.0.1:{AGENT_METRICS_PORT}/metrics");
         let reply = Fetch::new(url).from_node(self.sandbox.node(node)?)?;
         ensure!(reply.ok(), "{}", reply.outcome());
-        let dropped = |line: &&str| {
-            line.starts_with("culvert_bpf_packets_total{") && line.contains("decision=\"dropped\"")
-        };
+        let wanted = |line: &&str| line.starts_with("culvert_bpf_packets_total{") && line.contains(label);
         let count =
             |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-        Ok(reply.body.lines().filter(dropped).map(count).sum())
+        Ok(reply.body.lines().filter(wanted).map(count).sum())
     }
 
     /// That a request from `client` is refused by a policy, and comes to nothing there. Returns what the server's end
@@ -243,6 +258,15 @@ impl World {
         ensure!(entry.path.as_deref() == Some("refused"), "{entry:?}");
         Ok(entry)
     }
+}
+
+/// Sends the marker to a server that sends back what comes, and receives it.
+pub fn echoes(stream: &mut TcpStream) -> anyhow::Result<()> {
+    stream.write_all(MARKER.as_bytes())?;
+    let mut answer = vec![0; MARKER.len()];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == MARKER.as_bytes(), "{answer:?}");
+    Ok(())
 }
 
 /// The identity of a service account in the tests' trust domain.

@@ -1,5 +1,4 @@
-//! Joining and leaving that is interrupted or turned round, with classifiers on clsact. In a sandbox of its own: a ztunnel that was
-//! killed leaves connections behind that a pod's drain would wait for.
+//! Joining and leaving that is interrupted or turned round, with classifiers on clsact.
 
 use std::process::ExitCode;
 

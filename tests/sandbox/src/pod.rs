@@ -109,6 +109,28 @@ impl Pod {
         apply(&self.far.node, &[Step::Remove { device: self.far.device.clone() }])
     }
 
+    /// Gives the pod a further device, and over it routes to `to` by way of its node, as a CNI plugin may do while it runs.
+    pub fn add_device(&self, device: &str, to: &[IpAddr]) -> Result<()> {
+        let far = format!("{}-{device}", self.far.device);
+        let pair =
+            Step::Veth { name: device.into(), peer: far.clone(), peer_namespace: self.far.node.clone() };
+        apply(&self.net, &[pair])?;
+        let outside = [Step::address(&far, GATEWAY_V6, 64), Step::up(&far)];
+        apply(&self.far.node, &outside)?;
+        let mut inside = vec![Step::up(device)];
+        for address in to {
+            let gateway = if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() };
+            let source = self.address(if address.is_ipv4() { Family::V4 } else { Family::V6 })?;
+            inside.push(Step::host_route(*address, Some(gateway), device, Some(source)));
+        }
+        apply(&self.net, &inside)
+    }
+
+    /// Takes such a device away.
+    pub fn remove_device(&self, device: &str) -> Result<()> {
+        apply(&self.net, &[Step::Remove { device: device.into() }])
+    }
+
     /// Its address of a family.
     pub fn address(&self, family: Family) -> Result<IpAddr> {
         let of_family = self.spec.addresses.iter().find(|address| family.has(**address)).copied();

@@ -77,6 +77,9 @@ impl TcpOptions {
             .with_interval(self.keepalive)
             .with_retries(self.keepalive_probes);
         socket.set_tcp_keepalive(&keepalive)?;
+        // HBONE cannot carry urgency (RFC 9293 3.8.5), but the byte itself must not get lost: out of line, reads skip it. In line is
+        // what RFC 6093 4 recommends too.
+        socket.set_out_of_band_inline(true)?;
         match self.user_timeout {
             Some(_) => socket.set_tcp_user_timeout(self.user_timeout),
             None => Ok(()),
@@ -116,6 +119,7 @@ mod tests {
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
+        assert!(socket.out_of_band_inline().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(180));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);

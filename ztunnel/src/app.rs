@@ -14,7 +14,7 @@ use daemon::readiness::Readiness;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tunnel::hbone::{Pool, PoolConfig};
+use tunnel::hbone::{Budget, Pool, PoolConfig};
 use tunnel::socket::TcpOptions;
 
 use crate::admin::{self, Access};
@@ -88,6 +88,7 @@ fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) ->
         tls_timeout: config.stage_timeout,
         preface_timeout: config.stage_timeout,
         reply_timeout: config.stage_timeout + REPLY_MARGIN,
+        budget: Budget::new(config.buffer_budget),
         ..PoolConfig::default()
     };
     let authority = Authority(CaClient::new(config.ca_server()?, config.credentials()));

@@ -74,6 +74,10 @@ pub(crate) struct Config {
     /// 1,000,000. What is beyond is reset. Independent of it, no pod takes more than is left free for the others.
     #[arg(long, env = "MAX_CONNECTIONS_PER_POD", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_connections_per_pod: u32,
+    /// Memory that peers may fill with what nobody reads, over all tunnels, such as 512MiB; 0MiB to 1024GiB. One pod gets half of it at
+    /// most. Beyond it tunnels go on with 64 KiB for each connection: slower over long distances.
+    #[arg(long, env = "BUFFER_BUDGET", default_value = "512MiB", value_parser = buffer_budget)]
+    pub(crate) buffer_budget: u64,
     /// A connection on which no byte moves either way for so long is ended, such as 24h; 1s to 30days.
     /// Shorter than an application's longest silence cuts connections that it still wants.
     #[arg(long, env = "IDLE_TIMEOUT", default_value = "24h", value_parser = idle_timeout)]
@@ -151,6 +155,22 @@ fn idle_timeout(text: &str) -> Result<Duration, String> {
 
 fn stage_timeout(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_millis(100), Duration::from_secs(300))
+}
+
+/// A number of bytes with one of the units `KiB`, `MiB` and `GiB`.
+fn buffer_budget(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 =
+        number.parse().map_err(|_| "expected a number with a unit, such as 512MiB".to_owned())?;
+    let shift = match unit {
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(format!("unit `{unit}` is none of KiB, MiB, GiB")),
+    };
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes <= 1 << 40);
+    bytes.ok_or_else(|| "must be 1024GiB at most".to_owned())
 }
 
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
@@ -237,11 +257,21 @@ mod tests {
             ("--stage-timeout", "99ms"),
             ("--stage-timeout", "18446744073709551615h"),
             ("--max-connections-per-pod", "0"),
+            ("--buffer-budget", "512"),
+            ("--buffer-budget", "1025GiB"),
             ("--log-format", "xml"),
         ] {
             let error = parse(&[flag, value]).expect_err(&format!("{flag} {value}"));
             assert!(error.to_string().contains(flag), "{error}");
         }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_unit() {
+        for (text, bytes) in [("0MiB", 0), ("64KiB", 64 << 10), ("512MiB", 512 << 20), ("1024GiB", 1 << 40)] {
+            assert_eq!(buffer_budget(text), Ok(bytes), "{text}");
+        }
+        assert_eq!(parse(&[]).unwrap().buffer_budget, tunnel::hbone::Budget::DEFAULT);
     }
 
     #[test]

@@ -108,6 +108,16 @@ impl Kernel {
         programs.set_probe_targets(&key(pod), &addresses, &ports)
     }
 
+    /// The part of [`Kernel::lead`] that needs no listeners.
+    pub(crate) fn open_to_probes(
+        &self,
+        pod: &PodUid,
+        addresses: &[IpAddr],
+        ports: &[u16],
+    ) -> Result<(), MapError> {
+        self.programs().set_probe_targets(&key(pod), addresses, ports)
+    }
+
     /// Takes back what [`Kernel::lead`] did.
     pub(crate) fn unlead(&self, pod: &PodUid, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
         let mut programs = self.programs();

@@ -9,12 +9,12 @@ use super::connections;
 use super::destroy::destroy;
 use super::error::EnrollError;
 use super::look::Look;
-use super::pod::PodSpec;
+use super::pod::{PodSpec, Strict};
 use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
 use crate::bpf::{self, Changes, PodMode};
-use crate::listeners::{Listeners, NotOurs};
+use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
 use crate::netns::{devices, find};
 use crate::plumbing::{self, Before, kernel as plumber};
@@ -87,7 +87,7 @@ impl PodTask {
 
     /// Takes back what ztunnel held while the agent was away, or makes the listeners.
     fn obtain_listeners(&mut self) -> Result<(), EnrollError> {
-        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
         if !self.context.hub.holdings_known() {
             return Err(AnnounceError::NoZtunnel.into());
         }
@@ -103,7 +103,32 @@ impl PodTask {
                 }
             }
         }
-        self.listeners = Some(Arc::new(Listeners::make(&netns)?));
+        match Listeners::make(&netns) {
+            Ok(listeners) => {
+                self.listeners = Some(Arc::new(listeners));
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, ListenError::PortInUse(_)) {
+                    self.shut_out(&spec, &netns)?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A pod that cannot join, for its application holds a port of ours: that it takes plaintext from nobody holds all the same. Without
+    /// a listener to lead them to, new connections are refused, but for kubelet's probes; what the pod sends is plaintext, as from
+    /// any pod outside of the mesh. One that takes plaintext goes on as if it had not been asked to join.
+    fn shut_out(&mut self, spec: &PodSpec, netns: &Netns) -> Result<(), EnrollError> {
+        let links = self.context.kernel.links(&self.uid)?;
+        if spec.strict == Strict::Everywhere {
+            self.context.kernel.open_to_probes(&self.uid, &spec.addresses, &spec.probe_ports)?;
+            let changes = self.context.kernel.ensure_inbound(&self.uid, netns)?;
+            self.tell(&changes);
+        } else if links.inbound && !links.outbound {
+            self.detach_inbound()?;
+        }
         Ok(())
     }
 

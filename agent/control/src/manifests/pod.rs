@@ -57,14 +57,15 @@ impl Pod {
         let account = spec.get("serviceAccountName")?;
         let phase = object.at(&["status", "phase"])?.text()?;
         let ended = matches!(phase, Some("Succeeded" | "Failed"));
-        let (named_ports, probe_ports) = containers(&spec)?;
+        let addresses = addresses(&object.at(&["status", "podIPs"])?, ended)?;
+        let (named_ports, probe_ports) = containers(&spec, &addresses)?;
         Ok(Self {
             node: node.checked_name(
                 node.required_text("write the name of the node the pod runs on, as in `nodeName: east`")?,
             )?,
             service_account: account.checked_name(account.text()?.unwrap_or("default"))?,
             host_network: spec.get("hostNetwork")?.flag()?,
-            addresses: addresses(&object.at(&["status", "podIPs"])?, ended)?,
+            addresses,
             ready: !ended && ready(&object.at(&["status", "conditions"])?)?,
             ended,
             named_ports,
@@ -124,8 +125,8 @@ fn owner(references: &Field<'_>) -> Result<Option<Owner>> {
     Ok(None)
 }
 
-/// The named ports of all containers, and the ports of their probes and hooks.
-fn containers(spec: &Field<'_>) -> Result<(Vec<NamedPort>, BTreeSet<u16>)> {
+/// The named ports of all containers, and the ports of their probes and hooks, in a pod with these addresses.
+fn containers(spec: &Field<'_>, own: &[IpAddr]) -> Result<(Vec<NamedPort>, BTreeSet<u16>)> {
     let mut named = Vec::new();
     let mut probes = BTreeSet::new();
     let mut all = spec.get("containers")?.items()?;
@@ -138,10 +139,10 @@ fn containers(spec: &Field<'_>) -> Result<(Vec<NamedPort>, BTreeSet<u16>)> {
     for container in all {
         let ports = container_ports(&container)?;
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-            handler_port(&container.get(probe)?, &ports, &mut probes)?;
+            handler_port(&container.get(probe)?, own, &ports, &mut probes)?;
         }
         for hook in ["postStart", "preStop"] {
-            handler_port(&container.get("lifecycle")?.get(hook)?, &ports, &mut probes)?;
+            handler_port(&container.get("lifecycle")?.get(hook)?, own, &ports, &mut probes)?;
         }
         named.extend(ports);
     }
@@ -160,11 +161,23 @@ fn container_ports(container: &Field<'_>) -> Result<Vec<NamedPort>> {
     Ok(named)
 }
 
-/// Adds the port a probe or hook calls. One that names a `host` calls something else than the pod, and `exec` calls nothing.
-fn handler_port(handler: &Field<'_>, ports: &[NamedPort], probes: &mut BTreeSet<u16>) -> Result<()> {
+/// Adds the port a probe or hook calls. One that names a `host` calls something else than the pod, unless it is an address of the
+/// pod's `own`; `exec` calls nothing.
+fn handler_port(
+    handler: &Field<'_>,
+    own: &[IpAddr],
+    ports: &[NamedPort],
+    probes: &mut BTreeSet<u16>,
+) -> Result<()> {
     for action in ["httpGet", "tcpSocket", "grpc"] {
         let action = handler.get(action)?;
-        if !action.is_present() || action.get("host")?.is_present() {
+        if !action.is_present() {
+            continue;
+        }
+        // Kubelet takes an empty one for none.
+        let host = action.get("host")?.text()?.filter(|host| !host.is_empty());
+        let is_own = |host: &str| host.parse().is_ok_and(|host: IpAddr| own.contains(&host.to_canonical()));
+        if host.is_some_and(|host| !is_own(host)) {
             continue;
         }
         let port = action.get("port")?;

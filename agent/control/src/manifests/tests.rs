@@ -346,6 +346,9 @@ fn probe_ports_are_those_called_on_the_pod_itself() {
         ("livenessProbe: {tcpSocket: {port: 9}}", vec![9]),
         ("startupProbe: {grpc: {port: 9}}", vec![9]),
         ("readinessProbe: {httpGet: {port: http, host: example.com}}", vec![]),
+        ("readinessProbe: {httpGet: {port: http, host: 10.42.1.11}}", vec![]),
+        ("readinessProbe: {httpGet: {port: http, host: 10.42.1.10}}", vec![8080]),
+        ("readinessProbe: {httpGet: {port: http, host: ''}}", vec![8080]),
         ("readinessProbe: {exec: {command: [x]}}", vec![]),
         ("lifecycle: {preStop: {httpGet: {port: 7}}, postStart: {tcpSocket: {port: http}}}", vec![7, 8080]),
     ] {

@@ -9,9 +9,11 @@ mod abandoned;
 mod bypass;
 mod churn;
 mod enrolment;
+mod faithful;
 mod guarantees;
 mod packets;
 mod places;
+mod probes;
 mod select;
 pub mod world;
 
@@ -26,8 +28,10 @@ pub use abandoned::ABANDONED;
 pub use bypass::BYPASS;
 pub use churn::CHURN;
 pub use enrolment::ENROLMENT;
+pub use faithful::{BUFFERS, FAITHFUL, OCCUPIED, UNREACHABLE};
 pub use guarantees::GUARANTEES;
 pub use places::{binaries, echo, options, run_directory};
+pub use probes::PROBES;
 pub use world::World;
 
 /// A test: what holds, as a sentence in snake case, and the check.

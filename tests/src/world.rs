@@ -31,6 +31,9 @@ const NEAR_OUT: &str = "labels: {app: near, istio.io/dataplane-mode: none}";
 /// Where an agent serves its metrics on its node.
 const AGENT_METRICS_PORT: u16 = 15011;
 
+/// And where a ztunnel does.
+const ZTUNNEL_METRICS_PORT: u16 = 15020;
+
 /// The pods of the manifests.
 pub mod pods {
     /// In the mesh, on `east`.
@@ -77,7 +80,12 @@ pub struct World {
 impl World {
     /// Starts everything and waits until it is ready.
     pub fn start(redirection: Redirection) -> anyhow::Result<Self> {
-        let sandbox = Sandbox::start(&options("mesh")?)?;
+        Self::of("mesh", redirection)
+    }
+
+    /// The same with the manifests of `tests/manifests/<manifests>`.
+    pub fn of(manifests: &str, redirection: Redirection) -> anyhow::Result<Self> {
+        let sandbox = Sandbox::start(&options(manifests)?)?;
         let capture = Some(sandbox.capture("east", &[MARKER.as_bytes()])?);
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
         let options = MeshOptions { binaries: binaries()?, redirection, log };
@@ -240,6 +248,16 @@ impl World {
         let count =
             |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
         Ok(reply.body.lines().filter(wanted).map(count).sum())
+    }
+
+    /// The sum of a metric of a node's ztunnel over all its labels; 0 while there is none.
+    pub fn ztunnel_metric(&self, node: &str, name: &str) -> anyhow::Result<u64> {
+        let url = format!("http://127.0.0.1:{ZTUNNEL_METRICS_PORT}/metrics");
+        let reply = Fetch::new(url).from_node(self.sandbox.node(node)?)?;
+        ensure!(reply.ok(), "{}", reply.outcome());
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
+        Ok(reply.body.lines().filter(of_name).filter_map(value).sum())
     }
 
     /// That a request from `client` is refused by a policy, and comes to nothing there. Returns what the server's end

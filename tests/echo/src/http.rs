@@ -14,17 +14,25 @@ const REFLECTED: &str = "x-marker";
 
 /// Serves one connection until either side ends it.
 pub(crate) fn serve(stream: TcpStream) -> io::Result<()> {
-    let (local, peer) = (plain(stream.local_addr()?), plain(stream.peer_addr()?));
-    let mut writer = stream.try_clone()?;
+    let ends = (stream.local_addr()?, stream.peer_addr()?);
+    serve_over(stream, ends)
+}
+
+/// Serves one connection, of which these are the local and the peer's address, over whatever carries it.
+pub(crate) fn serve_over(
+    stream: impl Read + Write,
+    (local, peer): (SocketAddr, SocketAddr),
+) -> io::Result<()> {
+    let (local, peer) = (plain(local), plain(peer));
     let mut reader = BufReader::new(stream);
     while let Some(request) = Request::read(&mut reader)? {
         let (status, body) = answer(&request, local, peer);
-        write!(
-            writer,
+        let answer = format!(
             "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: {}\r\n\r\n{body}",
             body.len(),
             if request.close { "close" } else { "keep-alive" },
-        )?;
+        );
+        reader.get_mut().write_all(answer.as_bytes())?;
         if request.close {
             break;
         }
@@ -41,7 +49,7 @@ struct Request {
 
 impl Request {
     /// Reads a request with its body; `None` at the client's end.
-    fn read(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Self>> {
+    fn read(reader: &mut BufReader<impl Read>) -> io::Result<Option<Self>> {
         let mut head = String::new();
         let mut limited = reader.by_ref().take(HEAD_LIMIT);
         loop {

@@ -1,13 +1,17 @@
-//! The test application: servers with the habits real ones have, a client that checks every byte, and a pause process.
+//! The test application: servers with the habits real ones have, a client that checks every byte, a prober as kubelet has one, and a
+//! pause process.
 //!
-//! It knows nothing of the mesh, and has no dependency in common with the mesh's data path.
+//! It knows nothing of the mesh. With the mesh's data path it has only rustls and h2 in common, for HTTPS and gRPC.
 #![forbid(unsafe_code)]
 
 mod client;
+mod grpc;
 mod http;
 mod payload;
+mod probe;
 mod push;
 mod tcp;
+mod tls;
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 
@@ -30,6 +34,8 @@ enum Command {
     Flood(client::Flood),
     /// Send to a server that does not read, and say how much was taken.
     Push(push::Push),
+    /// Probe servers as kubelet does, and say what came of each.
+    Probe(probe::Probe),
     /// Wait for ever.
     Pause,
 }
@@ -39,6 +45,12 @@ struct Serve {
     /// HTTP/1.1: `/` says who answers whom, `/healthz` is `ok`, `/headers` returns the request's head.
     #[arg(long, value_name = "PORT")]
     port: Vec<u16>,
+    /// The same over TLS, with a certificate that nobody has signed.
+    #[arg(long, value_name = "PORT")]
+    https: Vec<u16>,
+    /// gRPC's health service, in plaintext: every service it is asked for is serving.
+    #[arg(long, value_name = "PORT")]
+    grpc: Vec<u16>,
     /// Sends back what it receives, until the client's end.
     #[arg(long, value_name = "PORT")]
     echo: Vec<u16>,
@@ -59,14 +71,17 @@ fn main() -> anyhow::Result<()> {
         None => cli.serve.run(),
         Some(Command::Flood(flood)) => flood.run(),
         Some(Command::Push(push)) => push.run(),
+        Some(Command::Probe(probe)) => probe.run(),
         Some(Command::Pause) => pause(),
     }
 }
 
 impl Serve {
     fn run(self) -> anyhow::Result<()> {
-        let services: [(&[u16], tcp::Handler); 5] = [
+        let services: [(&[u16], tcp::Handler); 7] = [
             (&self.port, http::serve),
+            (&self.https, tls::serve),
+            (&self.grpc, grpc::serve),
             (&self.echo, tcp::echo),
             (&self.sink, tcp::sink),
             (&self.silent, tcp::keep_silent),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{During, Error, Result};
+use crate::probe::{ProbeSpec, RawProbes};
 
 /// The pods and Services of a directory of manifests.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +36,12 @@ pub struct PodSpec {
     pub service_account: String,
     /// `status.podIPs`; at most one of each family.
     pub addresses: Vec<IpAddr>,
-    /// `spec.containers`.
+    /// `spec.initContainers` that run to their end before the others start.
+    pub init_containers: Vec<ContainerSpec>,
+    /// `spec.containers`, after those of `spec.initContainers` that stay (`restartPolicy: Always`).
     pub containers: Vec<ContainerSpec>,
+    /// The probes and hooks of these.
+    pub probes: Vec<ProbeSpec>,
     labels: BTreeMap<String, String>,
 }
 
@@ -165,6 +170,8 @@ struct RawPodSpec {
     #[serde(default = "default_name")]
     service_account_name: String,
     #[serde(default)]
+    init_containers: Vec<RawContainer>,
+    #[serde(default)]
     containers: Vec<RawContainer>,
 }
 
@@ -181,8 +188,12 @@ struct RawPodIp {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawContainer {
     name: String,
+    restart_policy: Option<String>,
+    #[serde(flatten)]
+    probes: RawProbes,
     image: String,
     #[serde(default)]
     command: Vec<String>,
@@ -197,6 +208,7 @@ struct RawContainer {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPort {
+    name: Option<String>,
     container_port: u16,
 }
 
@@ -237,10 +249,24 @@ fn pod(object: Value) -> std::result::Result<PodSpec, String> {
         "spec.nodeName" => Some(spec.node_name.clone()),
         _ => None,
     };
-    let containers = spec.containers.into_iter().map(|container| container.resolve(&fields)).collect();
-    let containers: std::result::Result<Vec<_>, String> = containers;
+    let (sidecars, init): (Vec<_>, Vec<_>) = spec
+        .init_containers
+        .into_iter()
+        .partition(|container| container.restart_policy.as_deref() == Some("Always"));
+    let mut init_containers = Vec::new();
+    for container in init {
+        init_containers.push(container.resolve(&fields)?.0);
+    }
+    let (mut containers, mut probes) = (Vec::new(), Vec::new());
+    for container in sidecars.into_iter().chain(spec.containers) {
+        let (container, own) = container.resolve(&fields)?;
+        containers.push(container);
+        probes.extend(own);
+    }
     Ok(PodSpec {
-        containers: containers?,
+        init_containers,
+        containers,
+        probes,
         name: metadata.name.clone(),
         namespace: metadata.namespace.clone(),
         uid,
@@ -252,7 +278,10 @@ fn pod(object: Value) -> std::result::Result<PodSpec, String> {
 }
 
 impl RawContainer {
-    fn resolve(self, field: &impl Fn(&str) -> Option<String>) -> std::result::Result<ContainerSpec, String> {
+    fn resolve(
+        self,
+        field: &impl Fn(&str) -> Option<String>,
+    ) -> std::result::Result<(ContainerSpec, Vec<ProbeSpec>), String> {
         let mut env = Vec::new();
         for variable in &self.env {
             let name = variable["name"]
@@ -267,8 +296,10 @@ impl RawContainer {
             env.push((name.to_owned(), value));
         }
         let args = self.command.into_iter().chain(self.args).collect();
-        let ports = self.ports.into_iter().map(|port| port.container_port).collect();
-        Ok(ContainerSpec { name: self.name, image: self.image, args, env, ports })
+        let named: Vec<_> = self.ports.into_iter().map(|port| (port.name, port.container_port)).collect();
+        let probes = self.probes.resolve(&self.name, &named)?;
+        let ports = named.into_iter().map(|(_, port)| port).collect();
+        Ok((ContainerSpec { name: self.name, image: self.image, args, env, ports }, probes))
     }
 }
 

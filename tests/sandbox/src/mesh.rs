@@ -88,6 +88,7 @@ pub struct Mesh {
     control_address: SocketAddr,
     agents: BTreeMap<String, Process>,
     ztunnels: BTreeMap<String, Process>,
+    ztunnel_env: BTreeMap<String, String>,
 }
 
 impl Mesh {
@@ -101,7 +102,8 @@ impl Mesh {
         let control_address = SocketAddr::new(v4, CONTROL_PORT);
         let control = start_control(sandbox, &options, &directory, control_address)?;
         let (agents, ztunnels) = (BTreeMap::new(), BTreeMap::new());
-        let mut mesh = Self { options, directory, control, control_address, agents, ztunnels };
+        let ztunnel_env = BTreeMap::new();
+        let mut mesh = Self { options, directory, control, control_address, agents, ztunnels, ztunnel_env };
         for node in sandbox.pod_nodes() {
             mesh.issue_token(sandbox, node.name())?;
             progress(&format!("agent on {}", node.name()));
@@ -180,7 +182,7 @@ impl Mesh {
 
     /// Starts the ztunnel of a node, without waiting for it; a running one is replaced only if it has ended.
     pub fn start_ztunnel(&mut self, node: &Node) -> Result<()> {
-        let program = Program::new(&self.options.binaries.ztunnel)
+        let mut program = Program::new(&self.options.binaries.ztunnel)
             .named(format!("ztunnel {}", node.name()))
             .env("NODE_NAME", node.name())
             .env("XDS_ADDRESS", "unix:///run/culvert/xds.sock")
@@ -188,9 +190,17 @@ impl Mesh {
             .env("INPOD_UDS", "/run/culvert/zds.sock")
             .env("LOG_FORMAT", "json")
             .env("RUST_LOG", &self.options.log);
+        for (name, value) in &self.ztunnel_env {
+            program = program.env(name, value);
+        }
         let process = program.spawn(&node.place("ztunnel")?, &self.ztunnel_log(node.name()))?;
         self.ztunnels.insert(node.name().to_owned(), process);
         Ok(())
+    }
+
+    /// Sets a variable for the ztunnels that are started from now on.
+    pub fn set_ztunnel_env(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.ztunnel_env.insert(name.into(), value.into());
     }
 
     /// The agent of a node.

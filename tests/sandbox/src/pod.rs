@@ -26,6 +26,9 @@ const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// How long a container may take to listen.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long an init container may take.
+const INIT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How containers' images are run: the binary for each image name.
 pub type Images = BTreeMap<String, PathBuf>;
 
@@ -86,6 +89,9 @@ impl Pod {
         let images = around.images.clone();
         let containers = BTreeMap::new();
         let mut pod = Self { spec, net, far, mounts, cgroup, logs: own, images, pause, containers };
+        for container in pod.spec.init_containers.clone() {
+            pod.run_init_container(&container)?;
+        }
         for container in pod.spec.containers.clone() {
             pod.start_container(&container)?;
         }
@@ -178,7 +184,27 @@ impl Pod {
         Ok(())
     }
 
+    fn run_init_container(&self, container: &ContainerSpec) -> Result<()> {
+        let program = self.program(container)?;
+        let output = program.output(&self.place(&container.name)?, INIT_DEADLINE)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(Error::Program {
+                program: format!("{} {}", self.name(), container.name),
+                reason: format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+            }),
+        }
+    }
+
     fn start_container(&mut self, container: &ContainerSpec) -> Result<()> {
+        let program = self.program(container)?;
+        let log = self.logs.join(format!("{}.log", container.name));
+        let process = program.spawn(&self.place(&container.name)?, &log)?;
+        self.containers.insert(container.name.clone(), process);
+        Ok(())
+    }
+
+    fn program(&self, container: &ContainerSpec) -> Result<Program> {
         let binary = self.images.get(&container.image).ok_or_else(|| Error::Unknown {
             what: format!("binary for the image {} of pod {}", container.image, self.name()),
         })?;
@@ -189,10 +215,7 @@ impl Pod {
         for (name, value) in &container.env {
             program = program.env(name, value);
         }
-        let log = self.logs.join(format!("{}.log", container.name));
-        let process = program.spawn(&self.place(&container.name)?, &log)?;
-        self.containers.insert(container.name.clone(), process);
-        Ok(())
+        Ok(program)
     }
 
     fn place(&self, container: &str) -> Result<Place> {

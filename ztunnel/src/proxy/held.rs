@@ -1,16 +1,24 @@
 //! A connection in our hands before it is relayed: whatever goes wrong, its other end sees a reset. A
-//! failure must not look like an end (RFC 9293 3.10.7.4: an abort is told by RST).
+//! failure must not look like an end (RFC 9293 3.10.7.4: an abort is told by RST), this process's death neither.
 
 use tokio::net::TcpStream;
-use tunnel::socket::reset;
+use tunnel::socket::{close_as_usual, reset, reset_unless_closed};
 
-/// Resets the connection unless it is taken out.
+/// Resets the connection unless it is taken out; the kernel does if the process dies.
 pub(crate) struct Held(Option<TcpStream>);
 
 impl Held {
     /// Takes responsibility for `stream`.
     pub(crate) fn new(stream: TcpStream) -> Self {
+        reset_unless_closed(&stream);
         Self(Some(stream))
+    }
+
+    /// Gives it to a tunnel, whose end its other end knows from a broken one.
+    pub(crate) fn into_tunnel(self) -> TcpStream {
+        let stream = self.into_stream();
+        close_as_usual(&stream);
+        stream
     }
 
     /// Gives it to the relay, which resets it itself.

@@ -77,7 +77,7 @@ async fn handshake(
         return Err(Failure::ForeignAddress(local.ip()));
     }
     let certificate = own.certificate().await?;
-    accept(stream.into_stream(), &certificate, node.limits.handshake).await.map_err(Failure::Handshake)
+    accept(stream.into_tunnel(), &certificate, node.limits.handshake).await.map_err(Failure::Handshake)
 }
 
 impl Tunnel {

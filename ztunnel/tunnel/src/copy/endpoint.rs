@@ -20,6 +20,9 @@ pub trait Endpoint: Send + Sized {
     /// The two directions.
     fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>);
 
+    /// From now on the other end sees a reset if this process dies.
+    fn guard(&self);
+
     /// Lets go of a connection on which nothing is left to do.
     fn close(self);
 

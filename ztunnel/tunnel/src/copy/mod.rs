@@ -176,11 +176,12 @@ async fn last_bytes(progress: &Progress, direction: impl Future<Output = Broken>
     }
 }
 
-/// A connection that is reset unless it is closed.
+/// A connection that is reset unless it is closed, also when the process is killed: a cut answer must not look like a whole one.
 struct Guarded<E: Endpoint>(Option<E>);
 
 impl<E: Endpoint> Guarded<E> {
     fn new(endpoint: E) -> Self {
+        endpoint.guard();
         Self(Some(endpoint))
     }
 

@@ -27,8 +27,14 @@ impl Endpoint for TcpStream {
         (TcpReader { stream, next: SMALLEST_READ }, TcpWriter { stream, error: None })
     }
 
+    fn guard(&self) {
+        socket::reset_unless_closed(self);
+    }
+
     /// If the other end still sends, the kernel answers with a reset.
-    fn close(self) {}
+    fn close(self) {
+        socket::close_as_usual(&self);
+    }
 
     fn reset(self) {
         socket::reset(self);

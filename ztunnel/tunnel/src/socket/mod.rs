@@ -8,4 +8,4 @@ mod options;
 pub use dial::{ApplicationDialError, DialError, LEG_PORTS, dial_application, dial_network};
 pub use listen::{Accepted, accept, adopt_listener, bind_listener, canonical};
 pub use netns::{Netns, NetnsInode};
-pub use options::{InterceptPort, SocketMark, TcpOptions, reset};
+pub use options::{InterceptPort, SocketMark, TcpOptions, close_as_usual, reset, reset_unless_closed};

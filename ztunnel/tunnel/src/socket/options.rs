@@ -90,11 +90,24 @@ impl TcpOptions {
 /// Closes with RST: the other end's reads and writes fail instead of seeing an end. What it has not
 /// received yet is lost.
 pub fn reset(stream: TcpStream) {
-    if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
-        // Then the close below sends FIN. There is no second way to say it.
+    reset_unless_closed(&stream);
+    drop(stream);
+}
+
+/// From now on the stream ends with RST whatever ends it, this process's death included, which the other end must
+/// not take for the end of the data; until [`close_as_usual`].
+pub fn reset_unless_closed(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        // Then the end is FIN. There is no second way to say it.
         tracing::debug!(%error, "cannot set SO_LINGER");
     }
-    drop(stream);
+}
+
+/// Takes [`reset_unless_closed`] back: what was written still goes out when the stream ends.
+pub fn close_as_usual(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_linger(None) {
+        tracing::debug!(%error, "cannot take SO_LINGER back");
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod http;
 mod payload;
 mod probe;
 mod push;
+mod steady;
 mod tcp;
 mod tls;
 
@@ -36,6 +37,8 @@ enum Command {
     Push(push::Push),
     /// Probe servers as kubelet does, and say what came of each.
     Probe(probe::Probe),
+    /// Begin connections at a fixed rate and count what becomes of them.
+    Steady(steady::Steady),
     /// Wait for ever.
     Pause,
 }
@@ -72,6 +75,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Flood(flood)) => flood.run(),
         Some(Command::Push(push)) => push.run(),
         Some(Command::Probe(probe)) => probe.run(),
+        Some(Command::Steady(steady)) => steady.run(),
         Some(Command::Pause) => pause(),
     }
 }

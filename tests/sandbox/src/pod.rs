@@ -158,6 +158,11 @@ impl Pod {
         program.output(&self.place("exec")?, deadline)
     }
 
+    /// Starts a program in the pod beside its containers; what it writes goes to `log` in the pod's directory of logs.
+    pub fn spawn(&self, program: &Program, log: &str) -> Result<Process> {
+        program.spawn(&self.place("exec")?, &self.logs.join(log))
+    }
+
     /// An error when one of the containers has ended.
     fn check_alive(&mut self) -> Result<()> {
         self.containers.values_mut().try_for_each(Process::check_alive)

@@ -1,0 +1,215 @@
+//! Programs of the mesh that die and come back: what waits, what is lost, and what goes on.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use e2e::world::{MARKER, SETTLE, World, pods, ports};
+use e2e::{Case, echo};
+use sandbox::{Family, Process, Program, Redirection, wait};
+
+/// How long the ends of a connection may take to learn that a ztunnel which carried it was killed.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Where the test's own servers listen in pods.
+const OWN_PORT: u16 = 9100;
+
+/// The pods of the node whose programs are killed.
+const EAST: [&str; 3] = [pods::CLIENT, pods::NEAR, pods::INTRUDER];
+
+fn main() -> ExitCode {
+    const CASES: &[Case<World>] = &[
+        ("an_agents_successor_gets_back_the_very_sockets_that_wait_in_the_pods", same_sockets),
+        ("both_ends_of_what_a_killed_ztunnel_carried_are_reset_within_a_second", in_flight),
+        ("no_connect_fails_while_agent_and_ztunnel_are_killed_one_after_the_other", no_connect_fails),
+        ("no_plaintext_crossed_the_link_between_the_nodes_meanwhile", sealed),
+    ];
+    e2e::run(|| World::start(Redirection::Auto), CASES, World::explain)
+}
+
+/// Requests within the node and to and from the other one, as the policy has it.
+fn as_ever(world: &World) -> anyhow::Result<()> {
+    for family in Family::BOTH {
+        let calls = [(pods::CLIENT, pods::NEAR), (pods::CLIENT, pods::FAR), (pods::FAR, pods::CLIENT)];
+        for (from, to) in calls {
+            world.answered_within(SETTLE, from, to, family)?;
+        }
+        for to in [pods::NEAR, pods::FAR] {
+            let reply = world.fetch(pods::INTRUDER, to, family, ports::HTTP)?;
+            ensure!(reply.reset(), "{} from the intruder's call to {to} over {family}", reply.outcome());
+        }
+    }
+    Ok(())
+}
+
+/// The mesh's listeners in a pod: the kernel's number of the socket for each port.
+fn listeners(world: &World, pod: &str) -> anyhow::Result<BTreeMap<u16, u64>> {
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp6", world.sandbox.pod(pod)?.pid()))?;
+    let mut found = BTreeMap::new();
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // proc(5): local address and port in hexadecimal, state (0A: LISTEN), and the inode in the tenth field.
+        let [_, local, _, "0A", _, _, _, _, _, inode, ..] = fields[..] else { continue };
+        let port = local.rsplit(':').next().context("no port")?;
+        found.insert(u16::from_str_radix(port, 16)?, inode.parse()?);
+    }
+    found.retain(|port, _| [15001, 15006, 15008].contains(port));
+    ensure!(found.len() == 3, "{pod} has not the mesh's three listeners: {table}");
+    Ok(found)
+}
+
+fn same_sockets(world: &mut World) -> anyhow::Result<()> {
+    let all = |world: &World| EAST.iter().map(|pod| listeners(world, pod)).collect::<Result<Vec<_>, _>>();
+    let before = all(world)?;
+    world.mesh.agent("east")?.kill()?;
+    as_ever(world)?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
+    as_ever(world)?;
+    // That the agent holds them shows when it is alone: another ztunnel gets them from it.
+    world.mesh.kill_ztunnel("east")?;
+    ensure!(all(world)? == before, "{before:?} before, {:?} without a ztunnel", all(world)?);
+    world.mesh.start_ztunnel(node)?;
+    world.mesh.wait_ready(node)?;
+    ensure!(all(world)? == before, "{before:?} before, {:?} after", all(world)?);
+    as_ever(world)
+}
+
+/// What such a connection carries; not the marker, for one of them leaves the mesh.
+const TEXT: &[u8] = b"in flight";
+
+/// A connection with both ends in this process's hands, over which bytes have gone both ways.
+struct Link {
+    name: String,
+    ends: [(&'static str, TcpStream); 2],
+}
+
+impl Link {
+    fn open(world: &World, from: &str, to: &str, family: Family) -> anyhow::Result<Self> {
+        let name = format!("{from} to {to} over {family}");
+        let address = world.address(to, family, OWN_PORT)?;
+        let listener = world.sandbox.pod(to)?.net().run(|| TcpListener::bind(address))??;
+        let mut client = world.connect(from, address)?;
+        client.write_all(TEXT)?;
+        listener.set_nonblocking(true)?;
+        let (mut server, _) = wait::try_until(
+            SETTLE,
+            || format!("{name} to arrive"),
+            || listener.accept().map_err(|e| e.to_string()),
+        )?;
+        server.set_nonblocking(false)?;
+        server.set_read_timeout(Some(SETTLE))?;
+        let mut received = [0; TEXT.len()];
+        server.read_exact(&mut received).with_context(|| name.clone())?;
+        server.write_all(&received)?;
+        client.read_exact(&mut received).with_context(|| name.clone())?;
+        Ok(Self { name, ends: [("the client", client), ("the server", server)] })
+    }
+
+    /// That both ends are told of the break, by a reset and before `deadline`.
+    fn ensure_reset(&mut self, deadline: Instant) -> anyhow::Result<()> {
+        for (end, stream) in &mut self.ends {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            stream.set_read_timeout(Some(left))?;
+            match stream.read(&mut [0; 1]) {
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                other => bail!("{}: {end} saw {other:?} in place of a reset within a second", self.name),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn in_flight(world: &mut World) -> anyhow::Result<()> {
+    let mut links = Vec::new();
+    for family in Family::BOTH {
+        for (from, to) in [
+            (pods::CLIENT, pods::NEAR),
+            (pods::CLIENT, pods::FAR),
+            (pods::FAR, pods::CLIENT),
+            (pods::CLIENT, pods::OUTSIDER_WEST),
+        ] {
+            links.push(Link::open(world, from, to, family)?);
+        }
+    }
+    let killed = Instant::now();
+    world.mesh.kill_ztunnel("east")?;
+    let outcome = links.iter_mut().try_for_each(|link| link.ensure_reset(killed + AT_ONCE));
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_ztunnel(node)?;
+    world.mesh.wait_ready(node)?;
+    outcome?;
+    as_ever(world)
+}
+
+/// A steady stream of connections from the client to both servers over both families.
+struct Stream(Process);
+
+/// Connections begun in a second.
+const RATE: u64 = 500;
+
+impl Stream {
+    fn begin(world: &World) -> anyhow::Result<Self> {
+        let mut program = Program::new(echo()?).named("steady").args([
+            "steady",
+            "--rate",
+            &RATE.to_string(),
+            "--marker",
+            MARKER,
+        ]);
+        for family in Family::BOTH {
+            for to in [pods::NEAR, pods::FAR] {
+                program = program.args(["--echo", &world.address(to, family, ports::ECHO)?.to_string()]);
+            }
+        }
+        let log = format!("steady-{}.log", SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos());
+        let process = world.sandbox.pod(pods::CLIENT)?.spawn(&program, &log)?;
+        let begun =
+            || std::fs::read_to_string(process.log()).is_ok_and(|text| text.contains("begun")).then_some(());
+        wait::until(SETTLE, || "the stream of connections".into(), begun)?;
+        Ok(Self(process))
+    }
+
+    /// Ends it. No connect may have failed, and no request but those whose connection was made before `killed`, by a reset.
+    fn end(mut self, killed: SystemTime) -> anyhow::Result<()> {
+        self.0.signal(nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.0.exited(Duration::from_secs(60))?.context("the stream does not end")?;
+        let text = std::fs::read_to_string(self.0.log())?;
+        ensure!(status.success(), "{text}");
+        println!("    {}", text.lines().last().unwrap_or_default());
+        let report: serde_json::Value = serde_json::from_str(text.lines().last().context("no report")?)?;
+        let none = serde_json::json!({});
+        ensure!(report["failed_connects"] == none, "connects failed: {text}");
+        ensure!(report["failed_requests"] == none, "requests failed otherwise than by a reset: {text}");
+        let last = u128::from(report["last_reset_made_at_ms"].as_u64().context("no time")?);
+        let killed = killed.duration_since(UNIX_EPOCH)?.as_millis();
+        ensure!(last <= killed, "a connection made {} ms after the kill was reset: {text}", last - killed);
+        ensure!(report["ok"].as_u64() > Some(RATE / 5), "too few: {text}");
+        Ok(())
+    }
+}
+
+fn no_connect_fails(world: &mut World) -> anyhow::Result<()> {
+    let stream = Stream::begin(world)?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.agent("east")?.kill()?;
+    world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V4)?;
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
+    world.mesh.kill_ztunnel("east")?;
+    let killed = SystemTime::now();
+    world.mesh.start_ztunnel(node)?;
+    world.mesh.wait_ready(node)?;
+    world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V6)?;
+    stream.end(killed)
+}
+
+fn sealed(world: &mut World) -> anyhow::Result<()> {
+    let traffic = world.capture.take().context("the capture has ended before")?.finish()?;
+    ensure!(traffic.missed == 0 && traffic.packets > 100 && traffic.markers == 0, "{traffic:?}");
+    Ok(())
+}

@@ -15,6 +15,8 @@ mod packets;
 mod places;
 mod probes;
 mod select;
+pub mod steady;
+pub mod stories;
 pub mod world;
 
 use std::fmt;

@@ -34,6 +34,9 @@ const AGENT_METRICS_PORT: u16 = 15011;
 /// And where a ztunnel does.
 const ZTUNNEL_METRICS_PORT: u16 = 15020;
 
+/// Where a ztunnel shows its configuration on its node.
+const ZTUNNEL_ADMIN_PORT: u16 = 15000;
+
 /// The pods of the manifests.
 pub mod pods {
     /// In the mesh, on `east`.
@@ -85,10 +88,19 @@ impl World {
 
     /// The same with the manifests of `tests/manifests/<manifests>`.
     pub fn of(manifests: &str, redirection: Redirection) -> anyhow::Result<Self> {
+        Self::made_of(manifests, redirection, Vec::new())
+    }
+
+    /// As [`World::start`], with further arguments of the control plane.
+    pub fn start_with(redirection: Redirection, control: Vec<String>) -> anyhow::Result<Self> {
+        Self::made_of("mesh", redirection, control)
+    }
+
+    fn made_of(manifests: &str, redirection: Redirection, control: Vec<String>) -> anyhow::Result<Self> {
         let sandbox = Sandbox::start(&options(manifests)?)?;
         let capture = Some(sandbox.capture("east", &[MARKER.as_bytes()])?);
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-        let options = MeshOptions { binaries: binaries()?, redirection, log };
+        let options = MeshOptions { binaries: binaries()?, redirection, log, control };
         let mesh = Mesh::start(&sandbox, options, |_| ())?;
         Ok(Self { mesh, sandbox, capture })
     }
@@ -163,6 +175,48 @@ impl World {
         ensure!(text.contains(from), "{file} has no {from:?}");
         std::fs::write(&path, text.replace(from, to))?;
         Ok(())
+    }
+
+    /// Writes a manifest of the run, new or in place of another.
+    pub fn write(&self, file: &str, text: &str) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.sandbox.manifests_directory().join(file), text)?)
+    }
+
+    /// Waits until the ztunnels of all nodes hold what the manifests say now, which `revision` has to be new for.
+    pub fn until_in_effect(&self, revision: &str) -> anyhow::Result<()> {
+        // A Service, since those come last of what ztunnels are told.
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {revision}, namespace: plain}}\n\
+             spec: {{clusterIP: 10.43.255.1, ports: [{{port: 80}}]}}\n"
+        );
+        self.write("revision.yaml", &service)?;
+        for node in self.sandbox.pod_nodes() {
+            let url = format!("http://127.0.0.1:{ZTUNNEL_ADMIN_PORT}/config_dump");
+            wait::try_until(
+                SETTLE,
+                || format!("{revision} to be known on {}", node.name()),
+                || match Fetch::new(&url).from_node(node) {
+                    Ok(reply) if reply.body.contains(&format!("\"{revision}\"")) => Ok(()),
+                    Ok(reply) => Err(reply.outcome()),
+                    Err(error) => Err(error.to_string()),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The sum, over the ztunnels of all nodes, of a metric's samples whose line begins so.
+    pub fn ztunnels_metric(&self, beginning: &str) -> anyhow::Result<f64> {
+        self.sandbox.pod_nodes().map(|node| self.ztunnel_samples(node, beginning)).sum()
+    }
+
+    /// The same of one node.
+    pub fn ztunnel_samples(&self, node: &Node, beginning: &str) -> anyhow::Result<f64> {
+        let url = format!("http://127.0.0.1:{ZTUNNEL_METRICS_PORT}/metrics");
+        let reply = Fetch::new(url).from_node(node)?;
+        ensure!(reply.ok(), "{}", reply.outcome());
+        let samples = reply.body.lines().filter(|line| line.starts_with(beginning));
+        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
     /// How the agent of a node says a pod stands; `None` for one that is not in the mesh.

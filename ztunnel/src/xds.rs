@@ -45,7 +45,7 @@ fn apply(batch: Batch, mesh: &MeshState, metrics: &Metrics) {
     metrics.xds_bytes.get_or_create(&label).inc_by(batch.bytes as u64);
     let rejected = batch.updates.iter().filter(|update| update.outcome.is_err()).count();
     metrics.rejected_resources.inc_by(rejected as u64);
-    mesh.change(|state| batch.apply_to(state));
+    mesh.change(batch.received, |state| batch.apply_to(state));
     tracing::debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), rejected, "configuration applied");
     batch.accept();
 }

@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -26,6 +27,9 @@ const CONTROL_PORT: u16 = 15012;
 const AGENT_READINESS_PORT: u16 = 15012;
 const ZTUNNEL_READINESS_PORT: u16 = 15021;
 const READINESS_PATH: &str = "/healthz/ready";
+
+/// The file of the roots that agents are given.
+const GIVEN_ROOTS: &str = "control-ca.pem";
 
 /// How long a program may take to become ready; on a busy 2-core machine an agent needs about a second.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
@@ -77,6 +81,8 @@ pub struct MeshOptions {
     pub redirection: Redirection,
     /// `RUST_LOG` of all programs.
     pub log: String,
+    /// Further arguments of the control plane.
+    pub control: Vec<String>,
 }
 
 /// A running mesh. Its programs end when it is dropped.
@@ -101,6 +107,10 @@ impl Mesh {
         let [v4, _] = sandbox.node(CONTROL_NODE)?.addresses();
         let control_address = SocketAddr::new(v4, CONTROL_PORT);
         let control = start_control(sandbox, &options, &directory, control_address)?;
+        // As nodes are given it: a copy, which no change at the control plane's reaches. It is there soon after the port.
+        let (root, given) = (directory.join("state/root.pem"), directory.join(GIVEN_ROOTS));
+        wait::until(READY_DEADLINE, || root.display().to_string(), || root.exists().then_some(()))?;
+        fs::copy(&root, &given).during(|| format!("copying {}", root.display()))?;
         let (agents, ztunnels) = (BTreeMap::new(), BTreeMap::new());
         let ztunnel_env = BTreeMap::new();
         let mut mesh = Self { options, directory, control, control_address, agents, ztunnels, ztunnel_env };
@@ -156,6 +166,28 @@ impl Mesh {
         Ok(())
     }
 
+    /// Ends the control plane as a crash would, and starts it again with these further arguments.
+    pub fn restart_control(&mut self, sandbox: &Sandbox, arguments: Vec<String>) -> Result<()> {
+        self.options.control = arguments;
+        self.kill_control()?;
+        self.start_control(sandbox)
+    }
+
+    /// Runs a command of `culvert` on the control plane's state directory.
+    pub fn on_state(&self, sandbox: &Sandbox, command: &[&str]) -> Result<Output> {
+        let program = Program::new(&self.options.binaries.culvert)
+            .named(format!("culvert {}", command.join(" ")))
+            .args(command)
+            .arg("--state")
+            .arg(self.directory.join("state"));
+        program.output(&sandbox.node(CONTROL_NODE)?.place("session")?, COMMAND_DEADLINE)
+    }
+
+    /// The file of the roots that agents are given: a copy of the control plane's from its first start.
+    pub fn given_roots(&self) -> PathBuf {
+        self.directory.join(GIVEN_ROOTS)
+    }
+
     /// Starts the agent of a node, without waiting for it; a running one must have been ended before.
     pub fn start_agent(&mut self, node: &Node) -> Result<()> {
         let kubelet = node.place("kubelet")?;
@@ -164,7 +196,7 @@ impl Mesh {
             .args(["agent", "--node", node.name()])
             .args(["--control", &format!("https://{}", self.control_address)])
             .arg("--control-ca")
-            .arg(self.directory.join("state/root.pem"))
+            .arg(self.given_roots())
             .arg("--token")
             .arg(self.token_file(node.name()))
             .args(["--run-dir", "/run/culvert", "--bpffs", "/sys/fs/bpf"])
@@ -248,11 +280,7 @@ impl Mesh {
     }
 
     fn issue_token(&self, sandbox: &Sandbox, node: &str) -> Result<()> {
-        let program = Program::new(&self.options.binaries.culvert)
-            .named("culvert token create")
-            .args(["token", "create", node, "--state"])
-            .arg(self.directory.join("state"));
-        let output = program.output(&sandbox.node(CONTROL_NODE)?.place("session")?, COMMAND_DEADLINE)?;
+        let output = self.on_state(sandbox, &["token", "create", node])?;
         if !output.status.success() {
             let reason = format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
             return Err(Error::Program { program: format!("culvert token create {node}"), reason });
@@ -297,6 +325,7 @@ fn start_control(
         .arg("--state")
         .arg(directory.join("state"))
         .args(["--listen", &address.to_string()])
+        .args(&options.control)
         .env("RUST_LOG", &options.log);
     let mut control = program.spawn(&node.place("control")?, &directory.join("control.log"))?;
     wait_ready(&mut control, || accepts(node.net(), address))?;

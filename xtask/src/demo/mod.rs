@@ -131,7 +131,8 @@ fn start_mesh(sandbox: &Sandbox, built: &Built, redirection: Redirection) -> any
     let mut progress = Progress::begin("starting the mesh");
     let binaries = sandbox::Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() };
     let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let mesh = Mesh::start(sandbox, MeshOptions { binaries, redirection, log }, |step| progress.at(step))?;
+    let options = MeshOptions { binaries, redirection, log, control: Vec::new() };
+    let mesh = Mesh::start(sandbox, options, |step| progress.at(step))?;
     progress.done("control plane, two agents and two ztunnels are ready");
     Ok(mesh)
 }

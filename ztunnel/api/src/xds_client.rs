@@ -15,7 +15,7 @@ use mesh::{Authorization, Service, State, Workload};
 use prost::Message;
 use prost_types::{Any, Struct, Value, value::Kind};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -103,6 +103,8 @@ pub struct Batch {
     pub removed: Vec<String>,
     /// The length of the message in bytes.
     pub bytes: usize,
+    /// When it was there as a whole, not yet read.
+    pub received: Instant,
     answer: oneshot::Sender<Vec<Rejection>>,
 }
 
@@ -259,10 +261,11 @@ impl XdsClient {
         tracing::info!(server = %self.config.server, "configuration stream established");
         loop {
             let response = stream.message().await?.ok_or(Ended::Closed)?;
+            let received = Instant::now();
             *heard = true;
             let bytes = response.encoded_len();
             let push = self.state.receive(response)?;
-            let answer = self.apply(push, bytes).await?;
+            let answer = self.apply(push, bytes, received).await?;
             requests.send(answer).await.map_err(|_| Ended::Closed)?;
             let synced = self.state.is_synced();
             self.status.send_if_modified(|status| synced && !std::mem::replace(&mut status.synced, synced));
@@ -270,12 +273,17 @@ impl XdsClient {
     }
 
     /// Gives a push to the consumer and waits for what it says.
-    async fn apply(&mut self, push: Push, bytes: usize) -> Result<DeltaDiscoveryRequest, Ended> {
+    async fn apply(
+        &mut self,
+        push: Push,
+        bytes: usize,
+        received: Instant,
+    ) -> Result<DeltaDiscoveryRequest, Ended> {
         let Push { kind, resources, removed, receipt } = push;
         let updates: Vec<Update> = resources.into_iter().map(|resource| read(kind, resource)).collect();
         let mut rejected: Vec<Rejection> = updates.iter().filter_map(unreadable).collect();
         let (answer, answered) = oneshot::channel();
-        let batch = Batch { kind, updates, removed, bytes, answer };
+        let batch = Batch { kind, updates, removed, bytes, received, answer };
         self.batches.send(batch).await.map_err(|_| Ended::Abandoned)?;
         rejected.extend(answered.await.map_err(|_| Ended::Unanswered)?);
         for rejection in &rejected {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mesh::authorize::Attempt;
 use mesh::{Namespace, ServiceAccount, TrustDomain, Workload};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tunnel::socket::Netns;
 use tunnel::tls::WorkloadCertificate;
@@ -33,7 +34,7 @@ pub(crate) struct Own {
 impl Own {
     /// The certificate, waiting a bounded time for it.
     pub(crate) async fn certificate(&self) -> Result<Arc<WorkloadCertificate>, Failure> {
-        let deadline = tokio::time::Instant::now() + START_WAIT;
+        let deadline = Instant::now() + START_WAIT;
         self.lease.certificate(deadline).await.map_err(Failure::Certificate)
     }
 
@@ -150,16 +151,19 @@ impl Pod {
     ) {
         let mut progress = mesh.subscribe();
         let mut judged: Option<Basis> = None;
+        let mut seen = 0;
         loop {
             if progress.borrow_and_update().complete {
+                let pending = mesh.pending(seen);
                 self.update(mesh, identities, trust_domain);
                 // A change between this look and the last answer is a reason to come back here at once.
                 let basis =
                     mesh.read(|state| Basis::of(state, &self.namespace, &self.name, &self.service_account));
                 if !judged.as_ref().is_some_and(|judged| judged.is_same_as(&basis)) {
-                    self.recheck(mesh).await;
+                    self.recheck(mesh, pending.since.unwrap_or_else(Instant::now)).await;
                     judged = Some(basis);
                 }
+                seen = pending.generation;
             }
             if progress.changed().await.is_err() {
                 return;
@@ -167,8 +171,10 @@ impl Pod {
         }
     }
 
-    async fn recheck(&self, mesh: &MeshState) {
-        let allowed = |attempt: &Attempt| mesh.still_allows(attempt.clone()).map_err(Failure::PolicyChanged);
+    /// `since`: when word came in of what makes it necessary.
+    async fn recheck(&self, mesh: &MeshState, since: Instant) {
+        let cut = |refusal| Failure::PolicyChanged { refusal, since };
+        let allowed = |attempt: &Attempt| mesh.still_allows(attempt.clone()).map_err(cut);
         let cut = self.live.recheck(allowed).await;
         if cut > 0 {
             tracing::info!(pod = %self.name, namespace = %self.namespace, cut, "connections are no longer allowed");

@@ -11,6 +11,7 @@ use http::StatusCode;
 use mesh::PolicyName;
 use mesh::authorize::{Reason, Refusal};
 use mesh::route::Refused;
+use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::OpenError;
 use tunnel::socket::{ApplicationDialError, DialError};
@@ -71,8 +72,13 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Denied(Refusal),
     /// It was allowed when it began; configuration changed.
-    #[error("closed due to policy change: {0}")]
-    PolicyChanged(Refusal),
+    #[error("closed due to policy change: {refusal}")]
+    PolicyChanged {
+        /// Why it is refused now.
+        refusal: Refusal,
+        /// When word of the change came in.
+        since: Instant,
+    },
     /// The application does not take the connection.
     #[error("{0}")]
     Application(ApplicationDialError),
@@ -163,7 +169,7 @@ impl Failure {
             Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
             Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
             Self::Denied(refusal) => (denier(refusal), "DENY", 401),
-            Self::PolicyChanged(refusal) => (denier(refusal), "POLICY_CHANGE", 401),
+            Self::PolicyChanged { refusal, .. } => (denier(refusal), "POLICY_CHANGE", 401),
             Self::Application(error) => application(error),
             Self::Broken { side: Side::Source, .. } => (Blame::Client, "RESET", 503),
             Self::Broken { side: Side::Destination, .. } => (Blame::Destination, "UPSTREAM_RESET", 503),
@@ -178,7 +184,15 @@ impl Failure {
     /// The policy that refused it, if one did.
     pub(crate) fn policy(&self) -> Option<&PolicyName> {
         match self {
-            Self::Denied(refusal) | Self::PolicyChanged(refusal) => refusal.policy.as_ref(),
+            Self::Denied(refusal) | Self::PolicyChanged { refusal, .. } => refusal.policy.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Since when a connection that was cut has not been allowed any more.
+    pub(crate) fn disallowed_since(&self) -> Option<Instant> {
+        match self {
+            Self::PolicyChanged { since, .. } => Some(*since),
             _ => None,
         }
     }
@@ -260,7 +274,7 @@ mod tests {
         let refused = Failure::Denied(refusal.clone());
         assert_eq!(refused.meaning(), Meaning { blame: Blame::Policy, flag: "DENY", status: 401 });
         assert_eq!(refused.policy(), Some(&policy));
-        let cut = Failure::PolicyChanged(refusal);
+        let cut = Failure::PolicyChanged { refusal, since: Instant::now() };
         assert!(cut.to_string().starts_with("closed due to policy change: "), "{cut}");
         assert!(cut.to_string().ends_with("shop/only-web"), "{cut}");
         assert_ne!(cut.meaning().flag, refused.meaning().flag);

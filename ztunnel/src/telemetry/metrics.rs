@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::labels::{Reporter, Traffic};
@@ -39,6 +40,16 @@ pub(crate) struct BuildLabel {
     pub(crate) tag: &'static str,
 }
 
+/// Seconds from word of a change to the cut of a connection that it does not allow any more. A second is promised.
+#[derive(Clone, Debug)]
+pub(crate) struct CutLag(pub(crate) Histogram);
+
+impl Default for CutLag {
+    fn default() -> Self {
+        Self(Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]))
+    }
+}
+
 /// All families; cheap to clone, as clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -59,6 +70,7 @@ pub(crate) struct Metrics {
     pub(crate) certificate_requests: Family<ResultLabel, Counter>,
     pub(crate) certificates_held: Gauge,
     pub(crate) rejected_resources: Counter,
+    pub(crate) cut_lag: CutLag,
     pub(crate) active_proxies: Gauge,
     pub(crate) pending_proxies: Gauge,
     pub(crate) proxies_started: Counter,
@@ -120,6 +132,11 @@ impl Metrics {
             "rejected_resources",
             "Resources of the control plane that could not be used",
             self.rejected_resources.clone(),
+        );
+        own.register(
+            "policy_cut_lag_seconds",
+            "From word of a change of policy, or of whom it applies to, to the reset of a connection that it ends",
+            self.cut_lag.0.clone(),
         );
     }
 }

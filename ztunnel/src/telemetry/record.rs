@@ -162,6 +162,12 @@ impl Record {
             Some(_) => self.metrics.closed.get_or_create(&labels).inc(),
             None => self.metrics.failed.get_or_create(&labels).inc(),
         };
+        // The destination decides; the source's record within the same process is of the same cut.
+        if let Some(since) = failure.and_then(Failure::disallowed_since)
+            && self.reporter == Reporter::Destination
+        {
+            self.metrics.cut_lag.0.observe(since.elapsed().as_secs_f64());
+        }
         self.log(failure, labels.response_flags);
     }
 

@@ -147,6 +147,10 @@ impl ServerState {
     pub fn next_push(&mut self, source: &dyn Source) -> Option<DeltaDiscoveryResponse> {
         for subscription in &mut self.types {
             if subscription.under_way.is_some() {
+                if subscription.is_due() {
+                    // What comes later may build on it: a workload names policies, which are to be known before.
+                    return None;
+                }
                 continue;
             }
             if let Some(mut response) = subscription.push(source) {
@@ -166,14 +170,16 @@ impl ServerState {
 
     /// Whether nothing is due or under way.
     pub fn is_idle(&self) -> bool {
-        self.types.iter().all(|subscription| {
-            subscription.under_way.is_none()
-                && matches!(&subscription.due, Due::Names(names) if names.is_empty())
-        })
+        self.types.iter().all(|subscription| subscription.under_way.is_none() && !subscription.is_due())
     }
 }
 
 impl Subscription {
+    /// Whether something may have to be told once the push under way is answered.
+    fn is_due(&self) -> bool {
+        !matches!(&self.due, Due::Names(names) if names.is_empty())
+    }
+
     fn answered(&mut self, request: &DeltaDiscoveryRequest) -> Heard {
         if self.under_way.as_ref() != Some(&request.response_nonce) {
             return Heard::Stale(self.kind);

@@ -133,6 +133,34 @@ fn one_push_is_under_way_and_what_changes_meanwhile_comes_in_the_next() {
 }
 
 #[test]
+fn a_workload_is_not_told_before_the_policy_it_names() {
+    let [policies, workloads] = ResourceType::ZTUNNEL;
+    let mut client = client(&ResourceType::ZTUNNEL);
+    let mut server = subscribed(&client);
+    let mut shelf = Shelf::default();
+    let mut held = BTreeMap::new();
+    while let Some(response) = server.next_push(&shelf) {
+        server.receive(apply(&mut client, &mut held, response, |_| false)).unwrap();
+    }
+    shelf.put(policies, "first", "1");
+    server.changed(policies, "first");
+    let under_way = server.next_push(&shelf).unwrap();
+    // Before that is answered there is another policy, and a workload that names it.
+    shelf.put(policies, "second", "1");
+    server.changed(policies, "second");
+    shelf.put(workloads, "web", "names second");
+    server.changed(workloads, "web");
+    assert_eq!(server.next_push(&shelf), None);
+    server.receive(apply(&mut client, &mut held, under_way, |_| false)).unwrap();
+    for (kind, name) in [(policies, "second"), (workloads, "web")] {
+        let response = server.next_push(&shelf).unwrap();
+        assert_eq!((response.type_url.as_str(), names(&response)), (kind.url(), vec![name]));
+        server.receive(apply(&mut client, &mut held, response, |_| false)).unwrap();
+    }
+    assert!(server.is_idle());
+}
+
+#[test]
 fn a_nack_names_what_was_rejected_and_the_rest_is_held() {
     let mut client = client(&[KIND]);
     let mut server = subscribed(&client);

@@ -163,7 +163,7 @@ impl World {
     /// Tells both nodes something of the mesh.
     pub(super) fn tell(&self, change: impl Fn(&mut State)) {
         for at in [At::East, At::West] {
-            self.node(at).mesh.change(&change);
+            self.node(at).mesh.change(tokio::time::Instant::now(), &change);
         }
     }
 

@@ -35,6 +35,7 @@ pub(crate) async fn start(
         manifests: manifests.to_owned(),
         state: state.to_owned(),
         listen: address,
+        certificate_lifetime: control::ca::LEAF_LIFETIME,
         settings: Settings::default(),
         status: Status::new(),
     };
@@ -47,7 +48,7 @@ pub(crate) async fn start(
     let server = Server::Tls {
         authority: address.to_string(),
         name: SERVER_NAME.to_owned(),
-        roots: state.join("root.pem"),
+        roots: state.join("root.pem").into(),
     };
     Ok((server, Credentials { token: Some(file), cluster_id: None }))
 }

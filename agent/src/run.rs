@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use api::ca::CaClient;
-use api::channel::{Credentials, Server, ServerAddress};
+use api::channel::{Credentials, Roots, Server, ServerAddress};
 use api::seqpacket::SeqPacketListener;
 use api::type_url::ResourceType;
 use api::xds_client::{self, XdsConfig};
@@ -144,13 +144,17 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     find::confine(&cgroup_root)?;
     let (kernel, log) = block_in_place(|| load(&config, &cgroup_root))?;
     let address = server.to_string();
+    let roots = match &server {
+        Server::Tls { roots, .. } => Some(roots.clone()),
+        Server::Unix(_) => None,
+    };
     let authority = CaClient::new(server.clone(), credentials.clone());
     let (client, subscription) = xds_client::client(xds_config(&config.node, server, credentials));
     let control_status = subscription.status.clone();
     let store = ResourceStore::new(ResourceType::ZTUNNEL);
     let (pods, pods_out) = watch::channel::<Pods>(None);
     tasks.spawn("control client", client.run());
-    tasks.spawn("control client", upstream::follow(subscription, store.clone(), pods));
+    tasks.spawn("control client", upstream::follow(subscription, store.clone(), pods, roots));
 
     let hub = Arc::new(Hub::new());
     let board = Arc::new(Board::default());
@@ -223,7 +227,7 @@ async fn connect_control(config: &AgentConfig, tasks: &mut Tasks) -> anyhow::Res
                 ServerAddress::Https(authority) => Server::Tls {
                     authority: authority.clone(),
                     name: control::SERVER_NAME.to_owned(),
-                    roots: roots.clone(),
+                    roots: Roots::learning(roots.clone(), config.run_dir.join("control-roots.pem")),
                 },
             };
             Ok((server, Credentials { token: Some(token.clone()), cluster_id: None }))

@@ -120,7 +120,7 @@ impl Config {
         let roots = self.root_ca.clone().ok_or_else(|| MissingRoots(address.clone()))?;
         let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
         let name = name.unwrap_or(host).trim_matches(['[', ']']).to_owned();
-        Ok(Server::Tls { authority, name, roots })
+        Ok(Server::Tls { authority, name, roots: roots.into() })
     }
 
     /// What is said of this node with every call to the control plane.
@@ -218,7 +218,7 @@ mod tests {
         let expected = Server::Tls {
             authority: "istiod.istio-system.svc:15012".to_owned(),
             name: "istiod.istio-system.svc".to_owned(),
-            roots: "/root.pem".into(),
+            roots: PathBuf::from("/root.pem").into(),
         };
         assert_eq!(config.ca_server().unwrap(), expected);
         assert_eq!(config.xds_server().unwrap(), Server::Unix("/run/culvert/xds.sock".into()));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use api::convert::trust_bundle_resource;
 use api::type_url::ResourceType;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,7 +21,7 @@ use crate::status::Status;
 use crate::tls::{self, OwnCertificate, TlsError};
 use crate::tokens::{TokenError, Tokens};
 use crate::translate::Settings;
-use crate::xds::{self, ResourceStore};
+use crate::xds::{self, Entry, ResourceStore};
 
 /// How often and how long a silent connection is asked for a sign of life.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
@@ -40,6 +41,8 @@ pub struct ControlConfig {
     pub state: PathBuf,
     /// Where nodes connect to.
     pub listen: SocketAddr,
+    /// The longest that certificates of workloads are valid; see [`Authority::with_lifetime`] for its bounds.
+    pub certificate_lifetime: Duration,
     /// What the mesh is called.
     pub settings: Settings,
     /// Where control says how it fares.
@@ -97,7 +100,8 @@ pub async fn serve(
     let address =
         listener.local_addr().map_err(|error| ControlError::Listen { address: config.listen, error })?;
     let now = SystemTime::now();
-    let authority = Arc::new(Authority::open(&config.state, &config.settings.trust_domain, now)?);
+    let authority = Authority::open(&config.state, &config.settings.trust_domain, now)?;
+    let authority = Arc::new(authority.with_lifetime(config.certificate_lifetime));
     warn_of_old_root(&authority, now);
     let nodes = Arc::new(Nodes::new(Tokens::open(&config.state)?));
     let store = ResourceStore::new(ResourceType::AGENT);
@@ -112,6 +116,7 @@ pub async fn serve(
     let (certificate, renew_at) = OwnCertificate::new(Arc::clone(&authority), own_addresses(address.ip()))?;
     let connections = tls::accept(listener, certificate.acceptor()?, cancelled.clone());
     tracing::info!(%address, manifests = %config.manifests.display(), "control serves nodes");
+    let (following, publishing) = (Arc::clone(&authority), publish_roots(&authority, store.clone()));
     let certificates = ca::service(authority, Arc::clone(&nodes), config.status);
     let routes = Routes::new(xds::service(store.clone(), nodes), certificates);
     let server = tonic::transport::Server::builder()
@@ -134,9 +139,25 @@ pub async fn serve(
         () = overdue => Ok(()),
         () = configuration.follow() => Ok(()),
         () = certificate.keep_fresh(renew_at) => Ok(()),
+        () = following.follow() => Ok(()),
+        () = publishing => Ok(()),
     };
     tracing::info!("control has ended");
     outcome
+}
+
+/// Tells agents of the roots, and of each step of a rotation: they have to trust what will vouch for this server.
+fn publish_roots(authority: &Authority, store: ResourceStore) -> impl Future<Output = ()> + use<> {
+    let mut issuing = authority.watch();
+    async move {
+        loop {
+            let (name, content) = trust_bundle_resource(&issuing.borrow_and_update().bundle_pem);
+            store.update(ResourceType::TrustBundle, vec![Entry::from((name, content))], &[]);
+            if issuing.changed().await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// Addresses for the server's certificate; none for a listener on all of them, where nodes go by the name.

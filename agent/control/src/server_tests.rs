@@ -54,6 +54,7 @@ impl Control {
             manifests,
             state,
             listen: address,
+            certificate_lifetime: crate::ca::LEAF_LIFETIME,
             settings: Settings::default(),
             status: status.clone(),
         };
@@ -70,7 +71,11 @@ impl Control {
     }
 
     fn server(&self) -> Server {
-        Server::Tls { authority: self.address.to_string(), roots: self.root(), name: SERVER_NAME.to_owned() }
+        Server::Tls {
+            authority: self.address.to_string(),
+            roots: self.root().into(),
+            name: SERVER_NAME.to_owned(),
+        }
     }
 
     /// The credentials of a node with a fresh token.

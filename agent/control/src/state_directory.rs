@@ -88,6 +88,14 @@ pub(crate) fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), S
     write().map_err(io_error("cannot write", path))
 }
 
+/// Puts a file in the place of another, at once and for good.
+pub(crate) fn move_file(from: &Path, to: &Path) -> Result<(), StateError> {
+    let directory = to.parent().unwrap_or(Path::new("."));
+    fs::rename(from, to)
+        .and_then(|()| fs::File::open(directory)?.sync_all())
+        .map_err(io_error("cannot move", from))
+}
+
 /// Reads a file; `None`: there is none.
 pub(crate) fn read_file(path: &Path) -> Result<Option<String>, StateError> {
     match fs::read_to_string(path) {

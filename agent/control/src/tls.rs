@@ -62,10 +62,16 @@ impl OwnCertificate {
         Ok((Arc::new(Self { current: RwLock::new(key), authority, addresses, provider }), renew_at))
     }
 
-    /// Renews it at half of its life, for as long as it is polled.
+    /// Renews it at half of its life and when another root issues, for as long as it is polled.
     pub(crate) async fn keep_fresh(&self, mut renew_at: SystemTime) {
+        let mut issuing = self.authority.watch();
         loop {
-            tokio::time::sleep(renew_at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            let due = tokio::time::sleep(renew_at.duration_since(SystemTime::now()).unwrap_or_default());
+            tokio::select! {
+                () = due => {}
+                // Its sender is the authority, which is ours.
+                Ok(()) = issuing.changed() => {}
+            }
             match make(&self.authority, &self.addresses, &self.provider) {
                 Ok((key, next)) => {
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = key;

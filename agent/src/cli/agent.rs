@@ -20,7 +20,8 @@ pub(crate) struct Args {
     /// Where control is: https://HOST:PORT.
     #[arg(long, env = "CULVERT_CONTROL", requires_all = ["control_ca", "token"], required_unless_present = "manifests")]
     control: Option<String>,
-    /// The PEM file of the root that vouches for control (control's `root.pem`); read for every connection.
+    /// The PEM file of the roots that vouch for control (its `root.pem`); read for every connection. What control says of
+    /// its roots later counts in its place, until it is replaced.
     #[arg(long, env = "CULVERT_CONTROL_CA")]
     control_ca: Option<PathBuf>,
     /// The file of this node's token (`culvert token create`); read for every connection.

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use control::ca::{LEAF_LIFETIME, SHORTEST_LIFETIME};
 use control::status::Status;
 use control::translate::Settings;
 use control::{ControlConfig, SERVER_NAME};
@@ -22,6 +24,10 @@ pub(crate) struct Args {
     state: PathBuf,
     #[arg(long, default_value = "0.0.0.0:15012", help = format!("Where agents connect to, with TLS, for the name {SERVER_NAME}"))]
     listen: SocketAddr,
+    /// The longest that workloads' certificates are valid, seconds. They are renewed at half of it: control must not be away
+    /// for as long as that, or pods are cut off.
+    #[arg(long, env = "CERTIFICATE_TTL", default_value_t = LEAF_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(SHORTEST_LIFETIME.as_secs()..=LEAF_LIFETIME.as_secs()))]
+    certificate_ttl: u64,
     /// The trust domain of all identities.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
@@ -50,6 +56,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         manifests: args.manifests,
         state: args.state,
         listen: args.listen,
+        certificate_lifetime: Duration::from_secs(args.certificate_ttl),
         settings: Settings {
             trust_domain: args.trust_domain.into(),
             cluster_id: args.cluster_id,

@@ -1,6 +1,7 @@
 //! The command line of `culvert`. Each command is a module; this one says what there is.
 
 mod agent;
+mod ca;
 mod control;
 mod status;
 mod token;
@@ -25,6 +26,9 @@ enum Command {
     /// Manage the tokens by which nodes' agents authenticate to control.
     #[command(subcommand)]
     Token(token::Command),
+    /// Look at the certificate authority's roots, and rotate them.
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Show the pods of this node and how they stand in the mesh.
     Status(status::Args),
     /// Take capture off this node, after its agent has ended for good: pods then speak plaintext.
@@ -52,6 +56,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             Command::Agent(args) => agent::run(args).await,
             Command::Control(args) => control::run(args).await,
             Command::Token(command) => token::run(command),
+            Command::Ca(command) => ca::run(command),
             Command::Status(args) => status::run(args).await,
             Command::Uninstall(args) => uninstall::run(&args),
             Command::Version => {

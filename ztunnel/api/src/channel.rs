@@ -3,6 +3,7 @@
 //!
 //! Roots and token are read anew for every connection, because both are rotated under a running process.
 
+mod roots;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,8 @@ use tokio::time::timeout;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
+
+pub use roots::{LearnError, Roots};
 
 /// How long the connection and its TLS handshake may take together. Istio allows 5 s for the former alone
 /// (contract 2.8).
@@ -80,8 +83,8 @@ pub enum Server {
         authority: String,
         /// The name its certificate must be for, whatever the address.
         name: String,
-        /// The PEM file of the roots one of which must vouch for it.
-        roots: PathBuf,
+        /// The roots one of which must vouch for it.
+        roots: Roots,
     },
 }
 
@@ -217,9 +220,14 @@ fn server_name(name: &str) -> Result<ServerName<'static>, ConnectError> {
     ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::ServerName(name.to_owned()))
 }
 
-async fn tls_config(roots: &Path) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
-    let pem = read(roots).await?;
-    let unusable = || ConnectError::Roots(roots.to_owned());
+async fn tls_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
+    let given = roots.given().to_owned();
+    let asked = roots.clone();
+    let pem = tokio::task::spawn_blocking(move || asked.read())
+        .await
+        .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        .map_err(|source| ConnectError::Read { path: given.clone(), source })?;
+    let unusable = || ConnectError::Roots(given.clone());
     let mut store = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         store.add(certificate.map_err(|_| unusable())?).map_err(|_| unusable())?;

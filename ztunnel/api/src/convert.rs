@@ -102,6 +102,8 @@ pub enum Resource {
     Policy(Box<Authorization>),
     /// A pod of the asking node.
     Pod(Box<proto::node::Pod>),
+    /// The roots of the trust domain, as PEM.
+    TrustBundle(String),
 }
 
 /// A resource that cannot be read.
@@ -118,6 +120,11 @@ pub fn read(kind: ResourceType, name: &str, any: &Any) -> Result<Resource, Rejec
     match kind {
         ResourceType::Address => read_address(name, any).map_err(|error| Rejected { error, policy: None }),
         ResourceType::NodePod => read_pod(name, any).map_err(|error| Rejected { error, policy: None }),
+        ResourceType::TrustBundle => {
+            let read = unpack(ResourceType::TrustBundle, any);
+            read.map(|bundle: proto::node::TrustBundle| Resource::TrustBundle(bundle.pem))
+                .map_err(|error| Rejected { error, policy: None })
+        }
         ResourceType::Authorization => read_policy(name, any),
     }
 }
@@ -189,6 +196,12 @@ pub fn policy_resource(policy: &Authorization) -> (String, Any) {
 /// The resource of a pod: its name and its content.
 pub fn pod_resource(pod: &proto::node::Pod) -> (String, Any) {
     (pod.uid.clone(), pack(ResourceType::NodePod, pod))
+}
+
+/// The resource of the trust domain's roots, which are PEM: its name and its content.
+pub fn trust_bundle_resource(pem: &str) -> (String, Any) {
+    let bundle = proto::node::TrustBundle { pem: pem.to_owned() };
+    ("roots".to_owned(), pack(ResourceType::TrustBundle, &bundle))
 }
 
 fn pack(kind: ResourceType, message: &impl Message) -> Any {

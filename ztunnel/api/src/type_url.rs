@@ -8,6 +8,8 @@ pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 /// A node's own pods: [`Pod`](crate::proto::node::Pod). Culvert's extension, for agents.
 pub const NODE_POD: &str = "type.googleapis.com/culvert.node.Pod";
+/// The roots of the trust domain: [`TrustBundle`](crate::proto::node::TrustBundle). Culvert's extension, for agents.
+pub const TRUST_BUNDLE: &str = "type.googleapis.com/culvert.node.TrustBundle";
 
 /// A resource type.
 ///
@@ -21,13 +23,15 @@ pub enum ResourceType {
     Address,
     /// See [`NODE_POD`].
     NodePod,
+    /// See [`TRUST_BUNDLE`].
+    TrustBundle,
 }
 
 impl ResourceType {
     /// What a ztunnel subscribes to.
     pub const ZTUNNEL: [Self; 2] = [Self::Authorization, Self::Address];
     /// What an agent subscribes to.
-    pub const AGENT: [Self; 3] = [Self::Authorization, Self::Address, Self::NodePod];
+    pub const AGENT: [Self; 4] = [Self::Authorization, Self::Address, Self::NodePod, Self::TrustBundle];
 
     /// Its name on the stream.
     pub fn url(self) -> &'static str {
@@ -35,6 +39,7 @@ impl ResourceType {
             Self::Authorization => AUTHORIZATION,
             Self::Address => ADDRESS,
             Self::NodePod => NODE_POD,
+            Self::TrustBundle => TRUST_BUNDLE,
         }
     }
 

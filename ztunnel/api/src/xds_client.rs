@@ -130,7 +130,7 @@ impl Batch {
                 Ok(Resource::Workload(workload)) => state.upsert_workload(Workload::clone(workload)),
                 Ok(Resource::Service(service)) => state.upsert_service(Service::clone(service)),
                 Ok(Resource::Policy(policy)) => state.upsert_policy(Authorization::clone(policy)),
-                Ok(Resource::Pod(_)) | Err(Rejected { policy: None, .. }) => {}
+                Ok(Resource::Pod(_) | Resource::TrustBundle(_)) | Err(Rejected { policy: None, .. }) => {}
                 Err(Rejected { policy: Some(policy), .. }) => state.reject_policy(policy.clone()),
             }
         }
@@ -142,7 +142,7 @@ impl Batch {
                 ResourceType::Authorization => {
                     state.remove_policy(&policy_name(name));
                 }
-                ResourceType::NodePod => {}
+                ResourceType::NodePod | ResourceType::TrustBundle => {}
             }
         }
     }

@@ -1,14 +1,18 @@
 //! The certificate authority: one root (ECDSA P-256) per trust domain, short-lived leafs, nothing in between.
 //!
 //! It signs what was asked for and nothing else: of a request only the public key is taken. Its key stays in this process
-//! and in `ca.key`.
+//! and in `ca.key`. `roots` is how it lies on the disk, `rotation` changes its root, `ledger` knows how long what it has
+//! signed lasts.
 
 mod csr;
+mod ledger;
+mod roots;
+mod rotation;
 mod service;
-mod storage;
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh::{SpiffeId, TrustDomain};
@@ -17,30 +21,91 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, string::Ia5String,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+
+use crate::state_directory::StateError;
+use ledger::{Basis, Ledger};
 
 pub use csr::CsrError;
+pub use roots::{Root, Stage};
+pub use rotation::{RotateError, Rotation, rotate, status};
 pub(crate) use service::service;
-pub use storage::OpenError;
 
 /// The longest a leaf is valid, its head start included.
 pub const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The shortest lifetime that can be asked for. Leafs are renewed at half of it, which takes a moment.
+pub const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 /// A leaf is valid from this long before it is made: clocks of nodes differ.
 pub const HEAD_START: Duration = Duration::from_secs(60);
 /// How long a root is valid.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// The ledger is written so much further ahead than what is signed lasts: a quarter of it.
+const AHEAD: u32 = 4;
+/// How often it is looked whether another process has taken a step of a rotation.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
 
-/// The authority.
+/// The authority. It follows what is on the disk with [`Authority::follow`].
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    root_pem: String,
-    root_expires: SystemTime,
+    state: PathBuf,
     trust_domain: TrustDomain,
+    lifetime: Duration,
+    current: watch::Sender<Arc<Issuing>>,
+    ledger: Mutex<Ledger>,
+}
+
+/// What signs now, and what is trusted now.
+pub(crate) struct Issuing {
+    issuer: Issuer<'static, KeyPair>,
+    root_expires: SystemTime,
+    stage: Stage,
+    basis: Basis,
+    /// All roots that are trusted, as PEM.
+    pub(crate) bundle_pem: String,
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
     }
+}
+
+/// The authority cannot be opened. The operator has to look.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or a file of it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file is not what it should be.
+    #[error("{path} cannot be used: {reason}. Restore it from a backup", path = path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The key is gone.
+    #[error(
+        "{root} is there but {key} is not. Restore the key from a backup; or, to begin anew with another root that every \
+         node has to be given, remove {root}",
+        root = root.display(), key = key.display()
+    )]
+    KeyMissing {
+        /// The root certificate.
+        root: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
+    /// They do not belong together.
+    #[error("{root} has no certificate of {key}. Restore both from one backup", root = root.display(), key = key.display())]
+    Mismatch {
+        /// The root certificate.
+        root: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
+    /// The root could not be made.
+    #[error("the root certificate cannot be made: {0}")]
+    Make(#[from] SignError),
 }
 
 /// A certificate was not signed.
@@ -66,6 +131,9 @@ pub enum SignError {
     /// The kernel gives no random bytes.
     #[error("no random bytes from the kernel: {0}")]
     Random(rand::rand_core::OsError),
+    /// It cannot be noted on the disk that it was signed, without which a rotation could cut it off.
+    #[error(transparent)]
+    Ledger(#[from] StateError),
     /// The root's own time is over.
     #[error("the root certificate has expired: a new one must be made and given to all")]
     RootExpired,
@@ -76,6 +144,8 @@ pub enum SignError {
 pub struct Signed {
     /// It, as PEM.
     pub leaf_pem: String,
+    /// The roots that vouch for it and for its peers, as PEM.
+    pub roots_pem: String,
     /// Its serial number, in hexadecimal.
     pub serial: String,
     /// When it ends.
@@ -94,26 +164,84 @@ pub struct ServerCertificate {
 }
 
 impl Authority {
-    /// Opens the authority kept in `state`, or makes it there on the first start.
+    /// Opens the authority kept in `state`, or makes it there on the first start. Leafs last a day.
     ///
     /// # Errors
     /// Files are open to others, do not belong together, or cannot be read or written. Nothing is ever replaced.
     pub fn open(state: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, OpenError> {
-        storage::open(state, trust_domain, now)
+        let stored = roots::open(state, trust_domain, now)?;
+        let ledger = match Ledger::open(state)? {
+            Some(ledger) => ledger,
+            None => {
+                // Of a root that was there already certificates may have been signed that no ledger tells of.
+                let before = (!stored.made).then(|| (stored.basis.clone(), now + LEAF_LIFETIME));
+                Ledger::begin(state, before)?
+            }
+        };
+        Ok(Self {
+            state: state.to_owned(),
+            trust_domain: trust_domain.clone(),
+            lifetime: LEAF_LIFETIME,
+            current: watch::Sender::new(Arc::new(issuing(stored)?)),
+            ledger: Mutex::new(ledger),
+        })
     }
 
-    /// The root certificate, as PEM: what everybody trusts.
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    /// Leafs last no longer than `lifetime`, which is brought within [`SHORTEST_LIFETIME`] and [`LEAF_LIFETIME`]. Those of
+    /// servers last a day all the same.
+    #[must_use]
+    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime.clamp(SHORTEST_LIFETIME, LEAF_LIFETIME);
+        self
     }
 
-    /// When the root certificate ends.
+    /// The root certificates, as PEM: what everybody trusts. Two during a rotation.
+    pub fn root_pem(&self) -> String {
+        self.current.borrow().bundle_pem.clone()
+    }
+
+    /// When the root certificate that signs ends.
     pub fn root_expires(&self) -> SystemTime {
-        self.root_expires
+        self.current.borrow().root_expires
+    }
+
+    /// Tells of steps of a rotation from now on.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Issuing>> {
+        self.current.subscribe()
+    }
+
+    /// Takes up steps of a rotation that another process takes (`culvert ca rotate`), for as long as it is polled. What
+    /// cannot be read leaves the last good state.
+    pub(crate) async fn follow(&self) {
+        let mut said = None;
+        loop {
+            tokio::time::sleep(LOOK_PERIOD).await;
+            let (state, trust_domain) = (self.state.clone(), self.trust_domain.clone());
+            let read = move || roots::open(&state, &trust_domain, SystemTime::now()).and_then(issuing);
+            let Ok(read) = tokio::task::spawn_blocking(read).await else { continue };
+            match read {
+                Ok(issuing) if issuing.basis != self.current.borrow().basis => {
+                    let stage = issuing.stage;
+                    tracing::warn!(target: "audit", %stage, "the roots have changed");
+                    self.current.send_replace(Arc::new(issuing));
+                    said = None;
+                }
+                Ok(_) => said = None,
+                Err(error) => {
+                    let error = error.to_string();
+                    if said.as_ref() != Some(&error) {
+                        tracing::error!(
+                            "the authority's files cannot be used, it goes on with what it has: {error}"
+                        );
+                    }
+                    said = Some(error);
+                }
+            }
+        }
     }
 
     /// Signs a certificate for `identity` over the key of the request, which must be for exactly that identity.
-    /// `validity` in seconds; 0: as long as may be. More than [`LEAF_LIFETIME`] is cut down to it.
+    /// `validity` in seconds; 0: as long as may be. More than that is cut down to it.
     ///
     /// # Errors
     /// See the type. Nothing is signed then.
@@ -128,17 +256,21 @@ impl Authority {
             return Err(SignError::TrustDomain { own: self.trust_domain.clone(), asked: identity.clone() });
         }
         let wished = match u64::try_from(validity) {
-            Ok(0) => LEAF_LIFETIME,
-            Ok(seconds) => Duration::from_secs(seconds).min(LEAF_LIFETIME),
+            Ok(0) => self.lifetime,
+            Ok(seconds) => Duration::from_secs(seconds).min(self.lifetime),
             Err(_) => return Err(SignError::Validity(validity)),
         };
         let key = csr::verify(csr_pem, identity)?;
         let uri = Ia5String::try_from(identity.to_string()).map_err(|_| CsrError::Identity)?;
-        let mut params = self.leaf(vec![SanType::URI(uri)], wished, now)?;
+        let issuing = self.current.borrow().clone();
+        let mut params = issuing.leaf(vec![SanType::URI(uri)], wished, now)?;
         params.distinguished_name = DistinguishedName::new();
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.finish(params, &key)
+        let signed = issuing.finish(params, &key)?;
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.note(&issuing.basis, signed.not_after, self.lifetime / AHEAD, now)?;
+        Ok(signed)
     }
 
     /// Makes a key and a certificate for a TLS server of these names and addresses.
@@ -155,15 +287,19 @@ impl Authority {
             .iter()
             .map(|name| Ia5String::try_from(*name).map(SanType::DnsName).map_err(SignError::from));
         let addresses = addresses.iter().map(|address| Ok(SanType::IpAddress(*address)));
-        let mut params = self.leaf(names.chain(addresses).collect::<Result<_, _>>()?, LEAF_LIFETIME, now)?;
+        let issuing = self.current.borrow().clone();
+        let mut params =
+            issuing.leaf(names.chain(addresses).collect::<Result<_, _>>()?, LEAF_LIFETIME, now)?;
         params.distinguished_name = common_name("culvert control");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        let certificate = params.signed_by(&key, &issuing.issuer)?.der().clone();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok(ServerCertificate { certificate, key, renew_at: now + LEAF_LIFETIME / 2 })
     }
+}
 
+impl Issuing {
     /// What all leafs have in common.
     fn leaf(
         &self,
@@ -190,8 +326,8 @@ impl Authority {
         let not_after = SystemTime::from(params.not_after);
         let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes).unwrap_or_default();
         let certificate = params.signed_by(key, &self.issuer)?;
-        let serial = serial.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Signed { leaf_pem: certificate.pem(), serial, not_after })
+        let serial = hex(&serial);
+        Ok(Signed { leaf_pem: certificate.pem(), roots_pem: self.bundle_pem.clone(), serial, not_after })
     }
 }
 
@@ -211,12 +347,28 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// The root's own parameters. It may sign leafs and nothing that signs.
-fn root_params(trust_domain: &TrustDomain, now: SystemTime) -> Result<CertificateParams, SignError> {
+fn issuing(stored: roots::Stored) -> Result<Issuing, OpenError> {
+    let (bundle_pem, stage, basis) = (stored.bundle(), stored.stage, stored.basis.clone());
+    let (root, root_expires) = (stored.issuing().der.clone(), stored.issuing().expires);
+    let issuer = Issuer::from_ca_cert_der(&root, stored.key).map_err(SignError::from)?;
+    Ok(Issuing { issuer, root_expires, stage, basis, bundle_pem })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The root's own parameters. It may sign leafs and nothing that signs. Roots of different keys have different names, so
+/// that who trusts only one of them is told that the issuer is unknown, and not that a signature is bad.
+fn root_params(
+    public_key: &[u8],
+    trust_domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<CertificateParams, SignError> {
     let mut params = CertificateParams::default();
     set_validity(&mut params, now - HEAD_START, now + ROOT_LIFETIME);
     params.serial_number = Some(random_serial()?);
-    params.distinguished_name = common_name("Culvert root");
+    params.distinguished_name = common_name(&format!("Culvert root {}", &Basis::of(public_key, "").short()));
     params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -233,5 +385,7 @@ fn set_validity(params: &mut CertificateParams, not_before: SystemTime, not_afte
     params.not_after = epoch + since(not_after);
 }
 
+#[cfg(test)]
+mod rotation_tests;
 #[cfg(test)]
 mod tests;

@@ -89,7 +89,7 @@ impl CertificateService {
             .authority
             .sign(&request.csr, &identity, request.validity_duration, SystemTime::now())
             .map_err(|error| GrpcStatus::new(code(&error), error.to_string()))?;
-        let cert_chain = vec![signed.leaf_pem, self.authority.root_pem().to_owned()];
+        let cert_chain = vec![signed.leaf_pem, signed.roots_pem];
         Ok((IstioCertificateResponse { cert_chain }, signed.serial))
     }
 }
@@ -100,6 +100,6 @@ fn code(error: &SignError) -> Code {
         SignError::Request(_) | SignError::Validity(_) => Code::InvalidArgument,
         SignError::TrustDomain { .. } => Code::PermissionDenied,
         SignError::RootExpired => Code::FailedPrecondition,
-        SignError::Signing(_) | SignError::Random(_) => Code::Internal,
+        SignError::Signing(_) | SignError::Random(_) | SignError::Ledger(_) => Code::Internal,
     }
 }

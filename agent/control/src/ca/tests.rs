@@ -55,8 +55,8 @@ fn the_key_is_made_once_and_kept_private() {
     assert_eq!(fs::read_to_string(directory.path().join("state/root.pem")).unwrap(), first.root_pem());
     assert_eq!(
         fs::read_dir(directory.path().join("state")).unwrap().count(),
-        2,
-        "nothing else is left behind"
+        3,
+        "the ledger is the third, and nothing else is left behind"
     );
 }
 
@@ -105,7 +105,7 @@ fn a_leaf_holds_the_identity_its_key_and_nothing_else_of_the_request() {
         params.custom_extensions = vec![CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0])];
     });
     let signed = authority.sign(&pem, &WEB.parse().unwrap(), 0, now()).unwrap();
-    let (leaf, root) = (der(&signed.leaf_pem), der(authority.root_pem()));
+    let (leaf, root) = (der(&signed.leaf_pem), der(&authority.root_pem()));
     let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
     let (_, root) = x509_parser::parse_x509_certificate(&root).unwrap();
     leaf.verify_signature(Some(root.public_key())).unwrap();
@@ -181,7 +181,7 @@ fn requests_that_are_not_for_exactly_the_identity_asked_for_are_refused() {
         ("two extensions", twice, CsrError::Identity),
         ("another kind of key", request_by(&ed25519, vec![uri(WEB)], |_| {}), CsrError::Key),
         ("no PEM", "x".to_owned(), CsrError::Malformed),
-        ("a certificate", authority.root_pem().to_owned(), CsrError::Malformed),
+        ("a certificate", authority.root_pem(), CsrError::Malformed),
         ("endless", "x".repeat(1 << 20), CsrError::TooLong),
     ];
     for (what, pem, expected) in cases {

@@ -49,7 +49,7 @@ async fn serve(
 }
 
 fn tls(authority: String, name: &str, roots: PathBuf) -> Server {
-    Server::Tls { authority, name: name.to_owned(), roots }
+    Server::Tls { authority, name: name.to_owned(), roots: roots.into() }
 }
 
 #[tokio::test]

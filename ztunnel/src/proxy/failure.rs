@@ -234,7 +234,7 @@ fn tunnel(error: &OpenError) -> Row {
         OpenError::Tls(TlsError::Timeout(_)) => (Blame::Destination, "TLS_TIMEOUT", 503),
         OpenError::Tls(_) => (Blame::Destination, "TLS_FAILURE", 503),
         OpenError::PrefaceTimeout(_) => (Blame::Destination, "H2_TIMEOUT", 503),
-        OpenError::Http2(_) => (Blame::Destination, "H2_HANDSHAKE_FAILURE", 503),
+        OpenError::Http2(_) | OpenError::GivenUp => (Blame::Destination, "H2_HANDSHAKE_FAILURE", 503),
         OpenError::ReplyTimeout(_) => (Blame::Destination, "TUNNEL_TIMEOUT", 503),
         OpenError::Rejected(StatusCode::UNAUTHORIZED) => (Blame::Policy, "DENY", 401),
         OpenError::Rejected(_) => (Blame::Destination, "TUNNEL_STATUS", 503),

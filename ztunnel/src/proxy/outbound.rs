@@ -181,6 +181,7 @@ impl Call<'_> {
             let dial = self.node.dialer.network(&self.pod.netns, Some(source), peer);
             async move { dial.await.map_err(into_io) }
         };
+        let mut again = true;
         let opened = loop {
             let error = match self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await {
                 Ok(opened) => break opened,
@@ -189,7 +190,11 @@ impl Call<'_> {
             // A renewal gives up the dials that are under way with the certificate before it: once more, with the new
             // one.
             match own.newer_certificate(&certificate) {
-                Some(newer) if matches!(error, OpenError::Http2(_)) => certificate = newer,
+                Some(newer) if matches!(error, OpenError::Http2(_) | OpenError::GivenUp) => {
+                    certificate = newer;
+                }
+                // Word of it may come when the new one is in use already. A renewal is hours from the next.
+                None if matches!(error, OpenError::GivenUp) && std::mem::take(&mut again) => {}
                 _ => return Err(Failure::Tunnel { peer, error }),
             }
         };

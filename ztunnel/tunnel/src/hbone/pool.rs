@@ -379,8 +379,7 @@ impl DialTask {
                 }
                 None => {
                     tunnel.retire();
-                    outcome =
-                        Err(OpenError::Http2("the tunnel was given up while it was dialled".to_owned()));
+                    outcome = Err(OpenError::GivenUp);
                 }
             }
         }

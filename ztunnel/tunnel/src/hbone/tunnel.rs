@@ -62,6 +62,9 @@ pub enum OpenError {
     /// The tunnel broke before the CONNECT was answered, or the server does not speak HTTP/2.
     #[error("HTTP/2: {0}")]
     Http2(String),
+    /// The pool retired the tunnel while it was dialled; nothing was asked of the server.
+    #[error("the tunnel was given up while it was dialled")]
+    GivenUp,
     /// The CONNECT was not answered in time.
     #[error("CONNECT timed out after {0:?}")]
     ReplyTimeout(Duration),

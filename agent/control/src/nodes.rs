@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
 use crate::connections::Peer;
+use crate::status::Status as Counts;
 use crate::tokens::Tokens;
 use crate::xds::{Access, Client};
 
@@ -25,6 +26,7 @@ pub(crate) struct Nodes {
     reading: Arc<tokio::sync::Mutex<()>>,
     /// Node -> identities of the pods of the mesh on it; `None` until manifests were read.
     identities: RwLock<Option<BTreeMap<String, BTreeSet<SpiffeId>>>>,
+    counts: Counts,
 }
 
 /// Whether an identity is a node's to have.
@@ -39,8 +41,9 @@ pub(crate) enum Standing {
 }
 
 impl Nodes {
-    pub(crate) fn new(tokens: Tokens) -> Self {
-        Self { tokens: Arc::new(tokens), reading: Arc::default(), identities: RwLock::new(None) }
+    /// `counts` is told of those who are not let in.
+    pub(crate) fn new(tokens: Tokens, counts: Counts) -> Self {
+        Self { tokens: Arc::new(tokens), reading: Arc::default(), identities: RwLock::new(None), counts }
     }
 
     /// Takes note of what runs where now.
@@ -114,7 +117,12 @@ impl Nodes {
 #[tonic::async_trait]
 impl Access for Arc<Nodes> {
     async fn admit(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Client, Status> {
-        let node = self.of(metadata, extensions).await?;
+        let node = self.of(metadata, extensions).await.inspect_err(|status| {
+            let peer = extensions.get::<Peer>().map(Peer::address);
+            let reason = status.message();
+            tracing::warn!(target: "audit", ?peer, code = ?status.code(), reason, "a stream of the mesh's state was refused");
+            self.counts.stream_refused();
+        })?;
         Ok(Client { name: format!("node {node}"), node: Some(node), kinds: &ResourceType::AGENT })
     }
 
@@ -145,7 +153,7 @@ mod tests {
         let token = tokens.create("east").unwrap();
         let mut metadata = MetadataMap::new();
         metadata.insert("authorization", format!("Bearer {}", token.reveal()).parse().unwrap());
-        let (nodes, extensions) = (Arc::new(Nodes::new(tokens)), Extensions::new());
+        let (nodes, extensions) = (Arc::new(Nodes::new(tokens, Counts::new())), Extensions::new());
         assert_eq!(nodes.of(&metadata, &extensions).await.unwrap(), "east");
         let pipe = directory.path().join("state/tokens/west");
         mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();

@@ -103,7 +103,7 @@ pub async fn serve(
     let authority = Authority::open(&config.state, &config.settings.trust_domain, now)?;
     let authority = Arc::new(authority.with_lifetime(config.certificate_lifetime));
     warn_of_old_root(&authority, now);
-    let nodes = Arc::new(Nodes::new(Tokens::open(&config.state)?));
+    let nodes = Arc::new(Nodes::new(Tokens::open(&config.state)?, config.status.clone()));
     let store = ResourceStore::new(ResourceType::AGENT);
     let configuration = Configuration {
         reloads: manifests::watch(&config.manifests)?,

@@ -5,10 +5,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use control::ca::{LEAF_LIFETIME, SHORTEST_LIFETIME};
-use control::status::Status;
+use control::status::{Refusal, Status};
 use control::translate::Settings;
 use control::{ControlConfig, SERVER_NAME};
 use daemon::admin::{self, Address, Admin, Routes};
+use daemon::metrics::Metrics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::LogArgs;
@@ -40,7 +46,7 @@ pub(crate) struct Args {
     /// The last part of Services' host names.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
-    /// Where the admin endpoint listens: GET /status.
+    /// Where the admin endpoint listens: GET /status, GET /metrics (OpenMetrics).
     #[arg(long, default_value = "127.0.0.1:15010")]
     admin: SocketAddr,
     #[command(flatten)]
@@ -66,7 +72,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         status: status.clone(),
     };
     let stop = CancellationToken::new();
-    let admin = tokio::spawn(admin.serve(routes(status), stop.clone().cancelled_owned()));
+    let routes = metrics(status.clone()).routes(routes(status));
+    let admin = tokio::spawn(admin.serve(routes, stop.clone().cancelled_owned()));
     let mut control = tokio::spawn(control::run(config, stop.clone()));
     let outcome = tokio::select! {
         outcome = &mut control => outcome,
@@ -100,4 +107,60 @@ fn routes(status: Status) -> Routes {
             "certificates": { "issued": counters.certificates_issued, "refused": counters.certificates_refused },
         })))
     })
+}
+
+/// What control counts, read when somebody asks.
+#[derive(Debug)]
+struct Counted(Status);
+
+fn metrics(status: Status) -> Metrics {
+    let metrics = Metrics::new();
+    metrics.register(|registry| {
+        let own = registry.sub_registry_with_prefix("culvert_control");
+        own.register_collector(Box::new(Counted(status)));
+    });
+    metrics
+}
+
+impl Collector for Counted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (counters, manifests) = (self.0.counters(), self.0.manifests());
+        let help = "Requests for certificates that were refused, by reason";
+        let mut refused =
+            encoder.encode_descriptor("certificate_refusals", help, None, MetricType::Counter)?;
+        for reason in Refusal::ALL {
+            let labels = [("reason", reason.label())];
+            ConstCounter::new(self.0.refused(reason)).encode(refused.encode_family(&labels)?)?;
+        }
+        for (name, help, count) in [
+            ("certificates_issued", "Certificates signed", counters.certificates_issued),
+            (
+                "stream_refusals",
+                "Streams of configuration that were refused, for want of a node's token or of a place",
+                counters.streams_refused,
+            ),
+            ("loads", "States of the manifests that took effect", counters.loads),
+            ("failed_loads", "States of the manifests that were not taken", counters.failed_loads),
+        ] {
+            let counter = ConstCounter::new(count);
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        for (name, help, value) in [
+            (
+                "manifests_in_error",
+                "Whether what is on the disk is not in effect: 1 or 0",
+                usize::from(manifests.error.is_some()),
+            ),
+            (
+                "unenforced",
+                "Parts of manifests that leave something open which they mean to close",
+                manifests.unenforced.len(),
+            ),
+            ("pods", "Pods in the mesh", manifests.pods),
+        ] {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
+    }
 }

@@ -14,7 +14,7 @@ use tonic::{Code, Request, Response, Status as GrpcStatus};
 use super::{Authority, SignError};
 use crate::connections::Peer;
 use crate::nodes::{Nodes, Standing};
-use crate::status::Status;
+use crate::status::{Refusal, Status};
 
 /// A request has at most this many bytes: twice a PKCS#10's limit.
 const REQUEST_LIMIT: usize = 32 << 10;
@@ -44,7 +44,8 @@ impl IstioCertificateService for CertificateService {
         let peer = request.extensions().get::<Peer>().map(Peer::address);
         let node = self.nodes.of(request.metadata(), request.extensions()).await;
         let asked = impersonated_identity(request.get_ref()).map(str::to_owned);
-        let outcome = node.clone().and_then(|node| self.answer(&node, request.get_ref()));
+        let known = node.clone().map_err(|status| (stranger(&status), status));
+        let outcome = known.and_then(|node| self.answer(&node, request.get_ref()));
         let node = node.unwrap_or_else(|_| "unknown".to_owned());
         let identity = asked.unwrap_or_default();
         match outcome {
@@ -53,11 +54,11 @@ impl IstioCertificateService for CertificateService {
                 self.status.certificate_issued();
                 Ok(Response::new(response))
             }
-            Err(refusal) => {
-                let reason = refusal.message();
-                tracing::warn!(target: "audit", node, identity, ?peer, code = ?refusal.code(), reason, "certificate refused");
-                self.status.certificate_refused();
-                Err(refusal)
+            Err((refusal, status)) => {
+                let (why, reason) = (refusal.label(), status.message());
+                tracing::warn!(target: "audit", node, identity, ?peer, code = ?status.code(), why, reason, "certificate refused");
+                self.status.certificate_refused(refusal);
+                Err(status)
             }
         }
     }
@@ -68,38 +69,53 @@ impl CertificateService {
         &self,
         node: &str,
         request: &IstioCertificateRequest,
-    ) -> Result<(IstioCertificateResponse, String), GrpcStatus> {
+    ) -> Result<(IstioCertificateResponse, String), (Refusal, GrpcStatus)> {
+        let malformed = |message: String| (Refusal::Request, GrpcStatus::invalid_argument(message));
         let asked = impersonated_identity(request).ok_or_else(|| {
-            GrpcStatus::invalid_argument(format!(
-                "the metadata `{IMPERSONATED_IDENTITY}` must name the identity"
-            ))
+            malformed(format!("the metadata `{IMPERSONATED_IDENTITY}` must name the identity"))
         })?;
-        let identity: SpiffeId = asked.parse().map_err(|error: mesh::identity::InvalidSpiffeId| {
-            GrpcStatus::invalid_argument(error.to_string())
-        })?;
+        let identity: SpiffeId =
+            asked.parse().map_err(|error: mesh::identity::InvalidSpiffeId| malformed(error.to_string()))?;
         match self.nodes.standing(node, &identity) {
             Standing::RunsThere => {}
             Standing::DoesNot => {
                 let message = format!("no pod of the mesh with the identity {identity} runs on node {node}");
-                return Err(GrpcStatus::permission_denied(message));
+                return Err((Refusal::OtherNode, GrpcStatus::permission_denied(message)));
             }
-            Standing::Unknown => return Err(GrpcStatus::unavailable("no manifests have been read yet")),
+            Standing::Unknown => {
+                let status = GrpcStatus::unavailable("no manifests have been read yet");
+                return Err((Refusal::NotNow, status));
+            }
         }
         let signed = self
             .authority
             .sign(&request.csr, &identity, request.validity_duration, SystemTime::now())
-            .map_err(|error| GrpcStatus::new(code(&error), error.to_string()))?;
+            .map_err(|error| {
+                let (refusal, code) = blame(&error);
+                (refusal, GrpcStatus::new(code, error.to_string()))
+            })?;
         let cert_chain = vec![signed.leaf_pem, signed.roots_pem];
         Ok((IstioCertificateResponse { cert_chain }, signed.serial))
     }
 }
 
-/// Whose fault it is, in gRPC's words.
-fn code(error: &SignError) -> Code {
+/// Why a caller is not taken for a node.
+fn stranger(status: &GrpcStatus) -> Refusal {
+    match status.code() {
+        Code::Unauthenticated => Refusal::Token,
+        Code::ResourceExhausted => Refusal::Overload,
+        _ => Refusal::NotNow,
+    }
+}
+
+/// Whose fault it is, for the count and in gRPC's words.
+fn blame(error: &SignError) -> (Refusal, Code) {
     match error {
-        SignError::Request(_) | SignError::Validity(_) => Code::InvalidArgument,
-        SignError::TrustDomain { .. } => Code::PermissionDenied,
-        SignError::RootExpired => Code::FailedPrecondition,
-        SignError::Signing(_) | SignError::Random(_) | SignError::Ledger(_) => Code::Internal,
+        SignError::Request(_) | SignError::Validity(_) => (Refusal::Request, Code::InvalidArgument),
+        SignError::TrustDomain { .. } => (Refusal::TrustDomain, Code::PermissionDenied),
+        SignError::RootExpired => (Refusal::Authority, Code::FailedPrecondition),
+        SignError::Signing(_) | SignError::Random(_) | SignError::Ledger(_) => {
+            (Refusal::Authority, Code::Internal)
+        }
     }
 }

@@ -197,11 +197,23 @@ impl Failure {
         }
     }
 
+    /// What a handshake failed for: one of the fixed set of [`TlsError::reason`].
+    pub(crate) fn tls_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Handshake(error) | Self::Tunnel { error: OpenError::Tls(error), .. } => {
+                Some(error.reason())
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it was decided that the connection may not pass: the access log's path is then `refused`.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Tunnel { error: OpenError::Rejected(status), .. } => *status == StatusCode::UNAUTHORIZED,
-            Self::Denied(_)
+            Self::Tunnel { error: OpenError::Tls(TlsError::PeerCertificate(_)), .. }
+            | Self::Handshake(TlsError::PeerCertificate(_))
+            | Self::Denied(_)
             | Self::OwnPort(_)
             | Self::ForeignAddress(_)
             | Self::ForeignSource(_)

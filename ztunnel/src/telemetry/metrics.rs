@@ -21,6 +21,13 @@ pub(crate) struct ReasonLabel {
     pub(crate) reason: &'static str,
 }
 
+/// What a handshake failed for, and at which side's proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct TlsLabel {
+    pub(crate) reporter: Reporter,
+    pub(crate) reason: &'static str,
+}
+
 /// How a request for a certificate ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ResultLabel {
@@ -65,6 +72,8 @@ pub(crate) struct Metrics {
     pub(crate) xds_terminations: Family<ReasonLabel, Counter>,
     /// Refused before anything was known of them.
     pub(crate) early_refusals: Family<ReasonLabel, Counter>,
+    /// Handshakes with other proxies that failed.
+    pub(crate) tls_failures: Family<TlsLabel, Counter>,
     /// Accept loops that had to pause, by the kernel's error.
     pub(crate) accept_pauses: Family<ReasonLabel, Counter>,
     pub(crate) certificate_requests: Family<ResultLabel, Counter>,
@@ -116,6 +125,11 @@ impl Metrics {
             "early_refusals",
             "Connections refused before their parties were known",
             self.early_refusals.clone(),
+        );
+        own.register(
+            "tls_failures",
+            "Handshakes with other proxies that failed, by side (source: dialled, destination: accepted) and reason",
+            self.tls_failures.clone(),
         );
         own.register("accept_pauses", "Pauses of accept loops after an error", self.accept_pauses.clone());
         own.register(

@@ -11,7 +11,7 @@ use tunnel::copy::Transferred;
 use tunnel::tls::TlsFacts;
 
 use super::labels::{Parties, Reporter, Security, Traffic};
-use super::metrics::{Metrics, ReporterLabel};
+use super::metrics::{Metrics, ReporterLabel, TlsLabel};
 use super::trace::TraceParent;
 use crate::proxy::Failure;
 
@@ -168,6 +168,10 @@ impl Record {
         {
             self.metrics.cut_lag.0.observe(since.elapsed().as_secs_f64());
         }
+        if let Some(reason) = failure.and_then(Failure::tls_reason) {
+            let labels = TlsLabel { reporter: self.reporter, reason };
+            self.metrics.tls_failures.get_or_create(&labels).inc();
+        }
         self.log(failure, labels.response_flags);
     }
 
@@ -220,6 +224,7 @@ impl Record {
                 response_flags = flags,
                 fault = failure.map(|failure| display(failure.meaning().blame)),
                 error = failure.map(display),
+                tls.error = failure.and_then(Failure::tls_reason),
             },
             "{message}"
         );

@@ -102,6 +102,7 @@ fn faulty(purpose: rcgen::ExtendedKeyUsagePurpose) -> Vec<(&'static str, LeafSpe
             "several_identities",
         ),
         ("no id", leaf(|spec| spec.uris = vec!["https://echo.demo".to_owned()]), "no_identity"),
+        ("no names at all", leaf(|spec| spec.uris.clear()), "no_identity"),
         (
             "an id of another form",
             leaf(|spec| spec.uris = vec!["spiffe://cluster.local/echo".to_owned()]),

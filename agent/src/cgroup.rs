@@ -1,5 +1,6 @@
 //! Cgroups of version 2: where a process is, and the number by which kernel programs know a cgroup.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,27 @@ pub(crate) fn of_directory(directory: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(std::fs::metadata(directory)?.ino()))
 }
 
+/// The numbers of all cgroups there are in the tree at `root`. What goes meanwhile is passed over.
+///
+/// # Errors
+/// The root cannot be read, so that nothing is known.
+pub(crate) fn all(root: &Path) -> io::Result<BTreeSet<CgroupId>> {
+    let mut found = BTreeSet::from([of_directory(root)?]);
+    let mut waiting = vec![std::fs::read_dir(root)?];
+    while let Some(entries) = waiting.pop() {
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            found.extend(of_directory(&entry.path()));
+            waiting.extend(std::fs::read_dir(entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a path within the tree is `top` or below it.
+pub(crate) fn is_within(path: &str, top: &str) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Where version 2 is mounted, from `/proc/self/mountinfo` (proc(5)): the first such mount.
 pub(crate) fn mount_point() -> io::Result<Option<PathBuf>> {
     Ok(find_mount(&std::fs::read_to_string("/proc/self/mountinfo")?))
@@ -114,6 +136,28 @@ mod tests {
         let hybrid = "9:name=systemd:/a\n4:memory:/b\n0::/kubepods/pod1/c\n";
         assert_eq!(version2_path(hybrid), Some("/kubepods/pod1/c"));
         assert_eq!(version2_path("4:memory:/b\n"), None);
+    }
+
+    #[test]
+    fn what_is_below_a_cgroup_is_told_by_whole_names() {
+        for (path, expected) in [
+            ("/node/ztunnel", true),
+            ("/node/ztunnel/a", true),
+            ("/node/ztunnel-2", false),
+            ("/node", false),
+            ("/other/node/ztunnel", false),
+        ] {
+            assert_eq!(is_within(path, "/node/ztunnel"), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn all_cgroups_of_a_tree_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
+        std::fs::create_dir(root.path().join("c")).unwrap();
+        let expected = ["", "a", "a/b", "c"].map(|name| of_directory(&root.path().join(name)).unwrap());
+        assert_eq!(all(root.path()).unwrap(), expected.into());
     }
 
     #[test]

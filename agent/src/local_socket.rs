@@ -1,49 +1,27 @@
 //! The agent's unix sockets: who may use them, and how their files come to stand.
 //!
-//! The directory is 0700, the sockets 0600, and every peer's credentials are checked on top of that:
+//! The directory is 0700, the sockets 0600, and every peer's credentials are checked on top of that (`daemon::visitors`):
 //! a peer must run as the agent's own user.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use daemon::visitors::Refusals;
 use futures::Stream;
-use nix::sys::socket::{UnixAddr, connect, getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{UnixAddr, connect};
 use tokio::net::{UnixListener, UnixStream};
-use tracing::warn;
 
-/// Who is at the other end of a connection (`SO_PEERCRED`, unix(7)): as it was when it connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Peer {
-    /// The process.
-    pub(crate) pid: u32,
-    /// Its user.
-    pub(crate) uid: u32,
-}
-
-/// A peer of another user.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PeerRefused {
-    /// It runs as somebody else.
-    #[error("process {} runs as user {}, not as the agent's", .0.pid, .0.uid)]
-    OtherUser(Peer),
-    /// The kernel did not say who it is.
-    #[error("the peer's credentials cannot be read: {0}")]
-    Unknown(#[from] io::Error),
-}
-
-/// Reads who is at the other end, and admits only the agent's own user.
-pub(crate) fn admit(socket: &impl AsFd) -> Result<Peer, PeerRefused> {
-    let credentials = getsockopt(&socket.as_fd(), PeerCredentials).map_err(io::Error::from)?;
-    // A pid of 0 means that the peer lives in a PID namespace that this process cannot see into.
-    let peer = Peer { pid: u32::try_from(credentials.pid()).unwrap_or_default(), uid: credentials.uid() };
-    if peer.uid == nix::unistd::geteuid().as_raw() { Ok(peer) } else { Err(PeerRefused::OtherUser(peer)) }
-}
-
-/// Makes the run directory, mode 0700; tightens one that stands.
+/// Makes the run directory, mode 0700; tightens one that stands. A link, or a directory of another user, is not taken: whoever made it
+/// could put other sockets into the place of ours.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let found = std::fs::symlink_metadata(path)?;
+    if !found.is_dir() || found.uid() != nix::unistd::geteuid().as_raw() {
+        let reason = format!("{} is a link, or another user's", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }
 
@@ -77,17 +55,20 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The connections to `listener` whose peers are admitted; the others are closed and logged.
-pub(crate) fn admitted(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
-    futures::stream::unfold(listener, |listener| async {
+/// The connections to `listener`, called `name`, whose peers are let in; the others are closed, counted and logged.
+pub(crate) fn admitted(
+    listener: UnixListener,
+    name: &'static str,
+    refusals: Refusals,
+) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures::stream::unfold((listener, refusals), move |(listener, refusals)| async move {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
-                Err(error) => return Some((Err(error), listener)),
+                Err(error) => return Some((Err(error), (listener, refusals))),
             };
-            match admit(&stream) {
-                Ok(_) => return Some((Ok(stream), listener)),
-                Err(error) => warn!(%error, "a connection to a local socket was refused"),
+            if refusals.let_in(&stream, name).is_some() {
+                return Some((Ok(stream), (listener, refusals)));
             }
         }
     })
@@ -98,13 +79,6 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_own_user_is_admitted_and_named() {
-        let (a, _b) = UnixStream::pair().unwrap();
-        let peer = admit(&a).unwrap();
-        assert_eq!((peer.pid, peer.uid), (std::process::id(), nix::unistd::geteuid().as_raw()));
-    }
-
-    #[tokio::test]
     async fn sockets_and_their_directory_belong_to_their_owner_alone() {
         let directory = tempfile::tempdir().unwrap();
         let run = directory.path().join("a/run");
@@ -112,6 +86,16 @@ mod tests {
         let _listener = listen(&run.join("agent.sock")).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&run), mode(&run.join("agent.sock"))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_link_is_no_place_for_sockets() {
+        let directory = tempfile::tempdir().unwrap();
+        let (there, link) = (directory.path().join("there"), directory.path().join("run"));
+        std::fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink(&there, &link).unwrap();
+        assert_eq!(make_directory(&link).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        make_directory(&there).unwrap();
     }
 
     #[tokio::test]

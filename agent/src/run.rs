@@ -81,6 +81,8 @@ pub(crate) struct AgentConfig {
     /// Kubelet's cgroup, absolute or below the former.
     pub(crate) kubelet_cgroup: Option<PathBuf>,
     /// How capture is attached.
+    /// The cgroup below which ztunnels run, absolute or below `cgroup_root`; none: any but a pod's of the mesh.
+    pub(crate) ztunnel_cgroup: Option<PathBuf>,
     pub(crate) redirection: Redirection,
     /// How long captured connections of a leaving pod may last.
     pub(crate) drain_deadline: Duration,
@@ -171,11 +173,17 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         drain_deadline: config.drain_deadline,
     });
     tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
-    let admissions = Arc::new(Admissions::new(kernel.clone(), Arc::clone(&hub)));
+    let below = config.ztunnel_cgroup.as_ref().map(|path| cgroup_root.join(path));
+    if below.is_none() {
+        warn!(
+            "without --ztunnel-cgroup any process of root outside of the mesh's pods may be this node's ztunnel"
+        );
+    }
+    let admissions = Arc::new(Admissions::new(kernel.clone(), Arc::clone(&hub), below));
     let zds = Service::new(Arc::clone(&hub), admissions, telemetry.clone());
     tasks.spawn_told("zds", zds_server::serve(sockets.zds, zds, stop.clone()));
     let relay = CaRelay::new(authority, telemetry.clone());
-    let node_api = node_api::serve(sockets.xds, store, relay, stop.clone());
+    let node_api = node_api::serve(sockets.xds, store, relay, telemetry.visitors.clone(), stop.clone());
     tasks.spawn("node api", async move {
         if let Err(error) = node_api.await {
             error!(%error, "the configuration socket failed");
@@ -190,7 +198,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     let about = Arc::new(view);
     let status = |about: &Arc<View>| about.routes(Routes::new());
     let endpoints = [
-        (sockets.agent, logging_routes(status(&about), logging)),
+        (sockets.agent.counting(&telemetry.visitors), logging_routes(status(&about), logging)),
         (sockets.admin, status(&about)),
         (sockets.metrics, metrics.routes(Routes::new())),
         (sockets.readiness, readiness.routes(Routes::new())),

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use api::xds_client::XdsStatus;
+use daemon::visitors::Refusals;
 
 use crate::enroll::steps::State;
 use crate::kernel::Kernel;
@@ -35,6 +36,9 @@ pub(crate) struct Telemetry {
     enrolment_failures: Family<Reason, Counter>,
     certificates: Family<Outcome, Counter>,
     ztunnel_refusals: Family<Reason, Counter>,
+    ztunnel_takeovers: Counter,
+    /// Who was not let in to the unix sockets.
+    pub(crate) visitors: Refusals,
 }
 
 impl Telemetry {
@@ -55,6 +59,12 @@ impl Telemetry {
             "Connections to the ZDS socket that were refused, by reason",
             self.ztunnel_refusals.clone(),
         );
+        registry.register(
+            "ztunnel_takeovers",
+            "Ztunnels that took the place of another process which was still connected",
+            self.ztunnel_takeovers.clone(),
+        );
+        self.visitors.register(registry);
     }
 
     /// A step failed.
@@ -70,6 +80,11 @@ impl Telemetry {
     /// A connection to the ZDS socket was refused.
     pub(crate) fn ztunnel_refused(&self, reason: &'static str) {
         self.ztunnel_refusals.get_or_create(&Reason { reason: reason.to_owned() }).inc();
+    }
+
+    /// A ztunnel took the place of another process.
+    pub(crate) fn ztunnel_took_over(&self) {
+        self.ztunnel_takeovers.inc();
     }
 
     /// How many were.

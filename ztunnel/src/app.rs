@@ -11,6 +11,7 @@ use daemon::admin::{Address, Admin, BindError, Routes};
 use daemon::drain::{Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
 use daemon::readiness::Readiness;
+use daemon::visitors::Refusals;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
     registry.register(|registry| collected.register(registry));
     let servers = Servers::bind(&config).await?;
     let stop = CancellationToken::new();
+    let servers = Servers { control: servers.control.counting(&visitors(&registry)), ..servers };
     servers.serve(&config, &node, &logging, &registry, &readiness, &stop);
 
     // They go on while the process drains: live connections are still re-checked, and certificates renewed.
@@ -77,6 +79,13 @@ pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()
         () = followed => {}
     }
     Ok(())
+}
+
+/// The count of those who are not let in to the admin socket.
+fn visitors(registry: &daemon::metrics::Metrics) -> Refusals {
+    let refusals = Refusals::default();
+    registry.register(|registry| refusals.register(registry.sub_registry_with_prefix("culvert")));
+    refusals
 }
 
 fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) -> anyhow::Result<Arc<Node>> {

@@ -3,7 +3,7 @@
 //! Read once before a pod is captured, for the connections that are to live on, and later to find out which of them have ended, and
 //! how many captured ones a leaving pod still has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -27,6 +27,8 @@ const SYN_SENT: u8 = 2;
 const CLOSE_WAIT: u8 = 8;
 const NETLINK_HEADER: usize = 16;
 const REQUEST: usize = NETLINK_HEADER + 56;
+/// All states, as bits.
+const ALL: u32 = 0xfff;
 /// Length of `struct inet_diag_msg`; attributes follow it.
 const DIAG_MESSAGE: usize = 72;
 
@@ -52,6 +54,18 @@ pub(crate) struct Connection {
 /// # Errors
 /// The namespace cannot be entered, or the kernel does not answer.
 pub(crate) fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
+    sockets(netns, ALL_BUT_LISTEN)
+}
+
+/// The cgroups in which the TCP sockets of the namespace were made, listeners included.
+///
+/// # Errors
+/// As for [`connections`].
+pub(crate) fn cgroups_of_sockets(netns: &Netns) -> io::Result<BTreeSet<CgroupId>> {
+    Ok(sockets(netns, ALL)?.into_iter().filter_map(|socket| socket.cgroup).collect())
+}
+
+fn sockets(netns: &Netns, states: u32) -> io::Result<Vec<Connection>> {
     netns.run(|| {
         let query = socket(
             AddressFamily::Netlink,
@@ -61,15 +75,15 @@ pub(crate) fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
         )?;
         let mut found = BTreeMap::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
-            dump(&query, u8::try_from(family).unwrap_or(0), &mut found)?;
+            dump(&query, &request(u8::try_from(family).unwrap_or(0), states), &mut found)?;
         }
         Ok(found.into_values().collect())
     })?
 }
 
 /// One dump; a namespace without IPv6 answers with an error, which is no connections.
-fn dump(query: &OwnedFd, family: u8, found: &mut BTreeMap<SocketCookie, Connection>) -> io::Result<()> {
-    send(query.as_raw_fd(), &request(family), MsgFlags::empty())?;
+fn dump(query: &OwnedFd, request: &[u8], found: &mut BTreeMap<SocketCookie, Connection>) -> io::Result<()> {
+    send(query.as_raw_fd(), request, MsgFlags::empty())?;
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         let length = recv(query.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -95,7 +109,7 @@ fn dump(query: &OwnedFd, family: u8, found: &mut BTreeMap<SocketCookie, Connecti
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(family: u8) -> [u8; REQUEST] {
+fn request(family: u8, states: u32) -> [u8; REQUEST] {
     let mut bytes = [0; REQUEST];
     let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_DUMP).unwrap_or(0);
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -103,7 +117,7 @@ fn request(family: u8) -> [u8; REQUEST] {
     put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     put(6, &flags.to_ne_bytes());
     put(NETLINK_HEADER, &[family, u8::try_from(libc::IPPROTO_TCP).unwrap_or(0), 0]);
-    put(NETLINK_HEADER + 4, &ALL_BUT_LISTEN.to_ne_bytes());
+    put(NETLINK_HEADER + 4, &states.to_ne_bytes());
     bytes
 }
 

@@ -45,6 +45,10 @@ pub(crate) struct Args {
     /// Kubelet's cgroup, absolute or below --cgroup-root; its probes pass the mesh. It may come and go.
     #[arg(long)]
     kubelet_cgroup: Option<PathBuf>,
+    /// The cgroup below which ztunnels run, absolute or below --cgroup-root: whoever runs elsewhere is none. It may come and go.
+    /// Default: any that is no pod's of the mesh.
+    #[arg(long)]
+    ztunnel_cgroup: Option<PathBuf>,
     /// How capture is attached: `tcx` needs Linux 6.6; `clsact` is for older kernels.
     #[arg(long, value_enum, default_value_t = RedirectionArg::Auto)]
     redirection: RedirectionArg,
@@ -113,6 +117,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         bpffs: args.bpffs,
         cgroup_root: args.cgroup_root,
         kubelet_cgroup: args.kubelet_cgroup,
+        ztunnel_cgroup: args.ztunnel_cgroup,
         redirection: match args.redirection {
             RedirectionArg::Auto => Redirection::Auto,
             RedirectionArg::Tcx => Redirection::Tcx,

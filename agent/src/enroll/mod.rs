@@ -12,6 +12,7 @@ mod look;
 mod make;
 pub(crate) mod manager;
 pub(crate) mod pod;
+mod prune;
 pub(crate) mod steps;
 mod sweep;
 mod task;

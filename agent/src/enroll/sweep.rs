@@ -88,6 +88,9 @@ impl Sweep {
         };
         *waiting = Waiting::Done;
         drop(waiting);
+        if let Err(error) = context.prune_exemptions() {
+            warn!(%error, "cgroups that nobody uses any more stay exempt from capture");
+        }
         match sweep(context, &passing) {
             Ok(()) => debug!("all pods are taken over; what nobody claims is removed from the maps"),
             Err(error) => warn!(%error, "unclaimed entries stay in the maps"),

@@ -8,6 +8,7 @@ pub(crate) mod upstream;
 
 use control::Routes;
 use control::xds::{Local, ResourceStore};
+use daemon::visitors::Refusals;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -15,7 +16,7 @@ use tonic::transport::Server;
 use crate::local_socket;
 use ca_relay::CaRelay;
 
-/// Serves `listener` until `stop`.
+/// Serves `listener` until `stop`; `refusals` counts who is not let in.
 ///
 /// # Errors
 /// The transport failed as a whole; single connections that fail end nothing.
@@ -23,10 +24,10 @@ pub(crate) async fn serve(
     listener: UnixListener,
     store: ResourceStore,
     relay: CaRelay,
+    refusals: Refusals,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let routes = Routes::new(control::xds::service(store, Local), relay.into_service());
-    Server::builder()
-        .serve_with_incoming_shutdown(routes, local_socket::admitted(listener), stop.cancelled_owned())
-        .await
+    let visitors = local_socket::admitted(listener, "xds.sock", refusals);
+    Server::builder().serve_with_incoming_shutdown(routes, visitors, stop.cancelled_owned()).await
 }

@@ -8,6 +8,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
@@ -29,6 +30,14 @@ pub(crate) enum Unfit {
     /// It runs in a pod's namespace.
     #[error("it runs in the network namespace of pod {0}, whose traffic is captured")]
     PodNetns(PodUid),
+    /// It runs elsewhere than ztunnels do.
+    #[error("it runs in the cgroup {cgroup}, not below {below}, where ztunnels run", below = below.display())]
+    Elsewhere {
+        /// Where it runs.
+        cgroup: String,
+        /// Where ztunnels do.
+        below: PathBuf,
+    },
     /// Its cgroup cannot be told or is everybody's.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -49,6 +58,7 @@ impl Unfit {
         match self {
             Self::PodCgroup(_) => "pod_cgroup",
             Self::PodNetns(_) => "pod_netns",
+            Self::Elsewhere { .. } => "elsewhere",
             Self::Cgroup(_) => "cgroup",
             Self::Process(_) | Self::Moved => "process",
             Self::Kernel(_) => "kernel",
@@ -110,12 +120,14 @@ pub(crate) struct Admissions {
     capture: Box<dyn Capture>,
     hub: Arc<Hub>,
     exemptions: Mutex<HashMap<CgroupId, Exemption>>,
+    /// The directory of the cgroup below which ztunnels run, if that was said.
+    below: Option<PathBuf>,
 }
 
 impl Admissions {
     /// None yet.
-    pub(crate) fn new(capture: impl Capture, hub: Arc<Hub>) -> Self {
-        Self { capture: Box::new(capture), hub, exemptions: Mutex::default() }
+    pub(crate) fn new(capture: impl Capture, hub: Arc<Hub>, below: Option<PathBuf>) -> Self {
+        Self { capture: Box::new(capture), hub, exemptions: Mutex::default(), below }
     }
 
     fn exemptions(&self) -> MutexGuard<'_, HashMap<CgroupId, Exemption>> {
@@ -151,7 +163,19 @@ impl Admissions {
             return Err(Unfit::Moved);
         }
         self.fit(&paths, &netns.to_string_lossy(), captured)?;
+        self.is_where_ztunnels_run(&paths)?;
         Ok((cgroup, id))
+    }
+
+    fn is_where_ztunnels_run(&self, cgroups: &str) -> Result<(), Unfit> {
+        let Some(below) = &self.below else { return Ok(()) };
+        let path = cgroup::version2_path(cgroups).unwrap_or_default();
+        // A directory that is not there (yet) has nobody in it.
+        let top = cgroup::path_of_directory(below).ok().flatten();
+        if top.is_some_and(|top| cgroup::is_within(path, &top)) {
+            return Ok(());
+        }
+        Err(Unfit::Elsewhere { cgroup: path.to_owned(), below: below.clone() })
     }
 
     /// Whether neither the cgroups (as `/proc/PID/cgroup` has them) nor the namespace (as `/proc/PID/ns/net`) are a known pod's.
@@ -264,7 +288,7 @@ mod tests {
         let hub = Arc::new(Hub::new());
         hub.set_roster([PodUid::from(A)].into());
         let captured = vec![(PodUid::from("pinned"), BTreeSet::from([42]))];
-        let admissions = Admissions::new(Fake::default(), hub);
+        let admissions = Admissions::new(Fake::default(), hub, None);
         let underscores = A.replace('-', "_");
         let cases = [
             ("a pod of its own", "0::/kubepods/podabc/ztunnel".to_owned(), "net:[1]", "fit"),
@@ -289,7 +313,7 @@ mod tests {
     #[test]
     fn an_exemption_ends_with_the_last_session_and_process_of_its_cgroup() {
         let kernel = Fake::default();
-        let admissions = Admissions::new(kernel.clone(), Arc::new(Hub::new()));
+        let admissions = Admissions::new(kernel.clone(), Arc::new(Hub::new()), None);
         let old = admissions.exempt(CGROUP, process(1)).unwrap();
         admissions.session_ended(&old);
         assert!(kernel.has(CGROUP), "the process lives and may come back");
@@ -309,7 +333,7 @@ mod tests {
     fn what_was_exempt_before_stays_so() {
         let kernel = Fake::default();
         kernel.exempt(CGROUP).unwrap();
-        let admissions = Admissions::new(kernel.clone(), Arc::new(Hub::new()));
+        let admissions = Admissions::new(kernel.clone(), Arc::new(Hub::new()), None);
         let admitted = admissions.exempt(CGROUP, process(1)).unwrap();
         admissions.session_ended(&admitted);
         admissions.process_ended(&admitted);

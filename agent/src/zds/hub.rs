@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Announcement, Held};
 use crate::enroll::pod::PodUid;
-use crate::local_socket::Peer;
+use crate::netns::Netns;
 use crate::status::ZtunnelStatus;
+use daemon::visitors::Visitor as Peer;
 
 /// How long a pod's task waits for its answer, which may have to wait for a snapshot of other pods.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -135,6 +136,12 @@ impl Hub {
         let state = self.state();
         let mut pods = state.pods.values();
         pods.find(|pod| pod.netns.id().to_string() == netns).map(|pod| pod.pod.uid.clone())
+    }
+
+    /// The namespaces of the pods that ztunnel serves or is to serve.
+    pub(crate) fn namespaces(&self) -> BTreeMap<PodUid, Arc<Netns>> {
+        let state = self.state();
+        state.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.netns))).collect()
     }
 
     /// Resolves when it is known which pods there are.

@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::local_socket::Peer;
+use daemon::visitors::Visitor as Peer;
 
 /// `SO_PEERPIDFD` (Linux 6.5): a pidfd of the very process that connected.
 const SO_PEERPIDFD: libc::c_int = 77;
@@ -133,7 +133,7 @@ mod tests {
     #[tokio::test]
     async fn the_peer_of_a_socket_is_the_process_that_made_it() {
         let (a, _b) = tokio::net::UnixStream::pair().unwrap();
-        let peer = crate::local_socket::admit(&a).unwrap();
+        let peer = daemon::visitors::let_in(&a).unwrap();
         let process = Process::of_peer(&a, peer).unwrap();
         assert_eq!(process.pid(), std::process::id());
         assert!(process.is_alive().unwrap());

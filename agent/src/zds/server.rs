@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::seqpacket::{SeqPacket, SeqPacketListener};
+use daemon::visitors::Visitor as Peer;
 use tokio::sync::Semaphore;
 use tokio::task;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use super::admission::{Admissions, Unfit};
 use super::hub::Hub;
 use super::process::Process;
 use super::session;
-use crate::local_socket::{self, Peer};
+use crate::cgroup;
 use crate::telemetry::Telemetry;
 
 /// The pause after a failed accept, such as for lack of descriptors.
@@ -76,11 +77,14 @@ impl Service {
     /// One connection, from its credentials to the end of its process. When the agent stops, it is dropped at any point: what is
     /// exempt stays so, for the ztunnel lives on.
     async fn one(&self, socket: SeqPacket) {
-        let peer = match local_socket::admit(&socket) {
-            Ok(peer) => peer,
+        let Some(peer) = self.telemetry.visitors.let_in(&socket, "zds.sock") else {
+            return self.telemetry.ztunnel_refused("user");
+        };
+        let hello = match session::greet(&socket).await {
+            Ok(hello) => hello,
             Err(error) => {
-                self.telemetry.ztunnel_refused("user");
-                return warn!(%error, "a connection to the ZDS socket was refused");
+                self.telemetry.ztunnel_refused("no_hello");
+                return warn!(pid = peer.pid, %error, "a connection to the ZDS socket was refused");
             }
         };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
@@ -99,8 +103,9 @@ impl Service {
             Ok(admitted) => Arc::new(admitted),
             Err(unfit) => return self.refused(peer, &unfit),
         };
+        self.note_takeover(peer);
         let fit = tokio::select! {
-            ended = session::run(socket, peer, &self.hub) => {
+            ended = session::run(socket, hello, peer, &self.hub) => {
                 match ended {
                     Ok(()) => info!(pid = peer.pid, "ztunnel disconnected"),
                     Err(error) => warn!(pid = peer.pid, %error, "the ZDS session ended"),
@@ -126,6 +131,25 @@ impl Service {
             tokio::time::sleep(LINGER).await;
         }
         self.release(move |admissions| admissions.process_ended(&admitted)).await;
+    }
+
+    /// One that takes the place of another process says so: it may be its successor, and it may be a stranger.
+    fn note_takeover(&self, peer: Peer) {
+        let sessions = self.hub.sessions();
+        let Some(former) = sessions.last().map(|former| former.pid).filter(|former| *former != peer.pid)
+        else {
+            return;
+        };
+        self.telemetry.ztunnel_took_over();
+        let program = std::fs::read_link(format!("/proc/{}/exe", peer.pid)).unwrap_or_default();
+        let cgroup = cgroup::paths_of(peer.pid).unwrap_or_default();
+        warn!(
+            pid = peer.pid,
+            program = %program.display(),
+            cgroup = cgroup::version2_path(&cgroup).unwrap_or_default(),
+            former,
+            "a ztunnel takes the place of the active one, which is still connected"
+        );
     }
 
     async fn release(&self, work: impl FnOnce(&Admissions) + Send + 'static) {
@@ -177,6 +201,8 @@ impl Service {
 mod tests {
     use std::collections::BTreeSet;
 
+    use api::zds::Hello;
+
     use super::*;
     use crate::bpf::CgroupId;
     use crate::enroll::pod::PodUid;
@@ -203,7 +229,7 @@ mod tests {
 
     fn service() -> Service {
         let hub = Arc::new(Hub::new());
-        let admissions = Admissions::new(OwnNetnsIsAPods, Arc::clone(&hub));
+        let admissions = Admissions::new(OwnNetnsIsAPods, Arc::clone(&hub), None);
         Service::new(hub, Arc::new(admissions), Telemetry::default())
     }
 
@@ -212,15 +238,25 @@ mod tests {
         let service = service();
         let _others = Arc::clone(&service.places).try_acquire_many_owned(2).unwrap();
         let (third, agents) = SeqPacket::pair().unwrap();
+        third.send(&Hello { listeners: true }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(third.receive().await.unwrap().is_none());
         assert_eq!(service.telemetry.ztunnels_refused("too_many"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_says_nothing_is_refused_before_anything_is_exempted_for_it() {
+        let service = service();
+        let (_silent, agents) = SeqPacket::pair().unwrap();
+        service.one(agents).await;
+        assert_eq!(service.telemetry.ztunnels_refused("no_hello"), 1);
     }
 
     #[tokio::test]
     async fn a_refused_process_is_told_nothing_and_leaves_its_place() {
         let service = service();
         let (socket, agents) = SeqPacket::pair().unwrap();
+        socket.send(&Hello { listeners: true }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(socket.receive().await.unwrap().is_none());
         assert_eq!(service.places.available_permits(), MAX_SESSIONS);

@@ -13,8 +13,8 @@ use tracing::{debug, info, warn};
 use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry};
 use super::{Announcement, Held};
 use crate::enroll::pod::PodUid;
-use crate::local_socket::Peer;
 use api::seqpacket::{Datagram, SeqPacket};
+use daemon::visitors::Visitor as Peer;
 
 /// Longest time for a hello, for sending and for each answer (Istio contract 2.5).
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
@@ -39,10 +39,19 @@ pub(crate) enum SessionError {
     NotDue,
 }
 
-/// Serves one ztunnel until it closes the connection.
-pub(crate) async fn run(socket: SeqPacket, peer: Peer, hub: &Arc<Hub>) -> Result<(), SessionError> {
-    let first = due(&socket).await?;
-    let hello = Hello::decode(&first.bytes, first.descriptors.len())?;
+/// The first word of whoever has connected. Nobody is told anything before it.
+pub(crate) async fn greet(socket: &SeqPacket) -> Result<Hello, SessionError> {
+    let first = due(socket).await?;
+    Ok(Hello::decode(&first.bytes, first.descriptors.len())?)
+}
+
+/// Serves one ztunnel, which has said `hello`, until it closes the connection.
+pub(crate) async fn run(
+    socket: SeqPacket,
+    hello: Hello,
+    peer: Peer,
+    hub: &Arc<Hub>,
+) -> Result<(), SessionError> {
     info!(pid = peer.pid, listeners = hello.listeners, "ztunnel connected");
     if !hello.listeners {
         warn!(

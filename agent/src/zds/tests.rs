@@ -11,9 +11,9 @@ use super::hub::{AnnounceError, Hub};
 use super::session::{self, SessionError};
 use crate::enroll::pod::{PodSpec, PodUid};
 use crate::listeners::{KINDS, Listeners};
-use crate::local_socket::Peer;
 use crate::netns::Netns;
 use api::seqpacket::SeqPacket;
+use daemon::visitors::Visitor as Peer;
 
 /// ztunnel's end of a session, and the session's result.
 struct Ztunnel {
@@ -25,7 +25,10 @@ impl Ztunnel {
     async fn connect(hub: &Arc<Hub>, listeners: bool) -> Self {
         let (socket, agents) = SeqPacket::pair().unwrap();
         let hub = Arc::clone(hub);
-        let session = tokio::spawn(async move { session::run(agents, Peer { pid: 1, uid: 0 }, &hub).await });
+        let session = tokio::spawn(async move {
+            let hello = session::greet(&agents).await?;
+            session::run(agents, hello, Peer { pid: 1, uid: 0 }, &hub).await
+        });
         let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners };
         socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
         Self { socket, session }
@@ -248,9 +251,8 @@ async fn a_ztunnel_that_does_not_answer_is_given_up_after_five_seconds() {
 
 #[tokio::test]
 async fn another_version_of_the_protocol_is_refused() {
-    let hub = Arc::new(Hub::new());
     let (socket, agents) = SeqPacket::pair().unwrap();
     socket.send(&zds::ZdsHello { version: 2, listeners: true }.encode_to_vec(), &[]).await.unwrap();
-    let error = session::run(agents, Peer { pid: 1, uid: 0 }, &hub).await.unwrap_err();
+    let error = session::greet(&agents).await.unwrap_err();
     assert_eq!(error.to_string(), "ztunnel broke the protocol: version 2 of the protocol, not 1");
 }

@@ -24,6 +24,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::visitors::Refusals;
+
 /// A peer that does not finish its request head in this time is dropped (Istio contract 2.8: 2 s).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// A request whose body has not come in this time is answered 408.
@@ -49,7 +51,7 @@ pub enum Address {
     /// TCP.
     Tcp(SocketAddr),
     /// A unix socket, made with mode 0600, in a directory that is made with mode 0700 where there is none; a stale one is
-    /// replaced.
+    /// replaced. It serves our own user alone, whatever becomes of the modes.
     Unix(PathBuf),
 }
 
@@ -149,12 +151,13 @@ enum Listener {
     Tcp(TcpListener),
     /// The file goes before the listener: while it stands somebody is behind it, so that a successor which finds nobody
     /// there never has its own file removed.
-    Unix(#[expect(dead_code, reason = "held for its drop")] SocketFile, UnixListener),
+    Unix(SocketFile, UnixListener),
 }
 
 /// A bound server that does not serve yet.
 pub struct Admin {
     listener: Listener,
+    refusals: Refusals,
 }
 
 impl Admin {
@@ -167,7 +170,7 @@ impl Admin {
             }
         };
         match bound {
-            Ok(listener) => Ok(Self { listener }),
+            Ok(listener) => Ok(Self { listener, refusals: Refusals::default() }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 Err(BindError::InUse { address: address.to_string(), flag })
             }
@@ -183,6 +186,12 @@ impl Admin {
         }
     }
 
+    /// Has those who are not let in to a unix socket counted by `refusals`.
+    #[must_use]
+    pub fn counting(self, refusals: &Refusals) -> Self {
+        Self { refusals: refusals.clone(), ..self }
+    }
+
     /// Serves until `stop`; requests in progress are answered. A unix socket's file is removed then.
     pub async fn serve(self, routes: Routes, stop: impl Future<Output = ()> + Send) {
         let routes = Arc::new(routes);
@@ -192,7 +201,7 @@ impl Admin {
         loop {
             let next = async {
                 let place = places.clone().acquire_owned().await;
-                (accept(&self.listener).await, place)
+                (self.accept().await, place)
             };
             let (accepted, place) = tokio::select! {
                 () = &mut stop => break,
@@ -219,10 +228,29 @@ impl Admin {
         // A peer that reads nothing must not keep the process alive.
         let _ = timeout(STOP_DEADLINE, connections.shutdown()).await;
     }
+
+    /// The next connection of somebody who may be here.
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        match &self.listener {
+            Listener::Tcp(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Listener::Unix(file, listener) => loop {
+                let (stream, _) = listener.accept().await?;
+                if self.refusals.let_in(&stream, &file.name()).is_some() {
+                    return Ok(Box::new(stream));
+                }
+            },
+        }
+    }
 }
 
 /// A unix socket's file, removed with its listener.
 struct SocketFile(PathBuf);
+
+impl SocketFile {
+    fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -234,13 +262,6 @@ impl Drop for SocketFile {
 /// Either kind of stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
-    Ok(match listener {
-        Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
-        Listener::Unix(_, listener) => Box::new(listener.accept().await?.0),
-    })
-}
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::bind(address)?;

@@ -10,3 +10,4 @@ pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod readiness;
+pub mod visitors;

@@ -30,7 +30,7 @@ pub(crate) enum Access {
         /// Where things are changed instead.
         socket: PathBuf,
     },
-    /// Also change things: the file's mode says who (design 4).
+    /// Also change things: our own user alone (design 4).
     Full,
 }
 

@@ -14,6 +14,7 @@ use crate::bpf::{
 };
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
+use crate::forged::Forged;
 use crate::netns::Netns;
 
 /// Cheap to clone.
@@ -185,8 +186,10 @@ impl Kernel {
     }
 
     /// Removes what is left of the pod; see [`Programs::detach_pod`].
-    pub(crate) fn detach_pod(&self, pod: &PodUid, netns: Option<&Netns>) -> Result<(), AttachError> {
-        self.programs().detach_pod(&key(pod), netns)
+    pub(crate) fn detach_pod(&self, pod: &PodUid, netns: Option<&Netns>) -> Result<(), EnrollError> {
+        let mut programs = self.programs();
+        programs.detach_pod(&key(pod), netns)?;
+        Ok(programs.forget_addresses(&key(pod))?)
     }
 
     /// See [`Programs::mark_pre_mesh`].
@@ -212,6 +215,11 @@ impl Kernel {
     /// See [`Programs::keep_probe_targets`].
     pub(crate) fn keep_probe_targets(&self, wanted: &BTreeSet<(IpAddr, u16)>) -> Result<(), MapError> {
         self.programs().keep_probe_targets(wanted)
+    }
+
+    /// See [`Programs::take_forged`].
+    pub(crate) fn take_forged(&self) -> Result<Vec<Forged>, MapError> {
+        self.programs().take_forged()
     }
 
     /// See [`Programs::drop_unclaimed`].

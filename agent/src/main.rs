@@ -4,7 +4,7 @@
 //! - `enroll` takes pods into the mesh and out of it, by means of `bpf` (the kernel programs, shared through `kernel`), `plumbing`
 //!   (rules, routes, sysctls), `listeners`, and `zds` (ztunnel); `netns` finds and enters pods' namespaces.
 //! - `node_api` serves ztunnel configuration and certificates from control, which `embedded` can run in this process.
-//! - `kubelet` and `cgroup` tell processes apart; `local_socket` admits them; `status`, `view` and `telemetry` tell people.
+//! - `kubelet` and `cgroup` tell processes apart; `local_socket` admits them; `status`, `view`, `telemetry` and `forged` tell people.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod bpf;
@@ -12,6 +12,7 @@ mod cgroup;
 mod cli;
 mod embedded;
 mod enroll;
+mod forged;
 mod kernel;
 mod kubelet;
 mod listeners;

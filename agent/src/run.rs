@@ -31,6 +31,7 @@ use crate::cgroup;
 use crate::embedded;
 use crate::enroll::manager::{self, Pods};
 use crate::enroll::{Context, Sweep, Turns};
+use crate::forged;
 use crate::kernel::Kernel;
 use crate::kubelet;
 use crate::local_socket;
@@ -80,9 +81,9 @@ pub(crate) struct AgentConfig {
     pub(crate) cgroup_root: Option<PathBuf>,
     /// Kubelet's cgroup, absolute or below the former.
     pub(crate) kubelet_cgroup: Option<PathBuf>,
-    /// How capture is attached.
     /// The cgroup below which ztunnels run, absolute or below `cgroup_root`; none: any but a pod's of the mesh.
     pub(crate) ztunnel_cgroup: Option<PathBuf>,
+    /// How capture is attached.
     pub(crate) redirection: Redirection,
     /// How long captured connections of a leaving pod may last.
     pub(crate) drain_deadline: Duration,
@@ -190,6 +191,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         }
     });
     follow_kubelet(&config, &cgroup_root, &kernel, &mut tasks);
+    tasks.spawn_told("forged marks", forged::tell(kernel.clone(), Arc::clone(&board), stop.clone()));
     if let Some(log) = log {
         tasks.spawn("kernel log", read_log(log));
     }

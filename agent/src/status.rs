@@ -156,6 +156,13 @@ impl Board {
         self.pods().clone()
     }
 
+    /// Namespace and name of the pod with this address.
+    pub(crate) fn at(&self, address: IpAddr) -> Option<(String, String)> {
+        let pods = self.pods();
+        let found = pods.values().find(|pod| pod.addresses.contains(&address));
+        found.map(|pod| (pod.namespace.clone(), pod.name.clone()))
+    }
+
     /// How many pods are in `state`.
     pub(crate) fn count(&self, state: State) -> usize {
         self.pods().values().filter(|pod| pod.state == state).count()

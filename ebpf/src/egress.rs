@@ -219,7 +219,12 @@ fn capture<const BARE: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
         decide(ctx, segment, Counter::DroppedTagged);
         return DROP;
     }
-    decide(ctx, segment, Counter::CapturedOutbound);
+    if skb::is_ours(mark) {
+        skb::remember_mark(segment, mark);
+        decide(ctx, segment, Counter::CapturedForgedMark);
+    } else {
+        decide(ctx, segment, Counter::CapturedOutbound);
+    }
     ctx.set_mark((mark & !MARK_MASK) | MARK_CAPTURED);
     if BARE && !add_ethernet_header(ctx, segment.is_v4) {
         decide(ctx, segment, Counter::DroppedRedirect);

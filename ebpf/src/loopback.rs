@@ -11,14 +11,14 @@
 
 use aya_ebpf::{Global, helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
 use ebpf_common::{
-    Counter, Flow, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND,
+    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND,
     packet::{Parsed, Segment},
 };
 
 use crate::{
     count::{count, decide},
     egress::unparsed,
-    maps::REOPENED,
+    maps::{POD_ADDRESSES, REOPENED},
     skb::{self, Assigned, DROP, PASS},
 };
 
@@ -34,6 +34,9 @@ const PACKET_HOST: u32 = 0;
 pub fn tc_lo(ctx: TcContext) -> i32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (mark, kind) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).pkt_type) };
+    if mark & MARK_MASK == MARK_APPLICATION {
+        return application_leg(&ctx, mark);
+    }
     if mark & MARK_MASK != MARK_CAPTURED {
         return PASS;
     }
@@ -59,17 +62,46 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
     if turned && segment.flags.opens() && reopens(&ctx, &segment) {
         return PASS;
     }
-    match skb::assign_to_port(&ctx, &segment, PORT_OUTBOUND) {
+    // A first packet that was not turned here was led here by a mark that its sender had set.
+    if !turned {
+        skb::remember_mark(&segment, mark);
+        decide(&ctx, &segment, Counter::CapturedForgedMark);
+    }
+    to_listener(&ctx, &segment)
+}
+
+/// What carries the mark of the application leg: ztunnel's connection to an application of this pod, and what an application sends that
+/// sets the mark by itself, which is routed here too. Of the latter what is for no pod of this node is captured as it would have been
+/// without the mark. What is for another pod of the node cannot be told from ztunnel's by its addresses: it ends with whoever listens
+/// in the sender's own namespace.
+#[inline(always)]
+fn application_leg(ctx: &TcContext, mark: u32) -> i32 {
+    let Parsed::Tcp(segment) = skb::parse(ctx) else { return PASS };
+    if !segment.flags.opens()
+        || segment.destination.is_loopback()
+        || POD_ADDRESSES.get_ptr(&segment.destination).is_some()
+    {
+        return PASS;
+    }
+    skb::remember_mark(&segment, mark);
+    decide(ctx, &segment, Counter::CapturedForgedMark);
+    to_listener(ctx, &segment)
+}
+
+/// Hands a packet to the listener on 15001 of this namespace.
+#[inline(always)]
+fn to_listener(ctx: &TcContext, segment: &Segment) -> i32 {
+    match skb::assign_to_port(ctx, segment, PORT_OUTBOUND) {
         Assigned::Yes => PASS,
         Assigned::NoListener => {
-            decide(&ctx, &segment, Counter::DroppedNoOutboundListener);
+            decide(ctx, segment, Counter::DroppedNoOutboundListener);
             // A reset says more than silence, and the kernel sends one for what nobody here receives, if it is IPv6; with IPv4 it sends
             // none in the name of an address that is not its own. An application of the pod that happens to listen on the
             // destination's port must not receive it, however.
-            if skb::has_any_receiver(&ctx, &segment) { DROP } else { PASS }
+            if skb::has_any_receiver(ctx, segment) { DROP } else { PASS }
         }
         Assigned::Refused => {
-            decide(&ctx, &segment, Counter::DroppedAssign);
+            decide(ctx, segment, Counter::DroppedAssign);
             DROP
         }
     }

@@ -8,10 +8,10 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, SockHash},
 };
-use ebpf_common::{Address, Counter, Flow, ProbeTarget};
+use ebpf_common::{Address, Counter, Flow, ForgedMark, ProbeTarget};
 
 /// Cgroup ids of ztunnel, past ones included, and of the agent, whose cgroup the sockets inherit that are accepted from the listeners
-/// it made. Ids are never used twice, so old ones are harmless. Written by the agent.
+/// it made. Ids are never used twice, so old ones are harmless; the agent removes those that no socket has any more. Written by it.
 #[map]
 pub static EXEMPT_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
@@ -54,6 +54,14 @@ pub static OUTBOUND_LISTENERS: SockHash<Address> = SockHash::with_max_entries(40
 /// Captured connections whose first packet meets the remains of an earlier one, from `tc_lo` to `sk_lookup_inbound`, which runs next.
 #[map]
 pub static REOPENED: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(1024, 0);
+
+/// The addresses of the pods of this node. Written by the agent.
+#[map]
+pub static POD_ADDRESSES: HashMap<Address, u8> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+
+/// Who, by its address, lately sent a packet with a mark of ours that is none of ours. Emptied by the agent, which tells of it.
+#[map]
+pub static FORGED_MARKS: LruHashMap<Address, ForgedMark> = LruHashMap::with_max_entries(1024, 0);
 
 /// Decisions by reason; the slot is the number of the `Counter`.
 #[map]

@@ -15,9 +15,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ebpf_common::{
-    Address,
+    Address, ForgedMark, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, MARK_PROXY,
     packet::{self, Bytes, ETHERTYPE_IPV6, Parsed, Segment, Source, Unparsed},
 };
+
+use crate::maps::FORGED_MARKS;
 
 /// The packet goes on to the next program, and on its way.
 pub const PASS: i32 = -1;
@@ -124,6 +126,26 @@ pub fn claims_own_source(ctx: &TcContext) -> bool {
         // The stack drops what ends within its header.
         _ => false,
     }
+}
+
+/// Whether a mark says what only we say, so that an application has set it by itself.
+#[inline(always)]
+pub fn is_ours(mark: u32) -> bool {
+    let ours = mark & MARK_MASK;
+    ours == MARK_PROXY || ours == MARK_APPLICATION || ours == MARK_CAPTURED
+}
+
+/// Remembers who sent a packet with such a mark, for the agent to tell. Not inlined, for the sake of its caller's stack.
+#[inline(never)]
+pub fn remember_mark(segment: &Segment, mark: u32) -> u32 {
+    if FORGED_MARKS.get_ptr(&segment.source).is_some() {
+        return 0;
+    }
+    let forged =
+        ForgedMark { destination: segment.destination, mark, port: segment.destination_port, reserved: 0 };
+    // An LRU map makes room; what is lost is a line in the log.
+    let _ = FORGED_MARKS.insert(&segment.source, &forged, 0);
+    1
 }
 
 /// The cookie of the socket that sends the packet, 0 if it has none.

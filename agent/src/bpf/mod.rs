@@ -32,7 +32,7 @@ use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::MapError as AyaMapError;
-use ebpf_common::{Address, Counter, ProbeTarget};
+use ebpf_common::{Address, Counter, ForgedMark, ProbeTarget};
 
 pub(crate) use error::{AttachError, MapError};
 pub(crate) use fill::Fill;
@@ -41,6 +41,7 @@ pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, take_down};
 pub(crate) use pre_mesh::{Connection, cgroups_of_sockets, connections};
 
+use crate::forged::Forged;
 use link::LoadedProgram;
 use object::Maps;
 
@@ -105,6 +106,8 @@ pub(crate) struct Programs {
     /// What this agent has set; see [`Programs::drop_unclaimed`].
     targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,
     listeners: BTreeMap<IpAddr, PodKey>,
+    /// Whose addresses these are, as long as anything of it is attached.
+    addresses: BTreeMap<IpAddr, PodKey>,
 }
 
 impl Programs {
@@ -187,6 +190,8 @@ impl Programs {
         let key = Address::from(address);
         self.maps.listeners.insert(key, listener.as_raw_fd(), 0).map_err(in_map("LISTENERS"))?;
         self.listeners.insert(address, pod.clone());
+        self.maps.pod_addresses.insert(key, 1, 0).map_err(in_map("POD_ADDRESSES"))?;
+        self.addresses.insert(address, pod.clone());
         Ok(())
     }
 
@@ -217,6 +222,32 @@ impl Programs {
         let key = Address::from(address);
         absent_is_fine(self.maps.listeners.remove(&key)).map_err(in_map("LISTENERS"))?;
         absent_is_fine(self.maps.outbound_listeners.remove(&key)).map_err(in_map("OUTBOUND_LISTENERS"))
+    }
+
+    /// The pod's addresses are its own no more: nothing of it is attached.
+    pub(crate) fn forget_addresses(&mut self, pod: &PodKey) -> Result<(), MapError> {
+        let own = self.addresses.iter().filter(|(_, owner)| *owner == pod);
+        for address in own.map(|(address, _)| *address).collect::<Vec<_>>() {
+            self.addresses.remove(&address);
+            absent_is_fine(self.maps.pod_addresses.remove(&Address::from(address)))
+                .map_err(in_map("POD_ADDRESSES"))?;
+        }
+        Ok(())
+    }
+
+    /// Who sent packets with marks of ours since the last time, one for each sender.
+    pub(crate) fn take_forged(&mut self) -> Result<Vec<Forged>, MapError> {
+        let failed = in_map("FORGED_MARKS");
+        let all: Vec<_> = self.maps.forged_marks.iter().collect::<Result<_, _>>().map_err(failed)?;
+        for (sender, _) in &all {
+            absent_is_fine(self.maps.forged_marks.remove(sender)).map_err(failed)?;
+        }
+        let forged = |(sender, forged): (Address, ForgedMark)| Forged {
+            source: IpAddr::from(sender).to_canonical(),
+            destination: (IpAddr::from(forged.destination).to_canonical(), forged.port).into(),
+            mark: forged.mark,
+        };
+        Ok(all.into_iter().map(forged).collect())
     }
 
     /// Lets these sockets, open before their pod joined, go on as they were.
@@ -302,6 +333,14 @@ impl Programs {
                 standing.into_iter().filter(|address| !self.listeners.contains_key(&(*address).into()))
             {
                 absent_is_fine(map.remove(&address)).map_err(failed)?;
+            }
+        }
+        let failed = in_map("POD_ADDRESSES");
+        let standing: Vec<Address> =
+            self.maps.pod_addresses.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for address in standing {
+            if !self.addresses.contains_key(&address.into()) {
+                absent_is_fine(self.maps.pod_addresses.remove(&address)).map_err(failed)?;
             }
         }
         Ok(())

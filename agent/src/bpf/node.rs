@@ -79,6 +79,7 @@ impl Programs {
             log,
             targets: Default::default(),
             listeners: Default::default(),
+            addresses: Default::default(),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray, SockHash};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Address, Flow, ProbeTarget};
+use ebpf_common::{Address, Flow, ForgedMark, ProbeTarget};
 
 use super::error::LoadError;
 use super::link::LoadedProgram;
@@ -15,7 +15,7 @@ use super::link::LoadedProgram;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-bpf"));
 
 /// Maps that outlive the agent. The log's buffer is not among them: each agent reads its own programs' log.
-const PINNED_MAPS: [&str; 11] = [
+const PINNED_MAPS: [&str; 13] = [
     "EXEMPT_CGROUPS",
     "KUBELET_CGROUPS",
     "PROBE_TARGETS",
@@ -26,6 +26,8 @@ const PINNED_MAPS: [&str; 11] = [
     "LISTENERS",
     "OUTBOUND_LISTENERS",
     "REOPENED",
+    "POD_ADDRESSES",
+    "FORGED_MARKS",
     "COUNTERS",
 ];
 
@@ -60,6 +62,8 @@ pub(crate) struct Maps {
     pub(crate) outside: HashMap<MapData, u64, u32>,
     pub(crate) listeners: SockHash<MapData, Address>,
     pub(crate) outbound_listeners: SockHash<MapData, Address>,
+    pub(crate) pod_addresses: HashMap<MapData, Address, u8>,
+    pub(crate) forged_marks: HashMap<MapData, Address, ForgedMark>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
 }
 
@@ -92,6 +96,8 @@ impl Maps {
             outside: take(ebpf, "OUTSIDE")?,
             listeners: take(ebpf, "LISTENERS")?,
             outbound_listeners: take(ebpf, "OUTBOUND_LISTENERS")?,
+            pod_addresses: take(ebpf, "POD_ADDRESSES")?,
+            forged_marks: take(ebpf, "FORGED_MARKS")?,
             counters: take(ebpf, "COUNTERS")?,
         })
     }

@@ -96,6 +96,8 @@ counters! {
     DroppedMapFull = 20 => Dropped, "map_full";
     /// Packets from outside that claim to come from the very address they are for.
     DroppedOwnSource = 21 => Dropped, "own_source";
+    /// Packets of applications that carry one of our marks, which exempts them from nothing: captured all the same.
+    CapturedForgedMark = 22 => Captured, "forged_mark";
 }
 
 impl Counter {

@@ -42,9 +42,26 @@ pub struct Flow {
 
 const _: () = assert!(size_of::<Flow>() == 36 && align_of::<Flow>() == 4);
 
+/// Value of `FORGED_MARKS`, whose key is the sender's address: a packet that carried a mark of ours and is none of ours.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(Debug))]
+pub struct ForgedMark {
+    /// Whom it was for.
+    pub destination: Address,
+    /// The whole mark.
+    pub mark: u32,
+    /// The destination's port, in host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<ForgedMark>() == 24 && align_of::<ForgedMark>() == 4);
+
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Address, Flow, ProbeTarget};
+    use super::{Address, Flow, ForgedMark, ProbeTarget};
 
     // SAFETY: repr(transparent) over an array of words.
     unsafe impl aya::Pod for Address {}
@@ -52,4 +69,6 @@ mod pod {
     unsafe impl aya::Pod for ProbeTarget {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
     unsafe impl aya::Pod for Flow {}
+    // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
+    unsafe impl aya::Pod for ForgedMark {}
 }

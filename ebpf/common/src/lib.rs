@@ -16,13 +16,17 @@ pub mod packet;
 
 pub use address::Address;
 pub use counter::{Counter, Decision};
-pub use layout::{Flow, ProbeTarget};
+pub use layout::{Flow, ForgedMark, ProbeTarget};
 
 /// Version of all layouts and map definitions together; part of the path the agent pins them under.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Mark of packets that were turned round into `lo`; routed to table 100. Values and mask are Istio's.
 pub const MARK_CAPTURED: u32 = 0x111;
+/// Mark of ztunnel's sockets to the network. It routes nothing here; Istio's ztunnel relies on it.
+pub const MARK_PROXY: u32 = 0x539;
+/// Mark of ztunnel's connections to applications; routed to table 100, so that the answers come back over `lo`.
+pub const MARK_APPLICATION: u32 = 0x53a;
 /// Bits of the mark that are ours; the others belong to the CNI.
 pub const MARK_MASK: u32 = 0xfff;
 

@@ -7,6 +7,7 @@
 mod client;
 mod grpc;
 mod http;
+mod knock;
 mod payload;
 mod probe;
 mod push;
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Make many connections and check every byte that comes back.
     Flood(client::Flood),
+    /// Visit a unix socket.
+    Knock(knock::Knock),
     /// Send to a server that does not read, and say how much was taken.
     Push(push::Push),
     /// Probe servers as kubelet does, and say what came of each.
@@ -73,6 +76,7 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         None => cli.serve.run(),
         Some(Command::Flood(flood)) => flood.run(),
+        Some(Command::Knock(knock)) => knock.run(),
         Some(Command::Push(push)) => push.run(),
         Some(Command::Probe(probe)) => probe.run(),
         Some(Command::Steady(steady)) => steady.run(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::pod::{Family, Pod};
-use crate::process::Program;
+use crate::process::{Place, Program};
 
 /// How long a request may take, connection set-up included.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -87,6 +87,11 @@ impl Fetch {
     /// Sends the request from a node, outside kubelet's cgroup.
     pub fn from_node(&self, node: &Node) -> Result<Reply> {
         Reply::parse(&node.exec(&self.program(), self.deadline + EXIT_GRACE)?)
+    }
+
+    /// Sends the request from anywhere.
+    pub fn from_place(&self, place: &Place) -> Result<Reply> {
+        Reply::parse(&self.program().output(place, self.deadline + EXIT_GRACE)?)
     }
 
     fn program(&self) -> Program {

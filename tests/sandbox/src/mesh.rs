@@ -190,7 +190,12 @@ impl Mesh {
 
     /// Starts the agent of a node, without waiting for it; a running one must have been ended before.
     pub fn start_agent(&mut self, node: &Node) -> Result<()> {
-        let kubelet = node.place("kubelet")?;
+        self.start_agent_in(node, "agent")
+    }
+
+    /// The same, in a cgroup of that name: container runtimes make a new one at every start.
+    pub fn start_agent_in(&mut self, node: &Node, cgroup: &str) -> Result<()> {
+        let (kubelet, ztunnel) = (node.place("kubelet")?, node.place("ztunnel")?);
         let program = Program::new(&self.options.binaries.culvert)
             .named(format!("agent {}", node.name()))
             .args(["agent", "--node", node.name()])
@@ -204,10 +209,12 @@ impl Mesh {
             .arg(node.cgroup().path())
             .arg("--kubelet-cgroup")
             .arg(kubelet.cgroup.path())
+            .arg("--ztunnel-cgroup")
+            .arg(ztunnel.cgroup.path())
             .args(["--redirection", self.options.redirection.as_str()])
             .env("RUST_LOG", &self.options.log);
         let log = self.directory.join(format!("agent-{}.log", node.name()));
-        let process = program.spawn(&node.place("agent")?, &log)?;
+        let process = program.spawn(&node.place(cgroup)?, &log)?;
         self.agents.insert(node.name().to_owned(), process);
         Ok(())
     }

@@ -153,6 +153,11 @@ impl Pod {
         &self.net
     }
 
+    /// Gives the pod's device another address, as a process with `NET_ADMIN` can.
+    pub fn add_address(&self, address: IpAddr) -> Result<()> {
+        apply(&self.net, &[Step::address(DEVICE, address, width(address))])
+    }
+
     /// Runs a program in the pod, as `kubectl exec` would.
     pub fn exec(&self, program: &Program, deadline: Duration) -> Result<Output> {
         program.output(&self.place("exec")?, deadline)
@@ -223,7 +228,8 @@ impl Pod {
         Ok(program)
     }
 
-    fn place(&self, container: &str) -> Result<Place> {
+    /// A place in the pod, in a cgroup of that name within the pod's own.
+    pub fn place(&self, container: &str) -> Result<Place> {
         let cgroup = self.cgroup.child(container)?;
         Ok(Place { cgroup, net: self.net.clone(), mounts: self.mounts.clone() })
     }

@@ -19,6 +19,7 @@ use crate::{
     count::{count, decide},
     egress::unparsed,
     maps::{POD_ADDRESSES, REOPENED},
+    refuse,
     skb::{self, Assigned, DROP, PASS},
 };
 
@@ -95,9 +96,11 @@ fn to_listener(ctx: &TcContext, segment: &Segment) -> i32 {
         Assigned::Yes => PASS,
         Assigned::NoListener => {
             decide(ctx, segment, Counter::DroppedNoOutboundListener);
-            // A reset says more than silence, and the kernel sends one for what nobody here receives, if it is IPv6; with IPv4 it sends
-            // none in the name of an address that is not its own. An application of the pod that happens to listen on the
-            // destination's port must not receive it, however.
+            if segment.flags.opens() {
+                // An application of the pod that happens to listen on the destination's port must not receive it.
+                return if refuse::turn_into_reset(ctx, segment) { PASS } else { DROP };
+            }
+            // The kernel resets what nobody here receives, if it is IPv6; see `refuse`.
             if skb::has_any_receiver(ctx, segment) { DROP } else { PASS }
         }
         Assigned::Refused => {

@@ -28,6 +28,7 @@ mod inbound;
 mod loopback;
 mod maps;
 mod probe;
+mod refuse;
 mod skb;
 
 #[panic_handler]

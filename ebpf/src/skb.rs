@@ -57,6 +57,12 @@ impl Source for FromNetworkHeader<'_> {
     }
 }
 
+/// `N` bytes at `offset` from the network header; `None` if they are not there, or not in contiguous memory.
+#[inline(always)]
+pub fn read<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
+    FromNetworkHeader(ctx).read::<N>(offset).map(|bytes| bytes.0)
+}
+
 /// Parses the packet. The helper above reads contiguous memory only, so a packet that seems truncated gets its headers pulled
 /// together once and is looked at again.
 #[inline(always)]
@@ -106,8 +112,10 @@ fn parse_into(skb: *mut __sk_buff, segment: &mut MaybeUninit<Segment>) -> u64 {
     }
 }
 
+/// Offset of the source, which the destination follows, in an IPv4 header (RFC 791 3.1).
+pub const V4_SOURCE: u32 = 12;
 /// Offsets of the source and the destination in an IPv6 header (RFC 8200 section 3).
-const V6_SOURCE: u32 = 8;
+pub const V6_SOURCE: u32 = 8;
 const V6_DESTINATION: u32 = 24;
 
 /// Whether an IPv6 packet claims to come from the address it is for, or from `::1`. Of IPv4 the kernel drops such packets by itself

@@ -51,14 +51,21 @@ pub(crate) enum Sysctl {
     FwmarkReflect,
     /// Packets on `lo` may have a local source address.
     LoAcceptLocal,
+    /// `rp_filter` looks up the sources of packets on `lo` with their marks: what refuses a captured connection comes from elsewhere.
+    LoSrcValidMark,
     /// As `FwmarkReflect`; without it a closed IPv6 port is a time-out instead of a refusal.
     FwmarkReflect6,
 }
 
 impl Sysctl {
-    /// All four.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::TcpFwmarkAccept, Self::FwmarkReflect, Self::LoAcceptLocal, Self::FwmarkReflect6];
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::TcpFwmarkAccept,
+        Self::FwmarkReflect,
+        Self::LoAcceptLocal,
+        Self::LoSrcValidMark,
+        Self::FwmarkReflect6,
+    ];
 
     /// The file below `/proc/sys`.
     pub(crate) fn path(self) -> &'static str {
@@ -66,6 +73,7 @@ impl Sysctl {
             Self::TcpFwmarkAccept => "net/ipv4/tcp_fwmark_accept",
             Self::FwmarkReflect => "net/ipv4/fwmark_reflect",
             Self::LoAcceptLocal => "net/ipv4/conf/lo/accept_local",
+            Self::LoSrcValidMark => "net/ipv4/conf/lo/src_valid_mark",
             Self::FwmarkReflect6 => "net/ipv6/fwmark_reflect",
         }
     }

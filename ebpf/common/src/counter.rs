@@ -84,7 +84,7 @@ counters! {
     DroppedExtension = 14 => Dropped, "extension_header";
     /// TCP in a VLAN tag; it is captured on the VLAN's own device, before it is tagged.
     DroppedTagged = 15 => Dropped, "vlan_tagged";
-    /// No listener for connections of applications in this namespace; they are reset where that is possible.
+    /// No listener for connections of applications in this namespace; they are refused.
     DroppedNoOutboundListener = 16 => Dropped, "no_outbound_listener";
     /// No listener for connections from outside to this address.
     DroppedNoInboundListener = 17 => Dropped, "no_inbound_listener";

@@ -14,7 +14,7 @@ use api::ca::CaClient;
 use api::channel::{Credentials, Roots, Server, ServerAddress};
 use api::seqpacket::SeqPacketListener;
 use api::type_url::ResourceType;
-use api::xds_client::{self, XdsConfig};
+use api::xds_client::{self, Subscription, XdsClient, XdsConfig};
 use control::xds::ResourceStore;
 use daemon::admin::{Address, Admin, Routes};
 use daemon::logging::LogHandle;
@@ -36,7 +36,7 @@ use crate::kernel::Kernel;
 use crate::kubelet;
 use crate::local_socket;
 use crate::netns::{Netns, find};
-use crate::node_api::{self, ca_relay::CaRelay, upstream};
+use crate::node_api::{self, ca_relay::CaRelay, last_state::LastState, upstream::Copy};
 use crate::status::Board;
 use crate::tasks::Tasks;
 use crate::telemetry::{Observed, Telemetry};
@@ -156,8 +156,14 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     let control_status = subscription.status.clone();
     let store = ResourceStore::new(ResourceType::ZTUNNEL);
     let (pods, pods_out) = watch::channel::<Pods>(None);
-    tasks.spawn("control client", client.run());
-    tasks.spawn("control client", upstream::follow(subscription, store.clone(), pods, roots));
+    let last_state = LastState::new(&config.run_dir, &config.node, &address);
+    follow_control(
+        client,
+        subscription,
+        Copy::new(store.clone(), pods, roots),
+        (store.clone(), last_state),
+        &mut tasks,
+    );
 
     let hub = Arc::new(Hub::new());
     let board = Arc::new(Board::default());
@@ -209,6 +215,24 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         tasks.spawn_told("endpoint", endpoint.serve(routes, stop.clone().cancelled_owned()));
     }
     tasks.until_told().await
+}
+
+/// Goes on with what control said last, and follows it from there.
+fn follow_control(
+    mut client: XdsClient,
+    subscription: Subscription,
+    copy: Copy,
+    (store, last_state): (ResourceStore, LastState),
+    tasks: &mut Tasks,
+) {
+    let pushes = block_in_place(|| last_state.read());
+    for (kind, resources) in &pushes {
+        client.hold(*kind, resources.iter().map(|resource| resource.name.clone()));
+    }
+    copy.resume(pushes);
+    tasks.spawn("last state", last_state.write(store, copy.messages()));
+    tasks.spawn("control client", client.run());
+    tasks.spawn("control client", copy.follow(subscription));
 }
 
 /// Loads the programs and exempts the agent itself.

@@ -1,9 +1,10 @@
 //! What the agent offers ztunnel on `xds.sock`: the mesh's configuration, from the copy the agent keeps, and certificates,
 //! which control signs. ztunnel needs no credentials of its own, and no connection beyond its node.
 //!
-//! `upstream` keeps the copy; `ca_relay` passes certificate requests on with the node's token.
+//! `upstream` keeps the copy, `last_state` for a successor of the agent too; `ca_relay` passes certificate requests on with the node's token.
 
 pub(crate) mod ca_relay;
+pub(crate) mod last_state;
 pub(crate) mod upstream;
 
 use control::Routes;

@@ -1,42 +1,109 @@
 //! The agent's copy of what control says: configuration for ztunnel, as it came, this node's pods, and the roots that
 //! vouch for control itself.
 //!
-//! The copy stays in force while control is away; what changed meanwhile comes with the next stream.
+//! The copy stays in force while control is away, over restarts of the agent too (`last_state`); what changed meanwhile
+//! comes with the next stream.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::channel::Roots;
-use api::convert::Resource;
+use api::convert::{self, Resource};
 use api::delta::Rejection;
+use api::proto::discovery;
 use api::type_url::ResourceType;
-use api::xds_client::{Batch, Subscription, Update};
+use api::xds_client::{Subscription, Update};
 use control::xds::{Entry, ResourceStore};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
+
+use super::last_state::PodMessages;
 
 use crate::enroll::manager::Pods;
 use crate::enroll::pod::{PodSpec, PodUid};
 
-/// Takes what control pushes into `store`, `pods` and `roots`, until the client ends.
-pub(crate) async fn follow(
-    mut subscription: Subscription,
+/// The copy.
+pub(crate) struct Copy {
     store: ResourceStore,
     pods: watch::Sender<Pods>,
+    /// What `pods` was made of.
+    messages: watch::Sender<PodMessages>,
+    /// The roots that vouch for control, if it is reached over TLS.
     roots: Option<Roots>,
-) {
-    while let Some(batch) = subscription.batches.recv().await {
-        debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), "push from control");
-        let rejected = match batch.kind {
-            ResourceType::NodePod => take_pods(&batch, &pods),
-            ResourceType::TrustBundle => block_in_place(|| take_roots(&batch, roots.as_ref())),
+}
+
+impl Copy {
+    /// Nothing yet; what comes goes to `store`, `pods` and `roots`.
+    pub(crate) fn new(store: ResourceStore, pods: watch::Sender<Pods>, roots: Option<Roots>) -> Self {
+        Self { store, pods, messages: watch::Sender::new(None), roots }
+    }
+
+    /// This node's pods as control sent them.
+    pub(crate) fn messages(&self) -> watch::Receiver<PodMessages> {
+        self.messages.subscribe()
+    }
+
+    /// Takes what a predecessor held for what control says, until it says something else.
+    pub(crate) fn resume(&self, pushes: Vec<(ResourceType, Vec<discovery::Resource>)>) {
+        for (kind, resources) in pushes {
+            info!(%kind, resources = resources.len(), "going on with the last state of control");
+            let update = |resource: discovery::Resource| {
+                let content = resource.resource.unwrap_or_default();
+                let outcome = convert::read(kind, &resource.name, &content);
+                Update { name: resource.name, version: resource.version, content, outcome }
+            };
+            self.take(kind, &resources.into_iter().map(update).collect::<Vec<_>>(), &[]);
+        }
+    }
+
+    /// Takes what control pushes, until the client ends.
+    pub(crate) async fn follow(self, mut subscription: Subscription) {
+        while let Some(batch) = subscription.batches.recv().await {
+            debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), "push from control");
+            let rejected = self.take(batch.kind, &batch.updates, &batch.removed);
+            batch.reject(rejected);
+        }
+    }
+
+    fn take(&self, kind: ResourceType, updates: &[Update], removed: &[String]) -> Vec<Rejection> {
+        match kind {
+            ResourceType::NodePod => self.take_pods(updates, removed),
+            ResourceType::TrustBundle => block_in_place(|| take_roots(updates, self.roots.as_ref())),
             kind => {
-                store.update(kind, batch.updates.iter().map(entry).collect(), &batch.removed);
+                self.store.update(kind, updates.iter().map(entry).collect(), removed);
                 Vec::new()
             }
-        };
-        batch.reject(rejected);
+        }
+    }
+
+    /// A pod that is not usable stays as it was; control is told why.
+    fn take_pods(&self, updates: &[Update], removed: &[String]) -> Vec<Rejection> {
+        let mut rejected = Vec::new();
+        let mut specs = Vec::new();
+        let mut messages: BTreeMap<String, discovery::Resource> = BTreeMap::new();
+        for update in updates {
+            let Ok(Resource::Pod(pod)) = &update.outcome else { continue };
+            match PodSpec::try_from((**pod).clone()) {
+                Ok(spec) => {
+                    specs.push(spec);
+                    messages.insert(update.name.clone(), message(update));
+                }
+                Err(error) => {
+                    rejected.push(Rejection { name: update.name.clone(), reason: error.to_string() });
+                }
+            }
+        }
+        self.pods.send_modify(|pods| *pods = Some(Arc::new(merged(pods.as_deref(), specs, removed))));
+        self.messages.send_modify(|held| {
+            let before = held.iter().flat_map(|held| held.iter());
+            let stays = |held: &&discovery::Resource| {
+                !removed.contains(&held.name) && !messages.contains_key(&held.name)
+            };
+            let stay: Vec<_> = before.filter(stays).cloned().collect();
+            *held = Some(Arc::new(stay.into_iter().chain(messages.into_values()).collect()));
+        });
+        rejected
     }
 }
 
@@ -45,25 +112,18 @@ fn entry(update: &Update) -> Entry {
     Entry::from((update.name.clone(), update.content.clone()))
 }
 
-/// A pod that is not usable stays as it was; control is told why.
-fn take_pods(batch: &Batch, pods: &watch::Sender<Pods>) -> Vec<Rejection> {
-    let mut rejected = Vec::new();
-    let mut specs = Vec::new();
-    for update in &batch.updates {
-        let Ok(Resource::Pod(pod)) = &update.outcome else { continue };
-        match PodSpec::try_from((**pod).clone()) {
-            Ok(spec) => specs.push(spec),
-            Err(error) => rejected.push(Rejection { name: update.name.clone(), reason: error.to_string() }),
-        }
+fn message(update: &Update) -> discovery::Resource {
+    discovery::Resource {
+        name: update.name.clone(),
+        resource: Some(update.content.clone()),
+        ..discovery::Resource::default()
     }
-    pods.send_modify(|pods| *pods = Some(Arc::new(merged(pods.as_deref(), specs, &batch.removed))));
-    rejected
 }
 
 /// What cannot be kept is no reason to go without control: the roots known so far stay in force.
-fn take_roots(batch: &Batch, roots: Option<&Roots>) -> Vec<Rejection> {
+fn take_roots(updates: &[Update], roots: Option<&Roots>) -> Vec<Rejection> {
     let mut rejected = Vec::new();
-    for update in &batch.updates {
+    for update in updates {
         let (Ok(Resource::TrustBundle(pem)), Some(roots)) = (&update.outcome, roots) else { continue };
         match roots.learn(pem) {
             Ok(true) => {

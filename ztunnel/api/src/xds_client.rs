@@ -169,6 +169,14 @@ pub fn client(config: XdsConfig) -> (XdsClient, Subscription) {
     (client, Subscription { batches: batches_out, status: status_out })
 }
 
+impl XdsClient {
+    /// Takes note that the consumer holds these resources from an earlier process: the control plane sends each anew or says that it
+    /// is gone.
+    pub fn hold(&mut self, kind: ResourceType, names: impl IntoIterator<Item = String>) {
+        self.state.hold(kind, names);
+    }
+}
+
 /// The half that keeps a stream up.
 #[derive(Debug)]
 pub struct XdsClient {

@@ -58,6 +58,12 @@ impl Snapshot {
         self.required.iter().all(|kind| self.types.contains_key(kind))
     }
 
+    /// The resources of a type, by name.
+    pub fn contents(&self, kind: ResourceType) -> impl Iterator<Item = (&str, &Any)> {
+        let resources = self.types.get(&kind).into_iter().flat_map(|resources| resources.iter());
+        resources.map(|(name, stored)| (&**name, &stored.versioned.content))
+    }
+
     /// How many resources of a type there are.
     pub fn count(&self, kind: ResourceType) -> usize {
         self.types.get(&kind).map_or(0, |resources| resources.len())

@@ -76,6 +76,13 @@ impl ClientState {
         Self { node, types: types.iter().map(held).collect() }
     }
 
+    /// Takes note that the consumer holds these from an earlier process, of whatever versions.
+    pub fn hold(&mut self, kind: ResourceType, names: impl IntoIterator<Item = String>) {
+        if let Some(held) = self.types.iter_mut().find(|held| held.kind == kind) {
+            held.versions.extend(names.into_iter().map(|name| (name, UNKNOWN_VERSION.to_owned())));
+        }
+    }
+
     /// What to say first on a new stream: one wildcard subscription a type, with what is held.
     pub fn connect(&self) -> Vec<DeltaDiscoveryRequest> {
         let subscribe = |held: &Held| DeltaDiscoveryRequest {

@@ -1,6 +1,7 @@
 //! What all ZDS sessions share: the pods to serve, the sessions there are, and what each acknowledged.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -70,6 +71,7 @@ struct State {
     sessions: BTreeMap<SessionId, Session>,
     next_session: u64,
     held: Option<HashMap<PodUid, Held>>,
+    deposit: Option<Arc<OwnedFd>>,
 }
 
 /// Shared by the pod tasks, the sessions and the status.
@@ -294,6 +296,19 @@ impl Membership {
     pub(super) fn synchronised(&self) {
         self.with(|session| session.synchronised = true);
         self.hub.changed();
+    }
+
+    /// What a ztunnel left in the agent's keeping last.
+    pub(super) fn deposit(&self) -> Option<Arc<OwnedFd>> {
+        self.hub.state().deposit.clone()
+    }
+
+    /// Keeps what the active ztunnel leaves; one that drains has a successor with keys of its own.
+    pub(super) fn keep(&self, deposit: OwnedFd) {
+        let mut state = self.hub.state();
+        if state.sessions.last_key_value().is_some_and(|(id, _)| *id == self.id) {
+            state.deposit = Some(Arc::new(deposit));
+        }
     }
 
     /// Hands in what this ztunnel held.

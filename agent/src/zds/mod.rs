@@ -4,6 +4,14 @@
 //! and taken from all. A new session gets the whole snapshot first, then what changes. `hub` knows the sessions and what
 //! each has acknowledged, `session` speaks with one, `server` accepts them, `admission` says who may be one and exempts it from
 //! capture, `process` holds its process.
+//!
+//! **Keys in keeping.** Keys stay in the memory of the process that uses them; so a ztunnel that is killed would need new certificates
+//! before its successor carries anything to another node, and while the CA is away there are none. Therefore ztunnel leaves a sealed
+//! memfd of its certificates and keys here, and the agent hands it to the next ztunnel it admits, before any pod. To the agent it is
+//! a descriptor like the listeners': it neither reads nor maps it, and no file system has a name for it. Nobody gains by that:
+//! who gets the descriptor is admitted to every pod's namespace and may ask the CA for the same identities, and who could take it
+//! out of the agent (root, with SYS_PTRACE) could read ztunnel's memory as well. It lasts as long as this process and is
+//! replaced whenever ztunnel's certificates change.
 
 pub(crate) mod admission;
 pub(crate) mod hub;

@@ -2,7 +2,7 @@
 //! each answered within [`DEADLINE`]; anything else than the protocol allows ends the session.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,16 +61,32 @@ pub(crate) async fn run(
     }
     let (membership, commands) = hub.join(peer, hello.listeners);
     let mut session = Session { socket, membership, listeners: hello.listeners };
+    if hello.deposits {
+        session.give_deposit().await?;
+    }
     if !hub.holdings_known() {
         let held = if hello.listeners { session.return_listeners().await? } else { Vec::new() };
         session.membership.report(held);
     }
-    tokio::select! {
-        () = hub.roster_known() => {}
-        early = session.socket.receive() => return ended(early?),
+    loop {
+        tokio::select! {
+            () = hub.roster_known() => break,
+            early = session.socket.receive() => match session.sort(early?)? {
+                Sorted::Kept => {}
+                Sorted::Other(early) => return ended(early),
+            }
+        }
     }
     session.send_snapshot().await?;
     session.serve(commands).await
+}
+
+/// What a message is.
+enum Sorted {
+    /// A deposit, which may come at any time and is now kept.
+    Kept,
+    /// Something else, or the end.
+    Other(Option<Datagram>),
 }
 
 /// What is due from the peer at this point.
@@ -105,12 +121,45 @@ impl Session {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Result<(), String>, SessionError> {
         self.send(request, fds).await?;
-        let answer = due(&self.socket).await?;
+        let answer = self.answer().await?;
         match Response::decode(&answer.bytes, answer.descriptors.len())? {
             Response::Ack => Ok(Ok(())),
             Response::Nack(error) => Ok(Err(error)),
-            Response::Held(_) => Err(SessionError::NotDue),
+            Response::Held(_) | Response::Deposit => Err(SessionError::NotDue),
         }
+    }
+
+    /// What is due, after the deposits that may come before it.
+    async fn answer(&self) -> Result<Datagram, SessionError> {
+        loop {
+            match self.sort(Some(due(&self.socket).await?))? {
+                Sorted::Kept => {}
+                Sorted::Other(answer) => return answer.ok_or(SessionError::Closed),
+            }
+        }
+    }
+
+    fn sort(&self, received: Option<Datagram>) -> Result<Sorted, SessionError> {
+        let Some(mut datagram) = received else { return Ok(Sorted::Other(None)) };
+        match Response::decode(&datagram.bytes, datagram.descriptors.len())? {
+            Response::Deposit => {
+                if let Some(deposit) = datagram.descriptors.pop() {
+                    self.membership.keep(deposit);
+                }
+                Ok(Sorted::Kept)
+            }
+            Response::Ack | Response::Nack(_) | Response::Held(_) => Ok(Sorted::Other(Some(datagram))),
+        }
+    }
+
+    /// Hands over what a predecessor left; a ztunnel that cannot use it does without.
+    async fn give_deposit(&mut self) -> Result<(), SessionError> {
+        let deposit = self.membership.deposit();
+        let fds: Vec<_> = deposit.iter().map(|deposit| deposit.as_fd()).collect();
+        if let Err(error) = self.request(&Request::TakeBack { present: deposit.is_some() }, &fds).await? {
+            warn!(error, "ztunnel did not take back its predecessor's keys");
+        }
+        Ok(())
     }
 
     /// Asks for everything ztunnel holds.
@@ -118,8 +167,9 @@ impl Session {
         self.send(&Request::ReturnListeners, &[]).await?;
         let mut all = Vec::new();
         loop {
-            let answer = due(&self.socket).await?;
+            let answer = self.answer().await?;
             match Response::decode(&answer.bytes, answer.descriptors.len())? {
+                Response::Deposit => return Err(SessionError::NotDue),
                 Response::Held(held) => all.push(held_pod(held, answer.descriptors)?),
                 Response::Ack => break,
                 Response::Nack(error) => {
@@ -176,7 +226,10 @@ impl Session {
     async fn serve(&mut self, mut commands: mpsc::UnboundedReceiver<Command>) -> Result<(), SessionError> {
         loop {
             tokio::select! {
-                received = self.socket.receive() => return ended(received?),
+                received = self.socket.receive() => match self.sort(received?)? {
+                    Sorted::Kept => {}
+                    Sorted::Other(received) => return ended(received),
+                },
                 command = commands.recv() => match command {
                     None => return Ok(()),
                     Some(Command::Add(announcement, reply)) => {

@@ -29,7 +29,7 @@ impl Ztunnel {
             let hello = session::greet(&agents).await?;
             session::run(agents, hello, Peer { pid: 1, uid: 0 }, &hub).await
         });
-        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners };
+        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners, deposits: false };
         socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
         Self { socket, session }
     }
@@ -58,6 +58,7 @@ impl Ztunnel {
                 Payload::Keep(keep) => format!("keep {}", keep.uid),
                 Payload::Del(del) => format!("del {}", del.uid),
                 Payload::ReturnListeners(_) => "return".to_owned(),
+                Payload::TakeBack(_) => format!("take back {fds}"),
                 Payload::SnapshotSent(_) => return seen,
             });
         }
@@ -109,6 +110,44 @@ async fn a_new_ztunnel_gets_the_snapshot_then_what_changes() {
         !hub.acknowledged(&announcement("a")),
         "another announcement of the same pod is not acknowledged"
     );
+}
+
+#[tokio::test]
+async fn what_a_ztunnel_leaves_is_given_to_the_next_and_not_what_a_draining_one_leaves() {
+    let hub = Arc::new(Hub::new());
+    roster(&hub, &[]);
+    let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners: true, deposits: true };
+    let connect = async || {
+        let (socket, agents) = SeqPacket::pair().unwrap();
+        let hub = Arc::clone(&hub);
+        let session = tokio::spawn(async move { session::run(agents, Peer { pid: 1, uid: 0 }, &hub).await });
+        socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
+        Ztunnel { socket, session }
+    };
+    let leave = async |ztunnel: &Ztunnel, file: &std::fs::File| {
+        let payload = workload_response::Payload::Deposit(zds::Deposit {});
+        let deposit = zds::WorkloadResponse { payload: Some(payload) }.encode_to_vec();
+        ztunnel.socket.send(&deposit, &[std::os::fd::AsFd::as_fd(file)]).await.unwrap();
+    };
+    let first = connect().await;
+    assert_eq!(first.take_snapshot().await, ["take back 0", "return"]);
+    let (kept, late) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    leave(&first, &kept).await;
+    // Its turn has come when something after it is answered.
+    let uid = PodUid::from("a");
+    let answered = async |ztunnel: &Ztunnel| {
+        assert!(matches!(ztunnel.next().await.0, Payload::Del(_)));
+        ztunnel.answer("").await;
+    };
+    tokio::join!(hub.withdraw(&uid), answered(&first));
+    let second = connect().await;
+    assert_eq!(second.take_snapshot().await, ["take back 1"]);
+    leave(&first, &late).await;
+    tokio::join!(hub.withdraw(&uid), async { tokio::join!(answered(&first), answered(&second)) });
+    let third = connect().await;
+    let datagram = third.socket.receive().await.unwrap().unwrap();
+    let inode = |fd: &dyn std::os::fd::AsFd| nix::sys::stat::fstat(fd.as_fd()).unwrap().st_ino;
+    assert_eq!(inode(&datagram.descriptors[0]), inode(&kept));
 }
 
 #[tokio::test]
@@ -252,7 +291,8 @@ async fn a_ztunnel_that_does_not_answer_is_given_up_after_five_seconds() {
 #[tokio::test]
 async fn another_version_of_the_protocol_is_refused() {
     let (socket, agents) = SeqPacket::pair().unwrap();
-    socket.send(&zds::ZdsHello { version: 2, listeners: true }.encode_to_vec(), &[]).await.unwrap();
+    let hello = zds::ZdsHello { version: 2, listeners: true, deposits: false };
+    socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
     let error = session::greet(&agents).await.unwrap_err();
     assert_eq!(error.to_string(), "ztunnel broke the protocol: version 2 of the protocol, not 1");
 }

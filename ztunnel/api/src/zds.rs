@@ -5,6 +5,7 @@
 //! datagram and how many file descriptors came with it, and returns the message only when the two agree; what
 //! the caller does with the descriptors of a message that does not decode is to close them.
 
+mod deposit;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use prost::Message;
+
+pub use deposit::{DepositedKey, decode_keys, encode_keys};
 
 use crate::convert::{address_to_bytes, bytes_to_address};
 use crate::proto::zds as proto;
@@ -65,6 +68,9 @@ pub enum Violation {
     /// An address of neither 4 nor 16 bytes.
     #[error("an address of {0} bytes, neither 4 nor 16")]
     Address(usize),
+    /// Not one file descriptor with what has one.
+    #[error("{0} file descriptors of a deposit, which has one")]
+    DepositFds(usize),
     /// No uid.
     #[error("no uid")]
     MissingUid,
@@ -117,12 +123,15 @@ impl Listener {
 pub struct Hello {
     /// The proxy takes listening sockets and gives them back.
     pub listeners: bool,
+    /// It leaves its keys in the agent's keeping, and takes back what a predecessor left.
+    pub deposits: bool,
 }
 
 impl Hello {
     /// The datagram; it carries no file descriptor.
     pub fn encode(self) -> Vec<u8> {
-        proto::ZdsHello { version: proto::Version::V1 as i32, listeners: self.listeners }.encode_to_vec()
+        let version = proto::Version::V1 as i32;
+        proto::ZdsHello { version, listeners: self.listeners, deposits: self.deposits }.encode_to_vec()
     }
 
     /// Reads a datagram that came with `fds` file descriptors.
@@ -132,7 +141,7 @@ impl Hello {
         if hello.version != proto::Version::V1 as i32 {
             return Err(Violation::Version(hello.version));
         }
-        Ok(Self { listeners: hello.listeners })
+        Ok(Self { listeners: hello.listeners, deposits: hello.deposits })
     }
 }
 
@@ -175,6 +184,11 @@ pub enum Request {
     Keep(String),
     /// Send one [`Response::Held`] for each pod served, then an ack.
     ReturnListeners,
+    /// What a predecessor left, if `present`. From then on the agent takes [`Response::Deposit`]s.
+    TakeBack {
+        /// Whether its file descriptor comes with it.
+        present: bool,
+    },
 }
 
 impl Request {
@@ -182,6 +196,7 @@ impl Request {
     pub fn fds(&self) -> usize {
         match self {
             Self::Add(add) => 1 + add.listeners.len(),
+            Self::TakeBack { present } => usize::from(*present),
             Self::Del(_) | Self::SnapshotSent | Self::Keep(_) | Self::ReturnListeners => 0,
         }
     }
@@ -204,6 +219,7 @@ impl Request {
             Self::SnapshotSent => Payload::SnapshotSent(proto::SnapshotSent {}),
             Self::Keep(uid) => Payload::Keep(proto::KeepWorkload { uid: uid.clone() }),
             Self::ReturnListeners => Payload::ReturnListeners(proto::ReturnListeners {}),
+            Self::TakeBack { .. } => Payload::TakeBack(proto::TakeBack {}),
         };
         encode(&proto::WorkloadRequest { payload: Some(payload) })
     }
@@ -213,16 +229,18 @@ impl Request {
         use proto::workload_request::Payload;
         let request: proto::WorkloadRequest = decode(datagram)?;
         let payload = request.payload.ok_or(Violation::Unknown)?;
-        if let Payload::Add(add) = payload {
-            return decode_add(add, fds).map(Self::Add);
+        match payload {
+            Payload::Add(add) => return decode_add(add, fds).map(Self::Add),
+            Payload::TakeBack(_) if fds <= 1 => return Ok(Self::TakeBack { present: fds == 1 }),
+            Payload::TakeBack(_) => return Err(Violation::DepositFds(fds)),
+            _ => expect_none(fds)?,
         }
-        expect_none(fds)?;
         match payload {
             Payload::Del(del) => Ok(Self::Del(uid(del.uid)?)),
             Payload::Keep(keep) => Ok(Self::Keep(uid(keep.uid)?)),
             Payload::SnapshotSent(_) => Ok(Self::SnapshotSent),
             Payload::ReturnListeners(_) => Ok(Self::ReturnListeners),
-            Payload::Add(_) => Err(Violation::Unknown),
+            Payload::Add(_) | Payload::TakeBack(_) => Err(Violation::Unknown),
         }
     }
 }
@@ -247,6 +265,8 @@ pub enum Response {
     Nack(String),
     /// A pod the proxy serves.
     Held(Held),
+    /// Something to keep, in the place of what was left before. Answers no request and is not answered.
+    Deposit,
 }
 
 impl Response {
@@ -254,6 +274,7 @@ impl Response {
     pub fn fds(&self) -> usize {
         match self {
             Self::Held(held) => 1 + held.listeners.len(),
+            Self::Deposit => 1,
             Self::Ack | Self::Nack(_) => 0,
         }
     }
@@ -269,6 +290,7 @@ impl Response {
                 listeners: listeners_to_proto(&held.listeners),
                 addresses: addresses_to_proto(&held.addresses),
             }),
+            Self::Deposit => Payload::Deposit(proto::Deposit {}),
         };
         encode(&proto::WorkloadResponse { payload: Some(payload) })
     }
@@ -286,6 +308,8 @@ impl Response {
                 let (listeners, addresses) = decode_sockets(&held.listeners, &held.addresses, fds)?;
                 Ok(Self::Held(Held { uid: uid(held.uid)?, listeners, addresses }))
             }
+            Payload::Deposit(_) if fds == 1 => Ok(Self::Deposit),
+            Payload::Deposit(_) => Err(Violation::DepositFds(fds)),
         }
     }
 }

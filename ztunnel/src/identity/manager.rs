@@ -73,6 +73,8 @@ struct Slot<C> {
 struct Inner<C> {
     scheduler: Scheduler,
     slots: HashMap<SpiffeId, Slot<C>>,
+    /// A predecessor's certificates and their ends, until it is known whose pods there are.
+    inherited: HashMap<SpiffeId, (Arc<C>, Instant)>,
 }
 
 struct Shared<C> {
@@ -80,6 +82,8 @@ struct Shared<C> {
     inner: Mutex<Inner<C>>,
     /// Something was wanted or finished.
     wake: Notify,
+    /// Counts changes of what is held.
+    changes: watch::Sender<u64>,
     metrics: Metrics,
 }
 
@@ -139,6 +143,7 @@ impl<C> Drop for Lease<C> {
         if slot.users == 0 {
             inner.slots.remove(&self.id);
             inner.scheduler.forget(&self.id);
+            self.identities.changed();
             count_held(&self.identities.0.metrics, &inner);
         }
     }
@@ -147,11 +152,13 @@ impl<C> Drop for Lease<C> {
 impl<C: Send + Sync + 'static> Identities<C> {
     /// Nothing is fetched before [`Identities::run`] runs.
     pub(crate) fn new(source: impl Source<Certificate = C>, metrics: Metrics) -> Self {
-        let inner = Inner { scheduler: Scheduler::default(), slots: HashMap::new() };
+        let inner =
+            Inner { scheduler: Scheduler::default(), slots: HashMap::new(), inherited: HashMap::new() };
         Self(Arc::new(Shared {
             source: Box::new(source),
             inner: Mutex::new(inner),
             wake: Notify::new(),
+            changes: watch::Sender::new(0),
             metrics,
         }))
     }
@@ -159,12 +166,36 @@ impl<C: Send + Sync + 'static> Identities<C> {
     /// A pod of this identity is enrolled: its certificate is fetched ahead.
     pub(crate) fn lease(&self, id: &SpiffeId) -> Lease<C> {
         let mut inner = self.lock();
-        let empty = || Slot { users: 0, held: watch::Sender::new(Held { current: None, error: None }) };
-        inner.slots.entry(id.clone()).or_insert_with(empty).users += 1;
-        inner.scheduler.want(id, Priority::Ahead, Instant::now());
+        let now = Instant::now();
+        let Inner { scheduler, slots, inherited } = &mut *inner;
+        let slot = slots.entry(id.clone()).or_insert_with(|| {
+            let current = inherited.remove(id).filter(|(_, end)| *end > now);
+            if let Some((_, end)) = &current {
+                scheduler.want_renewed(id, *end - now, now);
+            }
+            Slot { users: 0, held: watch::Sender::new(Held { current, error: None }) }
+        });
+        slot.users += 1;
+        scheduler.want(id, Priority::Ahead, now);
+        count_held(&self.0.metrics, &inner);
         drop(inner);
         self.0.wake.notify_one();
         Lease { identities: self.clone(), id: id.clone() }
+    }
+
+    /// A predecessor's certificate, valid for another `remaining`: it serves the pods of `id` that are enrolled from now on.
+    pub(crate) fn inherit(&self, id: &SpiffeId, certificate: Arc<C>, remaining: Duration) {
+        self.lock().inherited.insert(id.clone(), (certificate, Instant::now() + remaining));
+    }
+
+    /// All pods are enrolled: what was inherited for others is forgotten.
+    pub(crate) fn forget_inherited(&self) {
+        self.lock().inherited.clear();
+    }
+
+    /// Changes whenever other certificates are held.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     /// Everything held now, for people.
@@ -202,7 +233,7 @@ impl<C: Send + Sync + 'static> Identities<C> {
         let result = self.0.source.fetch(&fetch.id).await;
         let now = Instant::now();
         let mut inner = self.lock();
-        let Inner { scheduler, slots } = &mut *inner;
+        let Inner { scheduler, slots, .. } = &mut *inner;
         let slot = slots.get(&fetch.id);
         let mut replaced = false;
         let label = match result {
@@ -212,6 +243,7 @@ impl<C: Send + Sync + 'static> Identities<C> {
                 {
                     let current = Some((issued.certificate, now + issued.remaining));
                     replaced = slot.held.send_replace(Held { current, error: None }).current.is_some();
+                    self.changed();
                     tracing::debug!(identity = %fetch.id, valid_for = ?issued.remaining, "certificate issued");
                 }
                 "ok"
@@ -248,6 +280,10 @@ impl<C: Send + Sync + 'static> Identities<C> {
 }
 
 impl<C> Identities<C> {
+    fn changed(&self) {
+        self.0.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// A panic cannot leave the maps half-changed (each change is one insertion or removal).
     fn lock(&self) -> MutexGuard<'_, Inner<C>> {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -359,6 +395,31 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(15)).await;
         assert_eq!(renewed.try_recv(), Ok(web()));
         assert!(renewed.try_recv().is_err(), "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_predecessor_held_serves_while_the_ca_is_away_and_is_renewed_at_half_its_rest() {
+        let (identities, source) = start(&[Err("away"), Ok(100)]);
+        identities.inherit(&web(), Arc::new(77), Duration::from_secs(100));
+        let lease = identities.lease(&web());
+        assert_eq!(*lease.certificate(within(0)).await.unwrap(), 77);
+        tokio::time::sleep(Duration::from_secs(49)).await;
+        assert_eq!(source.asked.load(Ordering::SeqCst), 0);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(*lease.certificate(within(0)).await.unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_inherited_that_has_expired_or_comes_after_the_pods() {
+        let (identities, _) = start(&[Ok(100), Ok(100)]);
+        identities.inherit(&web(), Arc::new(77), Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let lease = identities.lease(&web());
+        assert_eq!(*lease.certificate(within(5)).await.unwrap(), 0);
+        drop(lease);
+        identities.inherit(&web(), Arc::new(77), Duration::from_secs(1000));
+        identities.forget_inherited();
+        assert_eq!(*identities.lease(&web()).certificate(within(5)).await.unwrap(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
-//! Certificates of the node's enrolled pods: fetched ahead, renewed at half life, shared, forgotten.
+//! Certificates of the node's enrolled pods: fetched ahead, renewed at half life, shared, left to a successor, forgotten.
 
 mod authority;
+pub(crate) mod deposit;
 mod manager;
 mod scheduler;
 

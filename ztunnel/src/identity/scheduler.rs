@@ -97,6 +97,14 @@ impl Scheduler {
         self.entries.insert(id.clone(), entry);
     }
 
+    /// Wants `id`, for which a predecessor's certificate is held that is valid for another `remaining`. Renewal is due at half of that.
+    pub(crate) fn want_renewed(&mut self, id: &SpiffeId, remaining: Duration, now: Instant) {
+        self.generation += 1;
+        let phase = Phase::Due { due: now + remaining / 2, priority: Priority::Renewal };
+        let entry = Entry { phase, failures: 0, expires: Some(now + remaining), generation: self.generation };
+        self.entries.insert(id.clone(), entry);
+    }
+
     /// Nobody uses `id` any more. A request under way finishes and is then ignored.
     pub(crate) fn forget(&mut self, id: &SpiffeId) {
         self.entries.remove(id);

@@ -102,16 +102,26 @@ async fn send(socket: &SeqPacket, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
 }
 
 async fn follow<P: Proxies>(socket: &SeqPacket, session: &mut Session<P>) -> SessionEnd {
-    let hello = Hello { listeners: true }.encode();
+    let hello = Hello { listeners: true, deposits: true }.encode();
     if let Err(end) = send(socket, &hello, &[]).await {
         return end;
     }
     tracing::info!("connected to the node agent");
     let mut retry = interval(RETRY_INTERVAL);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut deposits = session.deposits();
+    deposits.mark_changed();
     loop {
         let datagram = tokio::select! {
             datagram = socket.receive() => datagram,
+            Ok(()) = deposits.changed(), if session.may_deposit() => {
+                if let Some(deposit) = session.deposit()
+                    && let Err(end) = say(socket, deposit).await
+                {
+                    return end;
+                }
+                continue;
+            }
             _ = retry.tick() => {
                 session.retry_pending();
                 continue;
@@ -133,11 +143,15 @@ async fn answer<P: Proxies>(
     session: &mut Session<P>,
     datagram: Datagram,
 ) -> Result<(), SessionEnd> {
-    for Answer { response, descriptors } in session.handle(datagram)? {
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        send(socket, &response.encode()?, &borrowed).await?;
+    for answer in session.handle(datagram)? {
+        say(socket, answer).await?;
     }
     Ok(())
+}
+
+async fn say(socket: &SeqPacket, Answer { response, descriptors }: Answer) -> Result<(), SessionEnd> {
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    send(socket, &response.encode()?, &borrowed).await
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! The session's hand on the data path.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::session::{HeldPod, Proxies};
+use crate::identity::deposit;
 use crate::pods::{PodSpec, PodUid, Serving};
 use crate::proxy::{self, Node};
 
@@ -43,6 +46,28 @@ impl Proxies for NodeProxies {
             })
         };
         self.0.pods.all().iter().map(one).collect()
+    }
+
+    fn take_back(&mut self, deposit: OwnedFd) -> Result<(), String> {
+        let certificates = deposit::take(&self.0.identities, deposit).map_err(|error| error.to_string())?;
+        tracing::info!(certificates, "took over a predecessor's certificates");
+        Ok(())
+    }
+
+    fn settled(&mut self) {
+        self.0.identities.forget_inherited();
+    }
+
+    fn deposit(&self) -> io::Result<Option<OwnedFd>> {
+        // The successor has its own.
+        if self.0.drain.is_draining() {
+            return Ok(None);
+        }
+        deposit::make(&self.0.identities)
+    }
+
+    fn deposits(&self) -> watch::Receiver<u64> {
+        self.0.identities.changes()
     }
 
     fn pending(&self, count: usize) {

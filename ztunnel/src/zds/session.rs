@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use api::seqpacket::Datagram;
 use api::zds::{Add, Held, Listener, Request, Response, Violation};
 use daemon::readiness::{BlockReady, Readiness};
+use tokio::sync::watch;
 use tunnel::socket::Netns;
 
 use crate::pods::{Listeners, PodSpec, PodUid};
@@ -28,6 +29,14 @@ pub(crate) trait Proxies {
     fn held(&self) -> io::Result<Vec<HeldPod>>;
     /// How many could not be started; for metrics.
     fn pending(&self, count: usize);
+    /// Takes over what a predecessor left in the agent's keeping. The error is for people.
+    fn take_back(&mut self, deposit: OwnedFd) -> Result<(), String>;
+    /// All pods there are have been announced.
+    fn settled(&mut self);
+    /// What is to be left for a successor now, if anything.
+    fn deposit(&self) -> io::Result<Option<OwnedFd>>;
+    /// Changes whenever that does.
+    fn deposits(&self) -> watch::Receiver<u64>;
 }
 
 /// What the agent may ask back.
@@ -70,13 +79,22 @@ pub(crate) struct Session<P> {
     pending: HashMap<PodUid, Pending>,
     /// Held until the snapshot of the present connection is complete.
     incomplete: Option<BlockReady>,
+    /// The agent of the present connection keeps deposits.
+    keeps: bool,
 }
 
 impl<P: Proxies> Session<P> {
     /// Not connected yet.
     pub(crate) fn new(proxies: P, readiness: Readiness) -> Self {
         let incomplete = Some(readiness.block("pods from the node agent"));
-        Self { proxies, readiness, announced: HashSet::new(), pending: HashMap::new(), incomplete }
+        Self {
+            proxies,
+            readiness,
+            announced: HashSet::new(),
+            pending: HashMap::new(),
+            incomplete,
+            keeps: false,
+        }
     }
 
     /// Whether the present connection has given a whole snapshot.
@@ -87,6 +105,7 @@ impl<P: Proxies> Session<P> {
     /// The connection is gone; what it announced has to be announced again.
     pub(crate) fn disconnected(&mut self) {
         self.announced.clear();
+        self.keeps = false;
         if self.incomplete.is_none() {
             self.incomplete = Some(self.readiness.block("pods from the node agent"));
         }
@@ -107,8 +126,42 @@ impl<P: Proxies> Session<P> {
                 Response::Ack
             }
             Request::ReturnListeners => return Ok(self.give_back()),
+            Request::TakeBack { .. } => self.take_back(datagram.descriptors),
         };
         Ok(vec![response.into()])
+    }
+
+    /// Whether the agent is to be left what is held. Not before all pods are known: a part would take the place of a predecessor's whole.
+    pub(crate) fn may_deposit(&self) -> bool {
+        self.keeps && self.has_snapshot()
+    }
+
+    /// Changes whenever there is something else to leave.
+    pub(crate) fn deposits(&self) -> watch::Receiver<u64> {
+        self.proxies.deposits()
+    }
+
+    /// What is to be left in the agent's keeping.
+    pub(crate) fn deposit(&self) -> Option<Answer> {
+        match self.proxies.deposit() {
+            Ok(deposit) => deposit.map(|fd| Answer { response: Response::Deposit, descriptors: vec![fd] }),
+            Err(error) => {
+                tracing::warn!(%error, "the keys cannot be left for a successor");
+                None
+            }
+        }
+    }
+
+    fn take_back(&mut self, descriptors: Vec<OwnedFd>) -> Response {
+        self.keeps = true;
+        let taken = descriptors.into_iter().try_for_each(|deposit| self.proxies.take_back(deposit));
+        taken.map_or_else(
+            |error| {
+                tracing::warn!(error, "what a predecessor left cannot be used; new certificates are needed");
+                Response::Nack(error)
+            },
+            |()| Response::Ack,
+        )
     }
 
     /// Tries again what could not be started.
@@ -170,6 +223,7 @@ impl<P: Proxies> Session<P> {
             self.remove(&uid);
         }
         self.incomplete = None;
+        self.proxies.settled();
         tracing::info!(pods = self.announced.len(), "snapshot of the node's pods is complete");
     }
 

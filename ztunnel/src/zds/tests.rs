@@ -21,6 +21,8 @@ struct Remembered(Arc<Mutex<Inner>>);
 struct Inner {
     served: BTreeMap<PodUid, usize>,
     broken: bool,
+    taken_back: Option<OwnedFd>,
+    deposits: tokio::sync::watch::Sender<u64>,
 }
 
 impl Remembered {
@@ -66,6 +68,21 @@ impl Proxies for Remembered {
     }
 
     fn pending(&self, _: usize) {}
+
+    fn take_back(&mut self, deposit: OwnedFd) -> Result<(), String> {
+        self.0.lock().unwrap().taken_back = Some(deposit);
+        Ok(())
+    }
+
+    fn settled(&mut self) {}
+
+    fn deposit(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(Some(netns()))
+    }
+
+    fn deposits(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.lock().unwrap().deposits.subscribe()
+    }
 }
 
 fn netns() -> OwnedFd {

@@ -45,6 +45,7 @@ pub struct WorkloadCertificate(Arc<Inner>);
 
 struct Inner {
     leaf: Leaf,
+    key_pem: String,
     chain_pem: Vec<String>,
     roots_pem: Vec<String>,
     roots: Arc<RootCertStore>,
@@ -83,6 +84,7 @@ impl WorkloadCertificate {
             roots_pem.push(pem);
         }
         let leaf = Leaf::read(&chain_der[0]).map_err(CertificateError::Leaf)?;
+        let key_pem = key.to_owned();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| CertificateError::Key(error.to_string()))?;
         let certified = CertifiedKey::from_der(chain_der, key, &PROVIDER).map_err(|error| match error {
@@ -93,7 +95,14 @@ impl WorkloadCertificate {
         let roots = Arc::new(store);
         let server = server_config(&roots, certified.clone(), &leaf.identity)?;
         let client = client_config(&roots, certified)?;
-        Ok(Self(Arc::new(Inner { leaf, chain_pem, roots_pem, roots, server: Arc::new(server), client })))
+        let server = Arc::new(server);
+        Ok(Self(Arc::new(Inner { leaf, key_pem, chain_pem, roots_pem, roots, server, client })))
+    }
+
+    /// Key and chain as [`WorkloadCertificate::from_pem`] takes them, for the successor of this process alone.
+    pub fn to_pem(&self) -> (String, Vec<String>) {
+        let chain = self.0.chain_pem.iter().cloned().chain([self.0.roots_pem.concat()]);
+        (self.0.key_pem.clone(), chain.collect())
     }
 
     /// Whom it names.

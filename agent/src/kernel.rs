@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bpf::{
-    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, MapError, OutboundHook, PodKey, PodLinks,
+    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, OutboundHook, PodKey, PodLinks,
     PodMode, Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
@@ -230,6 +230,11 @@ impl Kernel {
     /// See [`Programs::fills`].
     pub(crate) fn fills(&self) -> Result<Vec<Fill>, MapError> {
         self.programs().fills()
+    }
+
+    /// See [`Programs::drop_former`].
+    pub(crate) fn drop_former(&self) -> Result<(), LinkError> {
+        self.programs().drop_former()
     }
 
     /// See [`Programs::counters`].

@@ -35,6 +35,9 @@ pub(crate) enum LoadError {
     /// A map could not be read or cleaned.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The pins of another layout could not be taken over.
+    #[error("taking over what another version of the agent pinned: {0}")]
+    Former(#[from] AttachError),
 }
 
 /// A map could not be read or changed.
@@ -89,6 +92,9 @@ pub(crate) enum AttachError {
     /// A directory of the pins could not be made or removed.
     #[error("{path}: {source}")]
     Directory { path: PathBuf, source: io::Error },
+    /// What another version of the agent knows of its connections could not be carried over.
+    #[error(transparent)]
+    Former(#[from] MapError),
     /// The program is not loaded: a fault of the agent.
     #[error("program `{0}` is not loaded")]
     NotLoaded(&'static str),

@@ -3,7 +3,8 @@
 //!
 //! Everything that makes capture work is in the kernel and pinned below `<bpffs>/culvert/v<layout>/`, so it outlives the agent:
 //! `maps/NAME`, `node/NAME` (the links for probes) and `pods/UID/net-INODE/HOOK` (a pod's links). This module holds nothing it could
-//! not find again: what stands is asked from the kernel, and every change is written so that repeating it does no harm.
+//! not find again: what stands is asked from the kernel, and every change is written so that repeating it does no harm. `former`
+//! takes over from an agent of another layout.
 //!
 //! Invariants:
 //! - `lo` is attached before the devices and detached after them, so that a captured packet always finds its listener.
@@ -15,6 +16,7 @@ mod device;
 mod error;
 mod fill;
 mod filter;
+mod former;
 mod link;
 mod log;
 mod node;
@@ -34,7 +36,7 @@ use aya::Ebpf;
 use aya::maps::MapError as AyaMapError;
 use ebpf_common::{Address, Counter, ForgedMark, ProbeTarget};
 
-pub(crate) use error::{AttachError, MapError};
+pub(crate) use error::{AttachError, LinkError, MapError};
 pub(crate) use fill::Fill;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
@@ -42,6 +44,7 @@ pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, take_down};
 pub(crate) use pre_mesh::{Connection, cgroups_of_sockets, connections};
 
 use crate::forged::Forged;
+use former::Former;
 use link::LoadedProgram;
 use object::Maps;
 
@@ -102,6 +105,8 @@ pub(crate) struct Programs {
     inbound: InboundHook,
     /// `<bpffs>/culvert/v<layout>`.
     root: PathBuf,
+    /// What other layouts left, until it is dropped.
+    former: Vec<Former>,
     log: Option<LogReader>,
     /// What this agent has set; see [`Programs::drop_unclaimed`].
     targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,
@@ -128,11 +133,13 @@ impl Programs {
 
     /// Lets everything pass that sockets made in this cgroup send. For ztunnel's and the agent's own.
     pub(crate) fn exempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
+        self.exempt_formerly(id, true)?;
         self.maps.exempt_cgroups.insert(id.0, 1, 0).map_err(in_map("EXEMPT_CGROUPS"))
     }
 
     /// Takes that back. For a cgroup in which no ztunnel is left.
     pub(crate) fn unexempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
+        self.exempt_formerly(id, false)?;
         absent_is_fine(self.maps.exempt_cgroups.remove(&id.0)).map_err(in_map("EXEMPT_CGROUPS"))
     }
 

@@ -10,7 +10,8 @@ use aya::maps::{HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use ebpf_common::LAYOUT_VERSION;
 
-use super::error::{LinkError, LoadError};
+use super::error::{AttachError, LinkError, LoadError};
+use super::former;
 use super::link::{self, LinkChange, LoadedProgram};
 use super::log::LogReader;
 use super::object::{self, Maps, program};
@@ -43,7 +44,8 @@ pub(crate) struct LoadOptions<'a> {
 }
 
 impl Programs {
-    /// Loads the programs, takes over the maps and node-wide links an earlier agent pinned, and makes those that are missing.
+    /// Loads the programs, takes over the maps and node-wide links an earlier agent pinned, and makes those that are missing. Of an
+    /// agent of another layout it takes over the pods, see `former`.
     /// Links of pods stand as they were until [`Programs::ensure_inbound`] and [`Programs::ensure_outbound`] update them.
     ///
     /// # Errors
@@ -56,6 +58,7 @@ impl Programs {
 
         let (mut ebpf, inbound, mut loaded) = open(&maps_dir, options)?;
         let mut maps = Maps::take(&mut ebpf)?;
+        let former = former::take_over(options.bpffs, &root, &mut maps)?;
         let log = if options.log { Some(LogReader::new(&mut ebpf)?) } else { None };
         let outbound = choose_outbound(options.redirection)?;
         for name in [
@@ -76,6 +79,7 @@ impl Programs {
             outbound,
             inbound,
             root,
+            former,
             log,
             targets: Default::default(),
             listeners: Default::default(),
@@ -163,16 +167,17 @@ fn clear<K: aya::Pod, V: aya::Pod>(
     Ok(())
 }
 
-/// Removes everything any agent of this layout left below `bpffs`: what an uninstallation does after the pods were let go.
+/// Removes everything any agent left below `bpffs`: what an uninstallation does after the pods were let go.
 ///
 /// # Errors
 /// A pin cannot be removed. Filters of clsact are their devices' and not seen from here; see [`Programs::detach_pod`].
-pub(crate) fn remove_pins(bpffs: &Path) -> Result<(), LinkError> {
-    let root = bpffs.join("culvert").join(format!("v{LAYOUT_VERSION}"));
-    remove_tree(&root)
+pub(crate) fn remove_pins(bpffs: &Path) -> Result<(), AttachError> {
+    let failed = |source| AttachError::Link { hook: "the layout's pins".to_owned(), source };
+    former::layouts(bpffs)?.iter().try_for_each(|root| remove_tree(root).map_err(failed))
 }
 
-fn remove_tree(path: &Path) -> Result<(), LinkError> {
+/// Removes a directory of pins, and what they hold with it.
+pub(super) fn remove_tree(path: &Path) -> Result<(), LinkError> {
     let failed = |source| LinkError::File { path: path.to_owned(), source };
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::TcAttachType;
-use ebpf_common::{LAYOUT_VERSION, LOOPBACK_INDEX};
+use ebpf_common::LOOPBACK_INDEX;
 
 use super::device::{self, Device, LinkLayer};
 use super::error::AttachError;
@@ -23,7 +23,7 @@ use super::link::{self, LinkChange, LoadedProgram};
 use super::object::{self, program};
 use super::pin::{Pin, Point, decode, encode};
 use super::sys::{self, Hook, LinkPlace};
-use super::{InboundHook, OutboundHook, PodKey, Programs, filter};
+use super::{InboundHook, OutboundHook, PodKey, Programs, filter, former};
 use crate::netns::Netns;
 
 /// What the outbound programs of a pod do with new connections.
@@ -93,6 +93,7 @@ impl Programs {
         netns: &Netns,
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
+        self.carry_over()?;
         let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
         match mode {
             PodMode::Joining => {
@@ -211,7 +212,7 @@ impl Programs {
         remove_directory(&directory)
     }
 
-    /// All pods that have pins, of whatever agent of this layout.
+    /// All pods that have pins, of whatever agent.
     pub(crate) fn attached(&self) -> Result<BTreeSet<PodKey>, AttachError> {
         let directories = subdirectories(&self.root.join("pods"))?;
         Ok(directories.iter().filter_map(|directory| decode(directory.file_name()?.to_str()?)).collect())
@@ -291,11 +292,13 @@ impl Programs {
 /// Where something of a pod is pinned, with the inode of the namespace it is for: all there are below `bpffs`.
 pub(crate) fn pinned(bpffs: &Path) -> Result<Vec<(PathBuf, u64)>, AttachError> {
     let mut found = Vec::new();
-    for pod in subdirectories(&bpffs.join("culvert").join(format!("v{LAYOUT_VERSION}")).join("pods"))? {
-        for directory in subdirectories(&pod)? {
-            let inode =
-                directory.file_name().and_then(|name| name.to_str()?.strip_prefix("net-")?.parse().ok());
-            found.extend(inode.map(|inode| (directory, inode)));
+    for layout in former::layouts(bpffs)? {
+        for pod in subdirectories(&layout.join("pods"))? {
+            for directory in subdirectories(&pod)? {
+                let inode =
+                    directory.file_name().and_then(|name| name.to_str()?.strip_prefix("net-")?.parse().ok());
+                found.extend(inode.map(|inode| (directory, inode)));
+            }
         }
     }
     Ok(found)
@@ -458,12 +461,12 @@ fn pins(directory: &Path) -> Result<Vec<Pin>, AttachError> {
     Ok(entries(directory)?.iter().filter_map(|path| Pin::parse(path.file_name()?.to_str()?)).collect())
 }
 
-fn subdirectories(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
+pub(super) fn subdirectories(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
     Ok(entries(directory)?.into_iter().filter(|path| path.is_dir()).collect())
 }
 
 /// What is in a directory; nothing, if there is none.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
     let failed = |source| AttachError::Directory { path: directory.to_owned(), source };
     match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -472,7 +475,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
     }
 }
 
-fn create_directory(directory: &Path) -> Result<(), AttachError> {
+pub(super) fn create_directory(directory: &Path) -> Result<(), AttachError> {
     fs::create_dir_all(directory)
         .map_err(|source| AttachError::Directory { path: directory.to_owned(), source })
 }

@@ -1,5 +1,5 @@
 //! The pods of the start: the agent is ready when each has been dealt with, and what an earlier agent left in the maps
-//! is removed when each has been taken over, since until then it is not known what is claimed.
+//! or pinned by another layout is removed when each has been taken over, since until then it is not known what is claimed.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -90,6 +90,9 @@ impl Sweep {
         drop(waiting);
         if let Err(error) = context.prune_exemptions() {
             warn!(%error, "cgroups that nobody uses any more stay exempt from capture");
+        }
+        if let Err(error) = context.kernel.drop_former() {
+            warn!(%error, "pins of another layout version stay beside ours");
         }
         match sweep(context, &passing) {
             Ok(()) => debug!("all pods are taken over; what nobody claims is removed from the maps"),

@@ -1,21 +1,24 @@
-//! Programs of the mesh that die and come back: what waits, what is lost, and what goes on.
+//! Programs of the mesh that die and come back, one by one and together: what waits, what is lost, and what is refused.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use e2e::world::{MARKER, SETTLE, World, pods, ports};
 use e2e::{Case, echo};
-use sandbox::{Family, Process, Program, Redirection, wait};
+use sandbox::{Family, Node, Process, Program, Redirection, wait};
 
-/// How long the ends of a connection may take to learn that a ztunnel which carried it was killed.
+/// How long the ends of a connection may take to learn that a ztunnel which carried it was killed, and how long a refusal may take.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Where the test's own servers listen in pods.
 const OWN_PORT: u16 = 9100;
+
+/// Where agents pin what they make.
+const PINS: &str = "/sys/fs/bpf/culvert";
 
 /// The pods of the node whose programs are killed.
 const EAST: [&str; 3] = [pods::CLIENT, pods::NEAR, pods::INTRUDER];
@@ -25,6 +28,9 @@ fn main() -> ExitCode {
         ("an_agents_successor_gets_back_the_very_sockets_that_wait_in_the_pods", same_sockets),
         ("both_ends_of_what_a_killed_ztunnel_carried_are_reset_within_a_second", in_flight),
         ("no_connect_fails_while_agent_and_ztunnel_are_killed_one_after_the_other", no_connect_fails),
+        ("with_agent_and_ztunnel_dead_connections_are_refused_at_once", both_dead),
+        ("with_control_away_agent_and_ztunnel_come_back_to_the_traffic_and_policy_of_before", control_away),
+        ("an_agent_takes_over_from_an_older_and_a_newer_layout_without_a_failed_connection", other_layouts),
         ("no_plaintext_crossed_the_link_between_the_nodes_meanwhile", sealed),
     ];
     e2e::run(|| World::start(Redirection::Auto), CASES, World::explain)
@@ -206,6 +212,120 @@ fn no_connect_fails(world: &mut World) -> anyhow::Result<()> {
     world.mesh.wait_ready(node)?;
     world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V6)?;
     stream.end(killed)
+}
+
+/// That a connect is refused, and at once.
+fn ensure_refused(world: &World, from: &str, to: SocketAddr) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let tried = world.sandbox.pod(from)?.net().run(|| TcpStream::connect_timeout(&to, SETTLE))?;
+    let outcome = tried.map(drop).map_err(|error| error.kind());
+    ensure!(
+        outcome == Err(ErrorKind::ConnectionRefused),
+        "{from} to {to}: {outcome:?} in place of a refusal"
+    );
+    ensure!(begin.elapsed() < AT_ONCE, "{from} to {to}: refused after {:?}", begin.elapsed());
+    Ok(())
+}
+
+/// Sets how strictly a pod validates where IPv4 packets come from (1: by the reverse route, 0: not).
+fn validate_sources(world: &World, pod: &str, strictness: &str) -> anyhow::Result<()> {
+    let set = || std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", strictness);
+    Ok(world.sandbox.pod(pod)?.net().run(set)??)
+}
+
+fn both_dead(world: &mut World) -> anyhow::Result<()> {
+    validate_sources(world, pods::CLIENT, "1")?;
+    world.mesh.agent("east")?.kill()?;
+    world.mesh.kill_ztunnel("east")?;
+    let check = |world: &World| -> anyhow::Result<()> {
+        for family in Family::BOTH {
+            let near = world.address(pods::NEAR, family, ports::HTTP)?;
+            // To a port on which the client itself listens as well: it must not be its own application that answers.
+            for to in [near, world.address(pods::FAR, family, ports::CLOSED)?] {
+                ensure_refused(world, pods::CLIENT, to)?;
+            }
+            ensure_refused(world, pods::OUTSIDER_EAST, near)?;
+            ensure_refused(world, pods::OUTSIDER_WEST, near)?;
+        }
+        Ok(())
+    };
+    let outcome = check(world);
+    validate_sources(world, pods::CLIENT, "0")?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_agent(node)?;
+    world.mesh.start_ztunnel(node)?;
+    world.mesh.wait_ready(node)?;
+    outcome?;
+    as_ever(world)
+}
+
+fn control_away(world: &mut World) -> anyhow::Result<()> {
+    const REFUSED: &str = "namespaces: [guest]";
+    const ALLOWED: &str = "namespaces: [nobody]";
+    as_ever(world)?;
+    world.mesh.kill_control()?;
+    let node = world.sandbox.node("east")?;
+    // The second ztunnel gets from an agent that has never heard of control what the first left with the agent before.
+    for again in ["ztunnel", "agent", "ztunnel"] {
+        match again {
+            "agent" => {
+                world.mesh.agent("east")?.kill()?;
+                world.mesh.start_agent(node)?;
+            }
+            _ => {
+                world.mesh.kill_ztunnel("east")?;
+                world.mesh.start_ztunnel(node)?;
+            }
+        }
+        world.mesh.wait_ready(node)?;
+        as_ever(world).with_context(|| format!("after the {again}'s restart without control"))?;
+    }
+    // What has changed meanwhile comes with control.
+    world.edit("policies.yaml", REFUSED, ALLOWED)?;
+    world.mesh.start_control(&world.sandbox)?;
+    for family in Family::BOTH {
+        world.answered_within(SETTLE, pods::INTRUDER, pods::NEAR, family)?;
+    }
+    world.edit("policies.yaml", ALLOWED, REFUSED)?;
+    let refused = || {
+        let reply =
+            world.fetch(pods::INTRUDER, pods::NEAR, Family::V4, ports::HTTP).map_err(|e| e.to_string())?;
+        if reply.reset() { Ok(()) } else { Err(reply.outcome()) }
+    };
+    wait::try_until(SETTLE, || "the policy as before".into(), refused)?;
+    Ok(())
+}
+
+/// The layouts that have pins on a node.
+fn layouts(node: &Node) -> anyhow::Result<Vec<String>> {
+    let listed = node.exec(&Program::new("ls").arg(PINS), SETTLE)?;
+    Ok(String::from_utf8_lossy(&listed.stdout).split_whitespace().map(str::to_owned).collect())
+}
+
+/// Pins under the name of another layout are what an agent of that layout leaves: links that hold programs with maps of their own.
+fn other_layouts(world: &mut World) -> anyhow::Result<()> {
+    let node = world.sandbox.node("east")?;
+    let own = layouts(node)?;
+    let [name] = own.as_slice() else { bail!("{own:?}") };
+    for other in ["v0", "v4000000"] {
+        let stream = Stream::begin(world)?;
+        world.mesh.agent("east")?.kill()?;
+        let (from, to) = (format!("{PINS}/{name}"), format!("{PINS}/{other}"));
+        let moved = node.exec(&Program::new("mv").args(["-T", &from, &to]), SETTLE)?;
+        ensure!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V6)?;
+        world.mesh.start_agent(node)?;
+        world.mesh.wait_ready(node)?;
+        let alone = || match layouts(node) {
+            Ok(found) if found == own => Ok(()),
+            found => Err(format!("{found:?}")),
+        };
+        wait::try_until(SETTLE, || format!("the end of {other}"), alone)?;
+        as_ever(world)?;
+        // No ztunnel was killed: nothing may have been reset.
+        stream.end(UNIX_EPOCH)?;
+    }
+    Ok(())
 }
 
 fn sealed(world: &mut World) -> anyhow::Result<()> {

@@ -46,12 +46,11 @@ fn seals() -> SealFlag {
 
 /// Everything that is held now; nothing if there is nothing.
 pub(crate) fn make(identities: &Identities<WorkloadCertificate>) -> io::Result<Option<OwnedFd>> {
-    let held = identities.snapshot().into_iter().filter_map(|(_, held)| held.current);
-    let keys = held.map(|(certificate, _)| {
+    let deposited = |certificate: &Arc<WorkloadCertificate>| {
         let (key, chain) = certificate.to_pem();
         DepositedKey { key, chain }
-    });
-    let keys: Vec<_> = keys.collect();
+    };
+    let keys: Vec<_> = identities.valid().iter().map(deposited).collect();
     if keys.is_empty() {
         return Ok(None);
     }

@@ -73,7 +73,8 @@ struct Slot<C> {
 struct Inner<C> {
     scheduler: Scheduler,
     slots: HashMap<SpiffeId, Slot<C>>,
-    /// A predecessor's certificates and their ends, until it is known whose pods there are.
+    /// A predecessor's certificates and their ends that no pod has claimed yet. Kept until the CA gives one: from then on whatever is
+    /// missing can be had anew.
     inherited: HashMap<SpiffeId, (Arc<C>, Instant)>,
 }
 
@@ -188,9 +189,13 @@ impl<C: Send + Sync + 'static> Identities<C> {
         self.lock().inherited.insert(id.clone(), (certificate, Instant::now() + remaining));
     }
 
-    /// All pods are enrolled: what was inherited for others is forgotten.
-    pub(crate) fn forget_inherited(&self) {
-        self.lock().inherited.clear();
+    /// Every valid certificate, for a successor: those that were inherited and not claimed yet too.
+    pub(crate) fn valid(&self) -> Vec<Arc<C>> {
+        let now = Instant::now();
+        let inner = self.lock();
+        let held = inner.slots.values().filter_map(|slot| slot.held.borrow().valid(now));
+        let inherited = inner.inherited.values().filter(|(_, end)| *end > now);
+        held.chain(inherited.map(|(certificate, _)| certificate.clone())).collect()
     }
 
     /// Changes whenever other certificates are held.
@@ -233,11 +238,12 @@ impl<C: Send + Sync + 'static> Identities<C> {
         let result = self.0.source.fetch(&fetch.id).await;
         let now = Instant::now();
         let mut inner = self.lock();
-        let Inner { scheduler, slots, .. } = &mut *inner;
+        let Inner { scheduler, slots, inherited } = &mut *inner;
         let slot = slots.get(&fetch.id);
         let mut replaced = false;
         let label = match result {
             Ok(issued) => {
+                inherited.clear();
                 if scheduler.succeeded(fetch, issued.remaining, now)
                     && let Some(slot) = slot
                 {
@@ -410,16 +416,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_inherited_that_has_expired_or_comes_after_the_pods() {
+    async fn nothing_is_inherited_that_has_expired_or_once_the_ca_has_answered() {
         let (identities, _) = start(&[Ok(100), Ok(100)]);
+        let other: SpiffeId = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
         identities.inherit(&web(), Arc::new(77), Duration::from_secs(10));
+        identities.inherit(&other, Arc::new(78), Duration::from_secs(1000));
         tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(identities.valid(), [Arc::new(78)], "a successor gets what nobody has claimed yet");
         let lease = identities.lease(&web());
         assert_eq!(*lease.certificate(within(5)).await.unwrap(), 0);
-        drop(lease);
-        identities.inherit(&web(), Arc::new(77), Duration::from_secs(1000));
-        identities.forget_inherited();
-        assert_eq!(*identities.lease(&web()).certificate(within(5)).await.unwrap(), 1);
+        assert_eq!(*identities.lease(&other).certificate(within(5)).await.unwrap(), 1);
     }
 
     #[tokio::test(start_paused = true)]

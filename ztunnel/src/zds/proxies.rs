@@ -54,10 +54,6 @@ impl Proxies for NodeProxies {
         Ok(())
     }
 
-    fn settled(&mut self) {
-        self.0.identities.forget_inherited();
-    }
-
     fn deposit(&self) -> io::Result<Option<OwnedFd>> {
         // The successor has its own.
         if self.0.drain.is_draining() {

@@ -31,8 +31,6 @@ pub(crate) trait Proxies {
     fn pending(&self, count: usize);
     /// Takes over what a predecessor left in the agent's keeping. The error is for people.
     fn take_back(&mut self, deposit: OwnedFd) -> Result<(), String>;
-    /// All pods there are have been announced.
-    fn settled(&mut self);
     /// What is to be left for a successor now, if anything.
     fn deposit(&self) -> io::Result<Option<OwnedFd>>;
     /// Changes whenever that does.
@@ -131,7 +129,7 @@ impl<P: Proxies> Session<P> {
         Ok(vec![response.into()])
     }
 
-    /// Whether the agent is to be left what is held. Not before all pods are known: a part would take the place of a predecessor's whole.
+    /// Whether the agent is to be left what is held. Not before its snapshot, which asks for answers.
     pub(crate) fn may_deposit(&self) -> bool {
         self.keeps && self.has_snapshot()
     }
@@ -223,7 +221,6 @@ impl<P: Proxies> Session<P> {
             self.remove(&uid);
         }
         self.incomplete = None;
-        self.proxies.settled();
         tracing::info!(pods = self.announced.len(), "snapshot of the node's pods is complete");
     }
 

@@ -74,8 +74,6 @@ impl Proxies for Remembered {
         Ok(())
     }
 
-    fn settled(&mut self) {}
-
     fn deposit(&self) -> io::Result<Option<OwnedFd>> {
         Ok(Some(netns()))
     }

@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bpf::{
-    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, OutboundHook, PodKey, PodLinks,
-    PodMode, Programs, SocketCookie,
+    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, OutboundHook, PodKey,
+    PodLinks, PodMode, Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;

@@ -30,6 +30,7 @@ use crate::bpf::{LoadOptions, LogReader, Programs, Redirection};
 use crate::cgroup;
 use crate::embedded;
 use crate::enroll::manager::{self, Pods};
+use crate::enroll::pod::PreMesh;
 use crate::enroll::{Context, Sweep, Turns};
 use crate::forged;
 use crate::kernel::Kernel;
@@ -87,6 +88,8 @@ pub(crate) struct AgentConfig {
     pub(crate) redirection: Redirection,
     /// How long captured connections of a leaving pod may last.
     pub(crate) drain_deadline: Duration,
+    /// What becomes of connections from before a pod joined, where the pod does not say.
+    pub(crate) pre_mesh: PreMesh,
     /// Where the admin endpoint listens.
     pub(crate) admin: SocketAddr,
     /// Where metrics are served.
@@ -178,6 +181,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         own_netns: Netns::own().context("reading the agent's own network namespace")?.id(),
         proc_root: PathBuf::from("/proc"),
         drain_deadline: config.drain_deadline,
+        pre_mesh: config.pre_mesh,
     });
     tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
     let below = config.ztunnel_cgroup.as_ref().map(|path| cgroup_root.join(path));

@@ -8,7 +8,7 @@
 //! 4. the answer to a connection that kubelet opened to a probe target, whose socket is learnt by it;
 //! 5. while the pod is leaving, the first packet of a new connection, whose socket is learnt by it;
 //! 6. what the kernel says for no application: a reset, acknowledgement or SYN-cookie answer without payload, unless ztunnel's end of
-//!    a captured connection is there to receive it.
+//!    a captured connection is there to receive it. (What is for ztunnel's end of a connection to the application never comes here.)
 //!
 //! A segment that no socket owns any more (its application was killed, or the other end timed out) is none of these and goes to
 //! `lo`, where the kernel resets it: bytes of a captured connection never leave in the clear.
@@ -165,7 +165,7 @@ fn stays_outside<const DRAINING: bool>(ctx: &TcContext, segment: &Segment, cooki
     if segment.is_empty
         && segment.flags.may_be_control()
         && skb::is_ownerless(ctx)
-        && !skb::has_receiver(ctx, segment)
+        && (!skb::has_receiver(ctx, segment) || skb::meets_application_leg(ctx, segment))
     {
         return Some(Counter::PassedControlReply);
     }

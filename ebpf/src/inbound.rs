@@ -19,7 +19,9 @@ use crate::{
     context,
     count::{count, decide},
     egress::unparsed,
+    loopback::has_sk_lookup,
     maps::{LISTENERS, OUTBOUND_LISTENERS, PROBES, REOPENED},
+    reset,
     skb::{self, DROP, PASS},
 };
 
@@ -75,15 +77,25 @@ pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// The part of `sk_lookup_inbound` that is of use beside `tc_ingress`.
+/// What is of use beside `tc_ingress`, which hands packets to the listener by itself, but for those that meet the remains of an earlier
+/// connection: see the module `loopback`. Whatever comes here is decided in the same way, and was counted there.
 #[sk_lookup]
 pub fn sk_lookup_reopen(ctx: SkLookupContext) -> u32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (protocol, interface) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).ingress_ifindex) };
-    if protocol == IPPROTO_TCP && interface == LOOPBACK_INDEX {
-        reopen(&ctx, &flow(&ctx));
+    if protocol != IPPROTO_TCP {
+        return SK_PASS;
     }
-    SK_PASS
+    let flow = flow(&ctx);
+    if interface == LOOPBACK_INDEX {
+        reopen(&ctx, &flow);
+        return SK_PASS;
+    }
+    if is_own(&flow) || passes(&flow).is_some() || LISTENERS.redirect_sk_lookup(&ctx, flow.pod, 0).is_ok() {
+        SK_PASS
+    } else {
+        SK_DROP
+    }
 }
 
 /// Gives a captured connection that `tc_lo` left to us its listener; its near end is the destination here. Failing, no socket is
@@ -114,13 +126,36 @@ fn flow(ctx: &SkLookupContext) -> Flow {
     }
 }
 
+/// Longest packet that opens a connection and has no payload: Ethernet, and the longest IP and TCP headers there are without extensions.
+const LONGEST_SYN: u32 = 14 + 60 + 60;
+
+/// A client's new connection that has the ends of one which ztunnel has to the application would never be answered: the kernel takes it
+/// for that one's. It is reset, so that the client tries another port. (Clients of the mesh come by HBONE; others seldom use the ports of
+/// `LEG_PORTS`.)
+///
+/// Not inlined: the stacks of its callers have no room for more beside the parser's.
+#[inline(never)]
+fn refuse_taken_ends(ctx: &TcContext, segment: &Segment) -> i32 {
+    if !segment.flags.opens() || !skb::meets_application_leg(ctx, segment) {
+        return PASS;
+    }
+    decide(ctx, segment, Counter::DroppedEndsTaken);
+    reset::answer(ctx, segment)
+}
+
 /// Drops what comes from outside in the pod's own name, which `sk_lookup_inbound` would take for the pod's connection to itself: the
-/// interface it is told is the device of the address, also when the packet came over `lo`. Costs IPv4 one comparison.
+/// interface it is told is the device of the address, also when the packet came over `lo`. Costs IPv4 two comparisons, short packets
+/// another look.
 #[classifier]
 pub fn tc_ingress_guard(ctx: TcContext) -> i32 {
     if skb::claims_own_source(&ctx) {
         count(Counter::DroppedOwnSource);
         return DROP;
+    }
+    if ctx.len() <= LONGEST_SYN
+        && let Parsed::Tcp(segment) = skb::parse(&ctx)
+    {
+        return refuse_taken_ends(&ctx, &segment);
     }
     PASS
 }
@@ -147,6 +182,10 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
     if !segment.flags.opens() && skb::has_receiver(&ctx, &segment) {
         return PASS;
     }
+    let verdict = refuse_taken_ends(&ctx, &segment);
+    if verdict != PASS {
+        return verdict;
+    }
     let counter = open(&ctx, &segment);
     decide(&ctx, &segment, counter);
     let dropped = [Counter::DroppedNoInboundListener as u32, Counter::DroppedOwnSource as u32];
@@ -167,6 +206,9 @@ fn open(ctx: &TcContext, segment: &Segment) -> Counter {
     }
     if let Some(counter) = passes(&flow) {
         return counter;
+    }
+    if has_sk_lookup() && segment.flags.opens() && skb::meets_time_wait(ctx, segment) {
+        return Counter::CapturedInbound;
     }
     // The helper that chooses the socket has the same number and arguments for both kinds of program; only the context differs. Here
     // the kernel also checks that the listener is of this namespace.

@@ -27,6 +27,12 @@ use crate::{
 #[unsafe(no_mangle)]
 static HAS_SK_LOOKUP: Global<u8> = Global::new(0);
 
+/// Whether a packet can be left to the kernel, which asks `sk_lookup_inbound` or `sk_lookup_reopen` for the listener.
+#[inline(always)]
+pub fn has_sk_lookup() -> bool {
+    HAS_SK_LOOKUP.load() != 0
+}
+
 /// `PACKET_HOST`: the packet is for this host.
 const PACKET_HOST: u32 = 0;
 
@@ -113,7 +119,7 @@ fn to_listener(ctx: &TcContext, segment: &Segment) -> i32 {
 /// Whether the connection is left to `sk_lookup_inbound`, told by the flow.
 #[inline(always)]
 fn reopens(ctx: &TcContext, segment: &Segment) -> bool {
-    if HAS_SK_LOOKUP.load() == 0 || !skb::meets_time_wait(ctx, segment) {
+    if !has_sk_lookup() || !skb::meets_time_wait(ctx, segment) {
         return false;
     }
     let flow = Flow {

@@ -29,6 +29,7 @@ mod loopback;
 mod maps;
 mod probe;
 mod refuse;
+mod reset;
 mod skb;
 
 #[panic_handler]

@@ -120,7 +120,9 @@ const V6_DESTINATION: u32 = 24;
 
 /// Whether an IPv6 packet claims to come from the address it is for, or from `::1`. Of IPv4 the kernel drops such packets by itself
 /// when they come from outside (martian sources); IPv6 has no such check.
-#[inline(always)]
+///
+/// Not inlined: the stacks of its callers have no room for more beside the parser's.
+#[inline(never)]
 pub fn claims_own_source(ctx: &TcContext) -> bool {
     if u16::from_be(ctx.skb.protocol() as u16) != ETHERTYPE_IPV6 {
         return false;
@@ -234,6 +236,26 @@ fn receiver_state(ctx: &TcContext, segment: &Segment) -> u32 {
 pub fn has_receiver(ctx: &TcContext, segment: &Segment) -> bool {
     let state = receiver_state(ctx, segment);
     state != 0 && state != TCP_LISTEN
+}
+
+/// Whether `segment` would be received by either end of a connection of ztunnel to the application. What is theirs comes over `lo`.
+#[inline(never)]
+pub fn meets_application_leg(ctx: &TcContext, segment: &Segment) -> bool {
+    let sk = with_tuple(segment, segment.destination_port, |tuple, size| {
+        // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) }
+    });
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null; the helper returns null for sockets that are not full.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    // SAFETY: checked for null first; the reference is still held.
+    let meets = !full.is_null()
+        && unsafe { (*full).state != TCP_LISTEN && (*full).mark & MARK_MASK == MARK_APPLICATION };
+    // SAFETY: not null, and not used afterwards.
+    unsafe { bpf_sk_release(sk.cast()) };
+    meets
 }
 
 /// Whether any socket of this namespace, a listener too, would receive `segment`.

@@ -7,17 +7,22 @@
 
 mod abandoned;
 mod bypass;
+mod captured;
 mod churn;
+mod dial;
 mod enrolment;
 mod faithful;
 mod forged;
 mod guarantees;
+mod old_connections;
 mod packets;
 mod places;
 mod probes;
+mod same_ends;
 mod select;
 pub mod steady;
 pub mod stories;
+mod talk;
 pub mod world;
 
 use std::fmt;
@@ -29,13 +34,16 @@ use self::select::Wanted;
 
 pub use abandoned::ABANDONED;
 pub use bypass::BYPASS;
+pub use captured::{PERMISSIVE as CAPTURED_UNDER_PERMISSIVE, STRICT as CAPTURED_UNDER_STRICT};
 pub use churn::CHURN;
 pub use enrolment::ENROLMENT;
 pub use faithful::{BUFFERS, FAITHFUL, OCCUPIED, UNREACHABLE};
 pub use forged::FORGED;
 pub use guarantees::GUARANTEES;
+pub use old_connections::OLD_CONNECTIONS;
 pub use places::{binaries, echo, options, run_directory};
 pub use probes::PROBES;
+pub use same_ends::SAME_ENDS;
 pub use world::World;
 
 /// A test: what holds, as a sentence in snake case, and the check.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sandbox::{
-    AccessEntry, Capture, Family, Fetch, Mesh, MeshOptions, Node, Redirection, Reply, Sandbox, wait,
+    AccessEntry, AccessLog, Capture, Direction, Family, Fetch, Mesh, MeshOptions, Node, Redirection, Reply,
+    Sandbox, wait,
 };
 
 use crate::places::{binaries, options};
@@ -148,6 +149,24 @@ impl World {
         Ok(reply)
     }
 
+    /// Waits until such a request is reset.
+    pub fn refused_within(
+        &self,
+        deadline: Duration,
+        from: &str,
+        to: &str,
+        family: Family,
+    ) -> anyhow::Result<()> {
+        let request = self.request(to, family, ports::HTTP)?.within(Duration::from_secs(2));
+        let client = self.sandbox.pod(from)?;
+        let what = || format!("a refusal of {to} to {from} over {family}");
+        Ok(wait::try_until(deadline, what, || match request.from_pod(client) {
+            Ok(reply) if reply.reset() => Ok(()),
+            Ok(reply) => Err(reply.outcome()),
+            Err(error) => Err(error.to_string()),
+        })?)
+    }
+
     /// A connection made by this process from inside a pod: captured as any of its connections.
     pub fn connect(&self, from: &str, to: SocketAddr) -> anyhow::Result<TcpStream> {
         let stream = self.sandbox.pod(from)?.net().run(|| TcpStream::connect_timeout(&to, LOG_DEADLINE))?;
@@ -217,6 +236,80 @@ impl World {
         ensure!(reply.ok(), "{}", reply.outcome());
         let samples = reply.body.lines().filter(|line| line.starts_with(beginning));
         Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Runs `check` with plaintext taken, and ends that afterwards, however the check ended.
+    pub fn while_permissive(
+        &mut self,
+        check: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.take_plaintext(true)?;
+        let outcome = check(self);
+        self.take_plaintext(false)?;
+        outcome
+    }
+
+    /// Has the mesh as a whole take plaintext (PERMISSIVE) or not (STRICT), and waits until it does.
+    pub fn take_plaintext(&self, taken: bool) -> anyhow::Result<()> {
+        const MODES: [&str; 2] = ["mode: STRICT", "mode: PERMISSIVE"];
+        let (from, to) = if taken { (MODES[0], MODES[1]) } else { (MODES[1], MODES[0]) };
+        let file = self.sandbox.manifests_directory().join("policies.yaml");
+        if std::fs::read_to_string(file)?.contains(from) {
+            self.edit("policies.yaml", from, to)?;
+        }
+        for family in Family::BOTH {
+            if taken {
+                self.answered_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
+            } else {
+                self.refused_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `check` while the shop's policy `no-guests` denies everybody [`ports::SINK`] as well.
+    pub fn while_sink_is_denied(
+        &mut self,
+        check: impl FnOnce(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        const RULE: &str = "rules: [{from: [{source: {namespaces: [guest]}}]}";
+        let more = format!("{RULE}, {{to: [{{operation: {{ports: [\"{}\"]}}}}]}}", ports::SINK);
+        self.edit("policies.yaml", RULE, &more)?;
+        self.until_sink_is_denied(true)?;
+        let outcome = check(self);
+        self.edit("policies.yaml", &more, RULE)?;
+        self.until_sink_is_denied(false)?;
+        outcome
+    }
+
+    fn until_sink_is_denied(&self, denied: bool) -> anyhow::Result<()> {
+        for pod in [pods::NEAR, pods::FAR] {
+            // It answers no client that does not end its side, so this ends by a reset or by the time.
+            let request = self.request(pod, Family::V4, ports::SINK)?.within(Duration::from_millis(500));
+            let client = self.sandbox.pod(pods::CLIENT)?;
+            wait::try_until(
+                SETTLE,
+                || format!("{pod}'s port: denied {denied}"),
+                || match request.from_pod(client) {
+                    Ok(reply) if reply.reset() == denied => Ok(()),
+                    Ok(reply) => Err(reply.outcome()),
+                    Err(error) => Err(error.to_string()),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a pod stands so; see [`World::pod_state`].
+    pub fn until_pod_is(&self, node: &str, pod: &str, wanted: Option<&str>) -> anyhow::Result<()> {
+        let node = self.sandbox.node(node)?;
+        let what = || format!("{pod} to be {wanted:?}");
+        wait::try_until(SETTLE, what, || match self.pod_state(node, pod) {
+            Ok(state) if state.as_deref() == wanted => Ok(()),
+            Ok(state) => Err(format!("{state:?}")),
+            Err(error) => Err(error.to_string()),
+        })?;
+        Ok(())
     }
 
     /// How the agent of a node says a pod stands; `None` for one that is not in the mesh.
@@ -312,6 +405,17 @@ impl World {
         let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
         Ok(reply.body.lines().filter(of_name).filter_map(value).sum())
+    }
+
+    /// That a connection which has ended went through no ztunnel. What another one logs, which begins afterwards, stands for the time in
+    /// which an entry would have been written.
+    pub fn ensure_unseen(&self, log: &AccessLog, client: SocketAddr) -> anyhow::Result<()> {
+        let reply = self.fetch(pods::CLIENT, pods::FAR, Family::V4, ports::HTTP)?;
+        let later = reply.local.with_context(|| reply.outcome())?;
+        log.of(later, Direction::Outbound, LOG_DEADLINE)?;
+        let seen: Vec<_> = log.entries().into_iter().filter(|entry| entry.source == client).collect();
+        ensure!(seen.is_empty(), "{client} went through a ztunnel: {seen:?}");
+        Ok(())
     }
 
     /// That a request from `client` is refused by a policy, and comes to nothing there. Returns what the server's end

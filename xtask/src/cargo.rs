@@ -22,6 +22,16 @@ pub(crate) struct Built {
     pub(crate) echo: PathBuf,
 }
 
+impl Built {
+    /// Tells an end-to-end test where they are.
+    pub(crate) fn tell(&self, command: &mut Command) {
+        command
+            .env("CULVERT_BIN", &self.culvert)
+            .env("ZTUNNEL_BIN", &self.ztunnel)
+            .env("ECHO_BIN", &self.echo);
+    }
+}
+
 /// A test program.
 #[derive(Clone, Debug)]
 pub(crate) struct TestProgram {
@@ -70,7 +80,17 @@ pub(crate) fn build_tests(end_to_end: bool) -> anyhow::Result<Vec<TestProgram>> 
     if end_to_end {
         arguments.push("--tests");
     }
-    let artifacts = compile("building the tests", &arguments)?;
+    Ok(programs(compile("building the tests", &arguments)?))
+}
+
+/// Builds one end-to-end test program.
+pub(crate) fn build_end_to_end(name: &str) -> anyhow::Result<TestProgram> {
+    let arguments = ["test", "--no-run", "--release", "--locked", "--package", "e2e", "--test", name];
+    let built = programs(compile(&format!("building the test program {name}"), &arguments)?);
+    built.into_iter().find(|program| program.target == name).with_context(|| format!("cargo built no {name}"))
+}
+
+fn programs(artifacts: Vec<Artifact>) -> Vec<TestProgram> {
     let programs = artifacts.into_iter().filter(|artifact| artifact.test).filter_map(|artifact| {
         Some(TestProgram {
             path: artifact.executable?,
@@ -80,7 +100,7 @@ pub(crate) fn build_tests(end_to_end: bool) -> anyhow::Result<Vec<TestProgram>> 
             target: artifact.target,
         })
     });
-    Ok(programs.collect())
+    programs.collect()
 }
 
 /// Something cargo made.

@@ -6,6 +6,7 @@
 mod cargo;
 mod demo;
 mod progress;
+mod soak;
 mod testing;
 mod toolchain;
 
@@ -32,6 +33,8 @@ enum Task {
     Demo(demo::Args),
     /// Run every test: the unit tests, then the end-to-end tests (which need root).
     Test(testing::Args),
+    /// Let everything happen to the mesh that can, at random times, while connections go on (needs root).
+    Soak(soak::Args),
     /// Remove what a sandbox left that was ended by force.
     Clean,
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Build => build().map(|_| true),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => testing::run(&args),
+        Task::Soak(args) => soak::run(&args),
         Task::Clean => clean().map(|()| true),
     };
     match result {

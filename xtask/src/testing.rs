@@ -203,10 +203,7 @@ fn run_program(
     command.args(how.arguments(program)).current_dir(&program.directory);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(built) = how.built {
-        command
-            .env("CULVERT_BIN", &built.culvert)
-            .env("ZTUNNEL_BIN", &built.ztunnel)
-            .env("ECHO_BIN", &built.echo);
+        built.tell(&mut command);
     }
     // SAFETY: between fork and exec only prctl is called, which takes integers.
     unsafe {

@@ -21,16 +21,27 @@ const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 /// All states but `LISTEN` (10) and `CLOSE` (7), as bits.
 const ALL_BUT_LISTEN: u32 = 0xfff & !(1 << 10) & !(1 << 7);
-/// States of the kernel's tcp_states.h.
-const ESTABLISHED: u8 = 1;
-const SYN_SENT: u8 = 2;
-const CLOSE_WAIT: u8 = 8;
 const NETLINK_HEADER: usize = 16;
 const REQUEST: usize = NETLINK_HEADER + 56;
 /// All states, as bits.
 const ALL: u32 = 0xfff;
 /// Length of `struct inet_diag_msg`; attributes follow it.
 const DIAG_MESSAGE: usize = 72;
+
+/// A state of `enum tcp_state` in the kernel's tcp_states.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpState(pub(crate) u8);
+
+impl TcpState {
+    pub(crate) const ESTABLISHED: Self = Self(1);
+    pub(crate) const SYN_SENT: Self = Self(2);
+    pub(crate) const FIN_WAIT1: Self = Self(4);
+    pub(crate) const FIN_WAIT2: Self = Self(5);
+    pub(crate) const TIME_WAIT: Self = Self(6);
+    pub(crate) const CLOSE_WAIT: Self = Self(8);
+    pub(crate) const LAST_ACK: Self = Self(9);
+    pub(crate) const CLOSING: Self = Self(11);
+}
 
 /// One end of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +54,8 @@ pub(crate) struct Connection {
     pub(crate) remote: SocketAddr,
     /// The socket's mark; ztunnel's ends of captured connections have [`ebpf_common::MARK_CAPTURED`]. 0 for sockets in TIME_WAIT.
     pub(crate) mark: u32,
+    /// Its state.
+    pub(crate) state: TcpState,
     /// The cgroup the socket was made in, or the listener it was accepted from; none for sockets in TIME_WAIT and half-open ones.
     pub(crate) cgroup: Option<CgroupId>,
     /// Whether a process has it, or will once it accepts; not so of what the kernel alone brings to its end, as after a crash.
@@ -145,6 +158,7 @@ fn parse(message: &[u8]) -> Option<Connection> {
     let high = u64::from(u32::from_ne_bytes(array(message, 48)?));
     let attributes = message.get(DIAG_MESSAGE..).unwrap_or_default();
     let cgroup = attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|value| array(value, 0));
+    let state = TcpState(*message.get(1)?);
     Some(Connection {
         cookie: SocketCookie(high << 32 | low),
         local: SocketAddr::new(address(8)?, port(4)?),
@@ -153,9 +167,10 @@ fn parse(message: &[u8]) -> Option<Connection> {
         mark: attribute(attributes, INET_DIAG_MARK)
             .and_then(|value| array(value, 0))
             .map_or(0, u32::from_ne_bytes),
+        state,
         cgroup: cgroup.map(|id| CgroupId(u64::from_ne_bytes(id))),
         // Closing leaves neither of these states, and a socket that waits to be accepted has no inode yet.
-        held: [ESTABLISHED, SYN_SENT, CLOSE_WAIT].contains(message.get(1)?)
+        held: [TcpState::ESTABLISHED, TcpState::SYN_SENT, TcpState::CLOSE_WAIT].contains(&state)
             || u32::from_ne_bytes(array(message, 68)?) != 0,
     })
 }

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use daemon::logging::Format;
 
 use crate::bpf::Redirection;
+use crate::enroll::pod::PreMesh;
 use crate::run::{self, AgentConfig, ControlSource};
 
 /// The options. Either `--control` with `--control-ca` and `--token`, or `--manifests` with `--state`.
@@ -55,6 +56,10 @@ pub(crate) struct Args {
     /// How long captured connections of a pod that leaves the mesh may last, seconds; then they are cut.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     drain_seconds: u64,
+    /// What becomes of connections that were open before their pod joined the mesh; a pod's annotation
+    /// `culvert.dev/pre-mesh-connections` goes before it. A pod that is STRICT has them cut whatever is said.
+    #[arg(long, value_enum, default_value_t = PreMeshArg::Keep)]
+    pre_mesh_connections: PreMeshArg,
     /// Where the admin endpoint listens: /status, /logging.
     #[arg(long, default_value = "127.0.0.1:15010")]
     admin: SocketAddr,
@@ -97,6 +102,14 @@ enum RedirectionArg {
     Clsact,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PreMeshArg {
+    /// They live on past the mesh, and `culvert status` counts them.
+    Keep,
+    /// They are reset once the pod is captured.
+    Cut,
+}
+
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let (logging, _written_at_exit) = args.log.init()?;
     let control = match (args.control, args.control_ca, args.token, args.manifests, args.state) {
@@ -122,6 +135,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             RedirectionArg::Auto => Redirection::Auto,
             RedirectionArg::Tcx => Redirection::Tcx,
             RedirectionArg::Clsact => Redirection::Clsact,
+        },
+        pre_mesh: match args.pre_mesh_connections {
+            PreMeshArg::Keep => PreMesh::Keep,
+            PreMeshArg::Cut => PreMesh::Cut,
         },
         drain_deadline: Duration::from_secs(args.drain_seconds),
         admin: args.admin,

@@ -1,9 +1,9 @@
 //! What the sockets of a pod's namespace say: which connections are from before it joined, and which are captured.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::bpf::{CgroupId, Connection, SocketCookie};
+use crate::bpf::{CgroupId, Connection, SocketCookie, TcpState};
 use crate::plumbing::{APPLICATION_LEG, CAPTURED, MARK_MASK, Mark};
 
 fn mark(connection: &Connection) -> Mark {
@@ -15,9 +15,17 @@ fn mark(connection: &Connection) -> Mark {
 /// Not among them: what stays within the namespace (the other end is in it too, as with everything that is captured), and
 /// what sockets of `exempt` cgroups carry: ztunnel's own, and those accepted from the agent's listeners.
 pub(super) fn outside(all: &[Connection], exempt: &BTreeSet<CgroupId>) -> Vec<Connection> {
-    let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|end| (end.local, end.remote)).collect();
+    let ends: HashMap<(SocketAddr, SocketAddr), bool> =
+        all.iter().map(|end| ((end.local, end.remote), is_alive(end))).collect();
+    let is_within = |end: &Connection| match ends.get(&(end.remote, end.local)) {
+        Some(true) => true,
+        // What is left of an other end: of this one's if it said goodbye, else of an earlier one's, such as a connection of ztunnel from
+        // a port that a client has used since.
+        Some(false) => [TcpState::CLOSE_WAIT, TcpState::LAST_ACK, TcpState::CLOSING].contains(&end.state),
+        None => false,
+    };
     let is_outside = |end: &&Connection| {
-        !ends.contains(&(end.remote, end.local))
+        !is_within(end)
             && !end.local.ip().is_loopback()
             && !end.cgroup.is_some_and(|cgroup| exempt.contains(&cgroup))
     };
@@ -32,6 +40,15 @@ pub(super) fn known(all: &[Connection], cookies: &BTreeSet<SocketCookie>) -> Vec
 /// Whether this is an end of a connection, not what is left of one (TIME_WAIT, which has no cgroup any more).
 pub(super) fn is_alive(end: &Connection) -> bool {
     end.cgroup.is_some()
+}
+
+/// Whether the application still has the connection: it is not closed by both sides, nor by the application for good.
+pub(super) fn is_open(end: &Connection) -> bool {
+    match end.state {
+        TcpState::TIME_WAIT | TcpState::LAST_ACK | TcpState::CLOSING => false,
+        TcpState::FIN_WAIT1 | TcpState::FIN_WAIT2 => end.held,
+        _ => is_alive(end),
+    }
 }
 
 fn has_our_mark(end: &Connection) -> bool {
@@ -74,8 +91,9 @@ mod tests {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             mark,
-            cgroup: Some(if [4, 5, 7, 11].contains(&cookie) { ZTUNNEL } else { CgroupId(7) }),
+            state: TcpState::ESTABLISHED,
             held: true,
+            cgroup: Some(if [4, 5, 7, 11].contains(&cookie) { ZTUNNEL } else { CgroupId(7) }),
         }
     }
 
@@ -117,5 +135,43 @@ mod tests {
         assert_eq!(cookies, [3, 6], "the application's ends of what was captured");
         let marked = [SocketCookie(1), SocketCookie(77)].into();
         assert_eq!(known(&all, &marked), [all[0]]);
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_connection_does_not_make_one_from_outside_ztunnels() {
+        let left = Connection {
+            cgroup: None,
+            state: TcpState::TIME_WAIT,
+            ..end(1, "10.0.0.9:21000", "10.0.0.1:8080", 0)
+        };
+        let client = end(2, "10.0.0.1:8080", "10.0.0.9:21000", 0);
+        let cookies =
+            |all: &[Connection]| outside(all, &[ZTUNNEL].into()).iter().map(|end| end.cookie.0).collect();
+        let found: Vec<_> = cookies(&[left, client]);
+        assert!(found.contains(&2), "it uses the port of a connection that ztunnel has closed");
+        let told = Connection { state: TcpState::CLOSE_WAIT, ..client };
+        let found: Vec<_> = cookies(&[left, told]);
+        assert!(!found.contains(&2), "it was captured, and ztunnel has closed it");
+    }
+
+    #[test]
+    fn a_connection_is_open_until_the_application_has_let_go_of_it_or_both_sides_have_ended_it() {
+        let cases = [
+            (TcpState::ESTABLISHED, true, true),
+            // Not accepted yet.
+            (TcpState::ESTABLISHED, false, true),
+            (TcpState::CLOSE_WAIT, true, true),
+            // It has ended its side and still reads; it has closed, and the kernel still sends.
+            (TcpState::FIN_WAIT1, true, true),
+            (TcpState::FIN_WAIT1, false, false),
+            (TcpState::FIN_WAIT2, false, false),
+            (TcpState::LAST_ACK, true, false),
+            (TcpState::CLOSING, true, false),
+            (TcpState::TIME_WAIT, false, false),
+        ];
+        for (state, held, expected) in cases {
+            let end = Connection { state, held, ..end(1, "10.0.0.1:40000", "10.0.0.9:80", 0) };
+            assert_eq!(is_open(&end), expected, "{state:?}, held: {held}");
+        }
     }
 }

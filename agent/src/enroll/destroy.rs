@@ -84,7 +84,7 @@ fn octets(address: SocketAddr) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::SocketCookie;
+    use crate::bpf::{SocketCookie, TcpState};
 
     #[test]
     fn a_request_names_the_socket_as_the_kernel_lists_it() {
@@ -93,6 +93,7 @@ mod tests {
             local: "10.0.0.1:8080".parse().unwrap(),
             remote: "10.0.0.9:443".parse().unwrap(),
             mark: 0,
+            state: TcpState::ESTABLISHED,
             cgroup: None,
             held: true,
         };

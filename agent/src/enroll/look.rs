@@ -80,7 +80,7 @@ impl PodTask {
         };
         self.leaving_since = None;
         self.withdrawn = false;
-        if spec.strict == Strict::Nowhere {
+        if spec.cuts(self.context.pre_mesh) == Strict::Nowhere {
             self.cut = None;
         }
         if let Some(announcement) = &self.announcement
@@ -171,7 +171,8 @@ impl PodTask {
             },
             gated: plumbing.as_ref().is_some_and(plumbing::is_gated),
             cut_due: spec.is_some_and(|spec| {
-                spec.strict != Strict::Nowhere && self.cut.as_ref() != Some(&spec.strict)
+                let cuts = spec.cuts(self.context.pre_mesh);
+                cuts != Strict::Nowhere && self.cut.as_ref() != Some(&cuts)
             }),
             captured_connections: captured,
         };
@@ -218,7 +219,7 @@ impl PodTask {
             warn!(pod = %self.uid, %error, "ended connections stay in the map");
         }
         self.marked = Some(alive);
-        let status = known.iter().filter(|end| connections::is_alive(end));
+        let status = known.iter().filter(|end| connections::is_open(end));
         let status = status.map(|end| Connection { local: end.local, remote: end.remote });
         let exempt = self.context.kernel.exempt_cgroups()?;
         Ok((status.collect(), connections::carried(&all, &exempt) > 0))

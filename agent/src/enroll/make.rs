@@ -236,14 +236,15 @@ impl PodTask {
         Ok(())
     }
 
-    /// Ends the connections from before the pod joined on the ports where it takes plaintext from nobody. With the ports all but some,
-    /// or all, that includes those it opened itself.
+    /// Ends the connections from before the pod joined on the ports where it takes plaintext from nobody, or all if that was asked for.
+    /// With the ports all but some, or all, that includes those it opened itself.
     fn cut_pre_mesh(&mut self) -> Result<(), EnrollError> {
         let Some((spec, netns)) = self.pod() else { return Ok(()) };
         let all = bpf::connections(&netns).map_err(EnrollError::Sockets)?;
         let marked = self.marked.get_or_insert_default();
         let mut known = connections::known(&all, marked);
-        known.retain(|connection| spec.strict.covers(connection.local.port()));
+        let cuts = spec.cuts(self.context.pre_mesh);
+        known.retain(|connection| cuts.covers(connection.local.port()));
         let cut: Vec<_> = known.iter().map(|connection| connection.cookie).collect();
         // Before they are forgotten, or their resets would be captured and the peers never told. What cannot be destroyed is
         // reset by the kernel with its next packet.
@@ -252,9 +253,9 @@ impl PodTask {
         marked.retain(|cookie| !cut.contains(cookie));
         let destroyed = destroyed.map_err(EnrollError::Sockets)?;
         if !known.is_empty() {
-            info!(pod = %self.uid, connections = known.len(), destroyed, "the pod is strict; its connections from before it joined are cut");
+            info!(pod = %self.uid, connections = known.len(), destroyed, "connections from before the pod joined are cut: it is strict there, or this was asked for");
         }
-        self.cut = Some(spec.strict.clone());
+        self.cut = Some(cuts);
         Ok(())
     }
 

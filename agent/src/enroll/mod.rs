@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::pod::PreMesh;
 use crate::kernel::Kernel;
 use crate::netns::NetnsId;
 use crate::status::Board;
@@ -53,4 +54,6 @@ pub(crate) struct Context {
     pub(crate) proc_root: PathBuf,
     /// How long captured connections of a leaving pod may last.
     pub(crate) drain_deadline: Duration,
+    /// What becomes of connections from before a pod joined, where the pod does not say.
+    pub(crate) pre_mesh: PreMesh,
 }

@@ -62,6 +62,18 @@ pub(crate) struct PodSpec {
     pub(crate) netns_path: Option<PathBuf>,
     /// Where it takes plaintext from nobody: there connections from before it joined are cut as well.
     pub(crate) strict: Strict,
+    /// What becomes of its connections from before it joined, if it says so itself.
+    pub(crate) pre_mesh: Option<PreMesh>,
+}
+
+/// What becomes of a pod's connections from before it joined, where it takes plaintext.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PreMesh {
+    /// They live on.
+    #[default]
+    Keep,
+    /// They are cut.
+    Cut,
 }
 
 /// The ports of a pod on which it takes plaintext from nobody.
@@ -91,6 +103,14 @@ impl Strict {
 }
 
 impl PodSpec {
+    /// The ports on which connections from before the pod joined are cut, those it opened itself included.
+    pub(crate) fn cuts(&self, by_default: PreMesh) -> Strict {
+        match self.pre_mesh.unwrap_or(by_default) {
+            PreMesh::Keep => self.strict.clone(),
+            PreMesh::Cut => Strict::Everywhere,
+        }
+    }
+
     /// Whether ztunnel would be told the same of both.
     pub(crate) fn is_same_to_ztunnel(&self, other: &Self) -> bool {
         (&self.name, &self.namespace, &self.service_account, &self.addresses)
@@ -116,6 +136,7 @@ impl TryFrom<api::proto::node::Pod> for PodSpec {
     type Error = InvalidPod;
 
     fn try_from(pod: api::proto::node::Pod) -> Result<Self, InvalidPod> {
+        let pre_mesh = pod.pre_mesh();
         // The uid becomes a file name (pins) and a part of cgroup names.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if pod.uid.is_empty() || pod.uid.starts_with('.') || !pod.uid.bytes().all(plain) {
@@ -141,6 +162,11 @@ impl TryFrom<api::proto::node::Pod> for PodSpec {
             } else {
                 Strict::On(pod.strict_ports.iter().map(port).collect::<Result<_, _>>()?)
             },
+            pre_mesh: match pre_mesh {
+                api::proto::node::PreMesh::Unspecified => None,
+                api::proto::node::PreMesh::Keep => Some(PreMesh::Keep),
+                api::proto::node::PreMesh::Cut => Some(PreMesh::Cut),
+            },
         })
     }
 }
@@ -164,6 +190,7 @@ impl PodSpec {
             probe_ports: vec![],
             netns_path: None,
             strict: Strict::Nowhere,
+            pre_mesh: None,
         }
     }
 }
@@ -205,6 +232,27 @@ mod tests {
             let pod = api::proto::node::Pod { strict, strict_ports, permissive_ports, ..resource() };
             let spec = PodSpec::try_from(pod).unwrap();
             assert_eq!([80, 81].map(|port| spec.strict.covers(port)), expected, "{:?}", spec.strict);
+        }
+    }
+
+    #[test]
+    fn old_connections_are_cut_where_the_pod_is_strict_or_where_it_or_else_the_agent_says_so() {
+        use api::proto::node::PreMesh as Stated;
+        let (keep, cut) = (PreMesh::Keep, PreMesh::Cut);
+        let cases = [
+            (Stated::Unspecified, keep, Strict::On([80].into())),
+            (Stated::Unspecified, cut, Strict::Everywhere),
+            (Stated::Keep, cut, Strict::On([80].into())),
+            (Stated::Cut, keep, Strict::Everywhere),
+        ];
+        for (stated, by_default, expected) in cases {
+            let pre_mesh = stated.into();
+            let pod = api::proto::node::Pod { strict: false, strict_ports: vec![80], pre_mesh, ..resource() };
+            assert_eq!(
+                PodSpec::try_from(pod).unwrap().cuts(by_default),
+                expected,
+                "{stated:?}, {by_default:?}"
+            );
         }
     }
 

@@ -54,7 +54,7 @@ pub(crate) struct Facts {
     pub(crate) outbound: Outbound,
     /// TCP finds no way over devices that are not captured.
     pub(crate) gated: bool,
-    /// The pod takes no plaintext on some port, and its connections from before it joined have not been cut there.
+    /// The pod takes no plaintext on some port, or is to have none from before it joined, and such connections have not been cut.
     pub(crate) cut_due: bool,
     /// Connections that ztunnel still carries for a leaving pod.
     pub(crate) captured_connections: bool,

@@ -55,7 +55,7 @@ pub(super) struct PodTask {
     pub(super) outbound: Side,
     /// Connections that were marked to pass; none while it is not known which an earlier agent marked.
     pub(super) marked: Option<BTreeSet<SocketCookie>>,
-    /// Where connections from before the pod joined have been cut since it turned strict there.
+    /// Where connections from before the pod joined have been cut since that was due.
     pub(super) cut: Option<Strict>,
     pub(super) before: Before,
     state: State,

@@ -238,7 +238,7 @@ mod tests {
         let service = service();
         let _others = Arc::clone(&service.places).try_acquire_many_owned(2).unwrap();
         let (third, agents) = SeqPacket::pair().unwrap();
-        third.send(&Hello { listeners: true }.encode(), &[]).await.unwrap();
+        third.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(third.receive().await.unwrap().is_none());
         assert_eq!(service.telemetry.ztunnels_refused("too_many"), 1);
@@ -256,7 +256,7 @@ mod tests {
     async fn a_refused_process_is_told_nothing_and_leaves_its_place() {
         let service = service();
         let (socket, agents) = SeqPacket::pair().unwrap();
-        socket.send(&Hello { listeners: true }.encode(), &[]).await.unwrap();
+        socket.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(socket.receive().await.unwrap().is_none());
         assert_eq!(service.places.available_permits(), MAX_SESSIONS);

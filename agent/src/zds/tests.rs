@@ -120,7 +120,10 @@ async fn what_a_ztunnel_leaves_is_given_to_the_next_and_not_what_a_draining_one_
     let connect = async || {
         let (socket, agents) = SeqPacket::pair().unwrap();
         let hub = Arc::clone(&hub);
-        let session = tokio::spawn(async move { session::run(agents, Peer { pid: 1, uid: 0 }, &hub).await });
+        let session = tokio::spawn(async move {
+            let hello = session::greet(&agents).await?;
+            session::run(agents, hello, Peer { pid: 1, uid: 0 }, &hub).await
+        });
         socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
         Ztunnel { socket, session }
     };

@@ -98,6 +98,8 @@ counters! {
     DroppedOwnSource = 21 => Dropped, "own_source";
     /// Packets of applications that carry one of our marks, which exempts them from nothing: captured all the same.
     CapturedForgedMark = 22 => Captured, "forged_mark";
+    /// New connections with the very ends of one that ztunnel has to the application; they are reset.
+    DroppedEndsTaken = 23 => Dropped, "ends_taken";
 }
 
 impl Counter {

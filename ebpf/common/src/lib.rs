@@ -25,7 +25,7 @@ pub const LAYOUT_VERSION: u32 = 2;
 pub const MARK_CAPTURED: u32 = 0x111;
 /// Mark of ztunnel's sockets to the network. It routes nothing here; Istio's ztunnel relies on it.
 pub const MARK_PROXY: u32 = 0x539;
-/// Mark of ztunnel's connections to applications; routed to table 100, so that the answers come back over `lo`.
+/// Mark of ztunnel's connections to applications, and of the applications' ends of them; routed to table 100 too.
 pub const MARK_APPLICATION: u32 = 0x53a;
 /// Bits of the mark that are ours; the others belong to the CNI.
 pub const MARK_MASK: u32 = 0xfff;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod dial;
 mod grpc;
 mod http;
 mod knock;
@@ -42,6 +43,8 @@ enum Command {
     Probe(probe::Probe),
     /// Begin connections at a fixed rate and count what becomes of them.
     Steady(steady::Steady),
+    /// Send one request from a chosen port.
+    Dial(dial::Dial),
     /// Wait for ever.
     Pause,
 }
@@ -80,6 +83,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Push(push)) => push.run(),
         Some(Command::Probe(probe)) => probe.run(),
         Some(Command::Steady(steady)) => steady.run(),
+        Some(Command::Dial(dial)) => dial.run(),
         Some(Command::Pause) => pause(),
     }
 }

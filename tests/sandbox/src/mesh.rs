@@ -95,6 +95,7 @@ pub struct Mesh {
     agents: BTreeMap<String, Process>,
     ztunnels: BTreeMap<String, Process>,
     ztunnel_env: BTreeMap<String, String>,
+    agent_arguments: Vec<String>,
 }
 
 impl Mesh {
@@ -112,8 +113,16 @@ impl Mesh {
         wait::until(READY_DEADLINE, || root.display().to_string(), || root.exists().then_some(()))?;
         fs::copy(&root, &given).during(|| format!("copying {}", root.display()))?;
         let (agents, ztunnels) = (BTreeMap::new(), BTreeMap::new());
-        let ztunnel_env = BTreeMap::new();
-        let mut mesh = Self { options, directory, control, control_address, agents, ztunnels, ztunnel_env };
+        let mut mesh = Self {
+            options,
+            directory,
+            control,
+            control_address,
+            agents,
+            ztunnels,
+            ztunnel_env: BTreeMap::new(),
+            agent_arguments: Vec::new(),
+        };
         for node in sandbox.pod_nodes() {
             mesh.issue_token(sandbox, node.name())?;
             progress(&format!("agent on {}", node.name()));
@@ -183,6 +192,11 @@ impl Mesh {
         program.output(&sandbox.node(CONTROL_NODE)?.place("session")?, COMMAND_DEADLINE)
     }
 
+    /// Further arguments of every agent that is started from here on.
+    pub fn set_agent_arguments(&mut self, arguments: &[&str]) {
+        self.agent_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// The file of the roots that agents are given: a copy of the control plane's from its first start.
     pub fn given_roots(&self) -> PathBuf {
         self.directory.join(GIVEN_ROOTS)
@@ -212,6 +226,7 @@ impl Mesh {
             .arg("--ztunnel-cgroup")
             .arg(ztunnel.cgroup.path())
             .args(["--redirection", self.options.redirection.as_str()])
+            .args(&self.agent_arguments)
             .env("RUST_LOG", &self.options.log);
         let log = self.directory.join(format!("agent-{}.log", node.name()));
         let process = program.spawn(&node.place(cgroup)?, &log)?;

@@ -24,7 +24,7 @@ fn ask(world: &World, token: Option<PathBuf>, id: &str) -> anyhow::Result<Result
     let server = Server::Tls {
         authority: format!("{v4}:{CONTROL_PORT}"),
         name: CONTROL_NAME.to_owned(),
-        roots: world.mesh.directory().join("state/root.pem"),
+        roots: world.mesh.directory().join("state/root.pem").into(),
     };
     let id: SpiffeId = id.parse()?;
     let request = CertificateRequest::new(&id)?;

@@ -15,11 +15,14 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
-use api::proto::node::Pod as NodePod;
+use api::proto::node::{Pod as NodePod, PreMesh};
 use mesh::{Authorization, Service, TrustDomain, Workload};
 
 use crate::manifests::{Metadata, ObjectName, Objects, Origin, Pod};
 use peer_authentication::PlaintextRefusal;
+
+/// The annotation that says what becomes of a pod's connections from before it joined: `keep` or `cut`.
+const PRE_MESH: &str = "culvert.dev/pre-mesh-connections";
 
 /// What the mesh is called.
 #[derive(Clone, Debug)]
@@ -164,7 +167,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
             strict_policies.insert(policy.name.clone(), policy);
         }
         if workload::is_enrolled(pod, &surroundings) {
-            pods.push(enrolled(pod, effective.refusal()));
+            pods.push(enrolled(pod, effective.refusal(), &mut warnings));
         }
         workloads.push(workload);
     }
@@ -178,7 +181,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     Translation { workloads, services, policies, pods, warnings: warnings.0 }
 }
 
-fn enrolled(pod: &Pod, refusal: PlaintextRefusal) -> Enrolled {
+fn enrolled(pod: &Pod, refusal: PlaintextRefusal, warnings: &mut Warnings) -> Enrolled {
     let numbers = |ports: BTreeSet<u16>| ports.into_iter().map(u32::from).collect();
     let (strict, strict_ports, permissive_ports) = match refusal {
         PlaintextRefusal::Everywhere => (true, Vec::new(), Vec::new()),
@@ -196,8 +199,24 @@ fn enrolled(pod: &Pod, refusal: PlaintextRefusal) -> Enrolled {
         strict,
         strict_ports,
         permissive_ports,
+        pre_mesh: pre_mesh(pod, warnings).into(),
     };
     Enrolled { node: pod.node.clone(), pod: pod_for_agent }
+}
+
+/// What a pod wants done with its connections from before it joined.
+fn pre_mesh(pod: &Pod, warnings: &mut Warnings) -> PreMesh {
+    match pod.metadata.annotation(PRE_MESH) {
+        None => PreMesh::Unspecified,
+        Some("keep") => PreMesh::Keep,
+        Some("cut") => PreMesh::Cut,
+        Some(other) => {
+            let message =
+                format!("annotation {PRE_MESH}: `{other}` is neither keep nor cut; the connections are cut");
+            warnings.add("Pod", &pod.metadata, message);
+            PreMesh::Cut
+        }
+    }
 }
 
 /// An identity is made of the account's name, so that a misspelt one goes unnoticed until a policy refuses it.

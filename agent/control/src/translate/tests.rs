@@ -69,6 +69,23 @@ fn the_agent_is_told_all_it_needs_of_a_pod() {
 }
 
 #[test]
+fn a_pods_annotation_says_what_becomes_of_its_connections_from_before_it_joined() {
+    let cases = [
+        ("", PreMesh::Unspecified, false),
+        ("culvert.dev/pre-mesh-connections: keep", PreMesh::Keep, false),
+        ("culvert.dev/pre-mesh-connections: cut", PreMesh::Cut, false),
+        // A word that is not understood leaves nothing open.
+        ("culvert.dev/pre-mesh-connections: drop", PreMesh::Cut, true),
+    ];
+    for (annotation, expected, warned) in cases {
+        let metadata = format!("{AMBIENT}, annotations: {{{annotation}}}");
+        let translation = translated(&pod("web", "10.0.0.1", &metadata, ""));
+        assert_eq!(translation.pods[0].pod.pre_mesh(), expected, "{annotation}");
+        assert_eq!(!translation.warnings.is_empty(), warned, "{annotation}: {:?}", translation.warnings);
+    }
+}
+
+#[test]
 fn a_uid_that_is_not_stated_is_always_the_same_one_and_no_other_pods() {
     let uid = |name: &str| translated(&pod(name, "10.0.0.1", AMBIENT, "")).pods.remove(0).pod.uid;
     assert_eq!(uid("web"), uid("web"));

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::netns::Netns;
 use super::options::{SocketMark, TcpOptions};
+use super::taken::are_taken;
 
 /// Source ports of connections to applications, under the client's address. Below the kernel's default ephemeral
 /// range (32768 on), above most servers' ports: 12,768 connections for each client address and pod port.
@@ -27,6 +28,12 @@ const PORT_ATTEMPTS: usize = 512;
 
 /// After so many failed attempts in a row other tasks get a turn.
 const ATTEMPTS_A_TURN: usize = 16;
+
+/// An application that listens has answered by then, as the kernel does it within the call; if not, something else may have its place.
+const UNANSWERED: Duration = Duration::from_millis(20);
+
+/// And as often as that it is looked at again: after each SYN, roughly.
+const STILL_UNANSWERED: Duration = Duration::from_secs(1);
 
 /// Why a host of the network could not be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +106,15 @@ pub async fn dial_application(
         return Err(ApplicationDialError::Family { to, client });
     }
     let leg = Leg { netns, client, to, options };
+    let failed = |error| ApplicationDialError::Failed { to, error };
     let dial = async {
-        let socket = match leg.start(rand::random()).await {
-            Ok(socket) => socket.ok_or(ApplicationDialError::PortsExhausted { to, client })?,
-            Err(error) => return Err(ApplicationDialError::Failed { to, error }),
-        };
-        established(socket).await.map_err(|error| ApplicationDialError::Failed { to, error })
+        loop {
+            let socket = leg.start(rand::random()).await.map_err(failed)?;
+            let socket = socket.ok_or(ApplicationDialError::PortsExhausted { to, client })?;
+            if let Some(stream) = leg.answered(socket).await.map_err(failed)? {
+                return Ok(stream);
+            }
+        }
     };
     let after = options.connect_timeout;
     let dialled = tokio::time::timeout(after, dial).await;
@@ -176,6 +186,25 @@ impl Leg<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Waits until the application answers; `None` if it cannot, because a client has the same two ends.
+    async fn answered(&self, socket: Socket) -> io::Result<Option<TcpStream>> {
+        let stream = TcpStream::from_std(socket.into())?;
+        let from = stream.local_addr()?;
+        let mut patience = UNANSWERED;
+        while tokio::time::timeout(patience, stream.writable()).await.is_err() {
+            // The far end of a connection that has come about has these ends too; then this end has a peer.
+            if are_taken(self.netns, self.to, from).unwrap_or(false) && stream.peer_addr().is_err() {
+                tracing::debug!(application = %self.to, %from, "a client has these two ends; another port is tried");
+                return Ok(None);
+            }
+            patience = STILL_UNANSWERED;
+        }
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(Some(stream)),
+        }
     }
 
     /// The pod dials itself.

@@ -4,6 +4,7 @@ mod dial;
 mod listen;
 mod netns;
 mod options;
+mod taken;
 
 pub use dial::{ApplicationDialError, DialError, LEG_PORTS, dial_application, dial_network};
 pub use listen::{Accepted, accept, adopt_listener, bind_listener, canonical};

@@ -1,0 +1,11 @@
+//! Connections from before a pod joined, and connections with ends that are or were another's, with classifiers on clsact.
+
+use std::process::ExitCode;
+
+use e2e::{OLD_CONNECTIONS, SAME_ENDS, World};
+use sandbox::Redirection;
+
+fn main() -> ExitCode {
+    let cases = [OLD_CONNECTIONS, SAME_ENDS].concat();
+    e2e::run(|| World::start(Redirection::Clsact), &cases, World::explain)
+}

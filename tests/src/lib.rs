@@ -20,6 +20,7 @@ mod places;
 mod probes;
 mod same_ends;
 mod select;
+pub mod soak;
 pub mod steady;
 pub mod stories;
 mod talk;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::Case;
 use crate::places::binaries;
-use crate::world::{SETTLE, World, pods, ports};
+use crate::world::{MARKER, SETTLE, World, pods, ports};
 use anyhow::{Context, bail, ensure};
 use sandbox::{Family, Program, wait};
 
@@ -146,10 +146,30 @@ fn left_behind(world: &mut World) -> anyhow::Result<()> {
 
 fn uninstall(world: &mut World) -> anyhow::Result<()> {
     let node = world.sandbox.node("east")?;
+    let mut captured = Vec::new();
+    for family in Family::BOTH {
+        let mut stream = world.connect(pods::NEAR, world.address(pods::FAR, family, ports::ECHO)?)?;
+        exchange(&mut stream).context("captured")?;
+        captured.push(stream);
+    }
     world.mesh.agent("east")?.kill()?;
     let program = Program::new(binaries()?.culvert).args(["uninstall", "--bpffs", "/sys/fs/bpf"]);
     let output = node.exec(&program, SETTLE)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for stream in &mut captured {
+        // What was captured does not go on in plaintext: it is cut, and its next bytes stay here.
+        let end = stream.write_all(MARKER.as_bytes()).and_then(|()| stream.read(&mut [0; 1]).map(drop));
+        let kind = end.err().map(|error| error.kind());
+        ensure!(
+            matches!(
+                kind,
+                Some(ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+            ),
+            "a captured connection outlived the uninstallation: {kind:?}"
+        );
+    }
+    let markers = world.capture.as_ref().context("no capture")?.traffic().markers;
+    ensure!(markers == 0, "its bytes left in plaintext: {markers}");
     for family in Family::BOTH {
         world.answered_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
         world.answered_within(SETTLE, pods::NEAR, pods::OUTSIDER_EAST, family)?;

@@ -17,6 +17,7 @@ mod error;
 mod fill;
 mod filter;
 mod former;
+mod left;
 mod link;
 mod log;
 mod node;
@@ -38,6 +39,7 @@ use ebpf_common::{Address, Counter, ForgedMark, ProbeTarget};
 
 pub(crate) use error::{AttachError, LinkError, MapError};
 pub(crate) use fill::Fill;
+pub(crate) use left::LeftAlone;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, take_down};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use crate::bpf;
+use crate::enroll::end_captured;
 use crate::netns::{Netns, find};
 use crate::plumbing::{self, Before, kernel as plumber};
 
@@ -27,10 +28,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             missed += 1;
             continue;
         };
-        let netns = &found.netns;
-        bpf::take_down(&directory, netns).with_context(|| format!("in {}", netns.id()))?;
-        let left = plumbing::to_left(&plumber::read(netns)?, &Before::default());
-        plumber::apply(netns, &left).with_context(|| format!("in {}", netns.id()))?;
+        release(&directory, &found.netns).with_context(|| format!("in {}", found.netns.id()))?;
     }
     bpf::remove_pins(&args.bpffs)?;
     println!("Nothing is captured on this node any more.");
@@ -40,4 +38,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Takes capture off one namespace. What is captured leads nowhere once the rules and routes are gone, so that no captured connection
+/// begins after the cut; what tries meanwhile goes out, as everything from then on, when the programs are gone.
+fn release(directory: &Path, netns: &Netns) -> anyhow::Result<()> {
+    let left_alone = bpf::LeftAlone::of(directory).unwrap_or_else(|error| {
+        eprintln!("culvert: {error}; every connection of {} is cut", netns.id());
+        bpf::LeftAlone::default()
+    });
+    let left = plumbing::to_left(&plumber::read(netns)?, &Before::default());
+    plumber::apply(netns, &left)?;
+    end_captured(netns, &left_alone.cgroups, |_| Ok(left_alone.sockets.clone()))?;
+    Ok(bpf::take_down(directory, netns)?)
 }

@@ -1,14 +1,17 @@
 //! Ending connections of a namespace from outside: `SOCK_DESTROY` of sock_diag(7) (Linux 4.5, `CONFIG_INET_DIAG_DESTROY`).
 //! The application sees `ECONNABORTED`, the peer a reset.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
-use crate::bpf::Connection;
-use crate::netns::Netns;
+use super::connections;
+use super::error::EnrollError;
+use crate::bpf::{self, CgroupId, Connection, SocketCookie};
+use crate::netns::{Netns, devices};
 
 /// `SOCK_DESTROY` of linux/sock_diag.h.
 const SOCK_DESTROY: u16 = 21;
@@ -46,6 +49,35 @@ fn ask(query: &OwnedFd, connection: &Connection) -> io::Result<i32> {
     let code = answer.get(..length).and_then(|answer| answer.get(HEADER..HEADER + 4));
     let code = code.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
     code.map(|bytes| -i32::from_ne_bytes(bytes)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Ends the applications' ends of captured connections in a namespace that is to be captured no longer, but for those that are
+/// `passing`; returns how many. Without capture their next bytes would leave in plaintext, so nothing may be detached after an error.
+///
+/// # Errors
+/// The namespace cannot be read, or some of them cannot be ended.
+pub(crate) fn end_captured(
+    netns: &Netns,
+    exempt: &BTreeSet<CgroupId>,
+    passing: impl Fn(&[Connection]) -> Result<BTreeSet<SocketCookie>, EnrollError>,
+) -> Result<usize, EnrollError> {
+    let devices = devices::list(netns).map_err(EnrollError::Watch)?;
+    let own: Vec<_> = devices.iter().flat_map(|device| device.addresses.clone()).collect();
+    let left_over = || {
+        let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
+        Ok::<_, EnrollError>(connections::left_over(&all, &passing(&all)?, exempt, &own))
+    };
+    let found = left_over()?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    destroy(netns, &found).map_err(EnrollError::Sockets)?;
+    match left_over()?.len() {
+        0 => Ok(found.len()),
+        // Nothing leaves over `lo`.
+        _ if devices.iter().all(|device| device.loopback) => Ok(found.len()),
+        left => Err(EnrollError::StillCaptured(left)),
+    }
 }
 
 fn request(connection: &Connection) -> [u8; REQUEST] {

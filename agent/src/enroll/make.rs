@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::Context;
 use super::connections;
-use super::destroy::destroy;
+use super::destroy::{destroy, end_captured};
 use super::error::EnrollError;
 use super::look::Look;
 use super::pod::{PodSpec, Strict};
@@ -16,7 +17,7 @@ use super::watch::NetnsWatch;
 use crate::bpf::{self, Changes, PodMode};
 use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
-use crate::netns::{devices, find};
+use crate::netns::find;
 use crate::plumbing::{self, Before, kernel as plumber};
 use crate::zds::hub::AnnounceError;
 use crate::zds::{Announcement, Held};
@@ -79,10 +80,23 @@ impl PodTask {
         let watch =
             NetnsWatch::start(&found.netns, Arc::clone(&self.changed_inside)).map_err(EnrollError::Watch)?;
         self.watch = Some(watch);
-        self.context.kernel.detach_elsewhere(&self.uid, &found.netns)?;
+        self.let_go_elsewhere(&found.netns)?;
         self.found = Some(found);
         self.marked = None;
         Ok(())
+    }
+
+    /// Takes down what is pinned for the pod in other namespaces than this one: its sandbox was made anew while no agent was there. What
+    /// still lives in one of those must not go on in plaintext either.
+    fn let_go_elsewhere(&self, netns: &Netns) -> Result<(), EnrollError> {
+        let Context { kernel, own_netns, proc_root, .. } = &*self.context;
+        for inode in kernel.namespaces(&self.uid)? {
+            match find::pinned(&[inode].into(), *own_netns, proc_root) {
+                Some(other) if other.netns.id() != netns.id() => self.end_captured(&other.netns)?,
+                _ => {}
+            }
+        }
+        Ok(kernel.detach_elsewhere(&self.uid, netns)?)
     }
 
     /// Takes back what ztunnel held while the agent was away, or makes the listeners.
@@ -285,34 +299,18 @@ impl PodTask {
         Ok(())
     }
 
-    /// Ends what is left of captured connections: the drain's deadline has passed, or their ztunnel is gone. Without capture the
-    /// applications' next bytes would leave in plaintext, so nothing is detached while there are such ends.
+    /// Ends what is left of captured connections: the drain's deadline has passed, or their ztunnel is gone.
     pub(super) fn end_captured(&self, netns: &Netns) -> Result<(), EnrollError> {
         let kernel = &self.context.kernel;
         let links = kernel.links(&self.uid)?;
         if !links.outbound || links.joining {
             return Ok(());
         }
-        let devices = devices::list(netns).map_err(EnrollError::Watch)?;
-        let own: Vec<_> = devices.iter().flat_map(|device| device.addresses.clone()).collect();
-        let exempt = kernel.exempt_cgroups()?;
-        let left_over = || {
-            let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
-            let passing = kernel.passing(&all)?;
-            Ok::<_, EnrollError>(connections::left_over(&all, &passing, &exempt, &own))
-        };
-        let found = left_over()?;
-        if found.is_empty() {
-            return Ok(());
+        let ended = end_captured(netns, &kernel.exempt_cgroups()?, |all| Ok(kernel.passing(all)?))?;
+        if ended > 0 {
+            info!(pod = %self.uid, connections = ended, "captured connections that did not end are cut");
         }
-        let destroyed = destroy(netns, &found).map_err(EnrollError::Sockets)?;
-        info!(pod = %self.uid, connections = found.len(), destroyed, "captured connections that did not end are cut");
-        match left_over()?.len() {
-            0 => Ok(()),
-            // Nothing leaves over `lo`.
-            _ if devices.iter().all(|device| device.loopback) => Ok(()),
-            left => Err(EnrollError::StillCaptured(left)),
-        }
+        Ok(())
     }
 
     fn unplumb(&mut self, look: &Look) -> Result<(), EnrollError> {

@@ -19,6 +19,7 @@ mod task;
 mod turns;
 mod watch;
 
+pub(crate) use destroy::end_captured;
 pub(crate) use sweep::Sweep;
 pub(crate) use turns::Turns;
 

@@ -87,7 +87,7 @@ rows! {
         "the path's MTU": packets::path_mtu,
         "IGMP and MLD reports": packets::memberships,
     }
-    "TCP that cannot be parsed (fragmented headers, unknown extension headers)":
+    "TCP that cannot be parsed (fragmented headers), and what may hide TCP (IPv6 extension headers that are unknown or unassigned)":
     "dropped and counted", "dropped and counted" => {
         "fragmented headers": packets::fragmented_tcp,
         "unknown extension headers": packets::unknown_extension,

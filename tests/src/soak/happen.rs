@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+    sockopt,
 };
 use sandbox::{Family, wait};
 
@@ -194,8 +195,10 @@ impl Soak {
     fn forge_marks(&mut self) -> anyhow::Result<()> {
         for family in Family::BOTH {
             let to = self.world.address(pods::FAR, family, ports::ECHO)?;
+            let from = self.world.address(pods::CLIENT, family, 0)?;
             for mark in MARKS {
-                let mut stream = self.world.sandbox.pod(pods::CLIENT)?.net().run(|| marked(to, mark))??;
+                let mut stream =
+                    self.world.sandbox.pod(pods::CLIENT)?.net().run(|| marked(from, to, mark))??;
                 stream.set_read_timeout(Some(SETTLE))?;
                 stream.write_all(MARKER.as_bytes())?;
                 let mut answer = [0; MARKER.len()];
@@ -207,11 +210,13 @@ impl Soak {
     }
 }
 
-/// A connection whose packets are marked from the first on.
-fn marked(to: SocketAddr, mark: u32) -> anyhow::Result<TcpStream> {
+/// A connection whose packets are marked from the first on. It has its source stated: asked for one under the mark of the application
+/// leg, the kernel finds none.
+fn marked(from: SocketAddr, to: SocketAddr, mark: u32) -> anyhow::Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
     setsockopt(&socket, sockopt::Mark, &mark)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(TcpStream::from(socket))
 }

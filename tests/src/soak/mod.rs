@@ -91,7 +91,7 @@ impl Soak {
     fn turn(&mut self, event: Event) -> anyhow::Result<()> {
         self.turns += 1;
         let begin = Instant::now();
-        let streams = Streams::start(&self.world)?;
+        let streams = Streams::start(&self.world, self.turns)?;
         let happened = self.happen(event);
         let (outcome, mut found) = streams.end(event.toll())?;
         happened?;

@@ -82,7 +82,7 @@ impl Outcome {
 
 impl Streams {
     /// Starts them: to the other node from here and back, over both families, with the marker in every kibibyte.
-    pub(super) fn start(world: &World) -> anyhow::Result<Self> {
+    pub(super) fn start(world: &World, turn: u32) -> anyhow::Result<Self> {
         let streams =
             [("client to far", pods::CLIENT, pods::FAR), ("far to client", pods::FAR, pods::CLIENT)];
         let all = streams.into_iter().map(|(name, from, to)| {
@@ -92,11 +92,9 @@ impl Streams {
                 program = program.args(["--echo", &address.to_string()]);
             }
             let program = program.args(["--rate", RATE, "--timeout", STUCK_AFTER, "--marker", MARKER]);
-            let log = format!("{}.log", name.replace(' ', "-"));
+            let log = format!("{}-{turn}.log", name.replace(' ', "-"));
             let process = world.sandbox.pod(from)?.spawn(&program, &log)?;
             let log = process.log().to_owned();
-            // Each start begins a new log: the old one's lines are of streams that have ended.
-            std::fs::write(&log, "")?;
             let begun =
                 || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("begun")).then_some(());
             wait::until(SETTLE, || format!("the stream {name}"), begun)?;
@@ -118,6 +116,8 @@ impl Streams {
             let outcome: Outcome = serde_json::from_str(line).with_context(|| format!("{line:?}"))?;
             findings.extend(outcome.beyond(toll).into_iter().map(|what| format!("{}: {what}", stream.name)));
             sum.add(&outcome);
+            // A soak has thousands of them.
+            std::fs::remove_file(&stream.log)?;
         }
         Ok((sum, findings))
     }

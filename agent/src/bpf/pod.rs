@@ -185,9 +185,11 @@ impl Programs {
         Ok(&inodes - &others)
     }
 
-    /// Leaves the pod's new inbound connections alone; established ones are not touched.
+    /// Leaves the pod's new inbound connections alone; established ones are not touched. A pod of which nothing else was attached is
+    /// [`Programs::attached`] no more.
     pub(crate) fn detach_inbound(&mut self, pod: &PodKey, netns: Option<&Netns>) -> Result<(), AttachError> {
-        self.detach(pod, netns, Point::is_inbound)
+        self.detach(pod, netns, Point::is_inbound)?;
+        if self.links(pod)?.outbound { Ok(()) } else { self.remove_directories(pod) }
     }
 
     /// Leaves the pod's outbound packets alone. Connections that were captured and are still open break; drain first.
@@ -205,6 +207,10 @@ impl Programs {
     pub(crate) fn detach_pod(&mut self, pod: &PodKey, netns: Option<&Netns>) -> Result<(), AttachError> {
         self.detach_outbound(pod, netns)?;
         self.detach_inbound(pod, netns)?;
+        self.remove_directories(pod)
+    }
+
+    fn remove_directories(&self, pod: &PodKey) -> Result<(), AttachError> {
         let directory = self.pod_directory(pod);
         for stale in subdirectories(&directory)? {
             remove_namespace(&stale)?;

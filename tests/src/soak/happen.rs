@@ -23,6 +23,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// One try at a request must not use up the time for the next.
 const TRY: Duration = Duration::from_secs(1);
 
+/// Pods of the shop that are on the node of the visitors anyway.
+const STAYING: usize = 2;
+
 /// The marks ztunnel's sockets and captured packets carry.
 const MARKS: [u32; 4] = [0x539, 0x53a, 0x111, 0xfff];
 
@@ -169,6 +172,21 @@ impl Soak {
         self.crowds += 1;
         let crowd: String = (1..=count).map(|number| visitor(self.crowds, number)).collect();
         let names = self.world.sandbox.start_pods("crowd.yaml", &crowd)?;
+        // Not before: what a pod sends until it has joined is in plaintext, as is known.
+        let joined = |status: &serde_json::Value| {
+            let pods = status["pods"].as_object().map(|pods| pods.values()).into_iter().flatten();
+            pods.filter(|pod| pod["namespace"] == "shop" && pod["state"] == "enrolled").count()
+        };
+        let node = self.world.sandbox.node(Place::East.node())?;
+        wait::try_until(
+            SETTLE,
+            || format!("{count} pods to join"),
+            || match self.world.mesh.status(node) {
+                Ok(status) if joined(&status) >= names.len() + STAYING => Ok(()),
+                Ok(status) => Err(format!("{} have", joined(&status))),
+                Err(error) => Err(error.to_string()),
+            },
+        )?;
         self.until_both(names.first().context("nobody")?, pods::FAR, true)?;
         for name in &names {
             self.world.sandbox.stop_pod(name)?;

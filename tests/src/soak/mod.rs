@@ -37,6 +37,8 @@ struct Soak {
     probes: usize,
     turns: u32,
     crowds: u32,
+    /// Packets with the marker that have been told.
+    markers: u64,
     traffic: Outcome,
     happened: BTreeMap<&'static str, u32>,
     findings: Vec<Finding>,
@@ -82,6 +84,7 @@ impl Soak {
             probes: 0,
             turns: 0,
             crowds: 0,
+            markers: 0,
             traffic: Outcome::default(),
             happened: BTreeMap::new(),
             findings: Vec::new(),
@@ -96,6 +99,7 @@ impl Soak {
         let (outcome, mut found) = streams.end(event.toll())?;
         happened?;
         found.extend(self.look_at_probes());
+        found.extend(self.look_at_wire()?);
         *self.happened.entry(event.kind()).or_default() += 1;
         println!(
             "{:>4}  {event}: {} connections, {} answered, {} reset, {} refused; {:.1} s",
@@ -137,6 +141,13 @@ impl Soak {
         failed
     }
 
+    /// What crossed the link in plaintext since the last look.
+    fn look_at_wire(&mut self) -> anyhow::Result<Option<String>> {
+        let markers = self.world.capture.as_ref().context("the capture has ended before")?.traffic().markers;
+        let new = markers - std::mem::replace(&mut self.markers, markers);
+        Ok((new > 0).then(|| format!("{new} packets between the nodes held the plaintext marker")))
+    }
+
     fn print_findings(&self) {
         for Finding { turn, what } in &self.findings {
             println!("  turn {turn}: {what}");
@@ -145,8 +156,8 @@ impl Soak {
 
     fn finish(mut self, plan: &Plan, took: Duration) -> anyhow::Result<bool> {
         let wire = self.world.capture.take().context("the capture has ended before")?.finish()?;
-        if wire.markers > 0 {
-            self.find(format!("{} packets between the nodes held the plaintext marker", wire.markers));
+        if wire.markers > self.markers {
+            self.find("at the end, packets between the nodes held the plaintext marker".into());
         }
         if wire.missed > 0 {
             self.find(format!("{} packets between the nodes could not be looked at", wire.missed));

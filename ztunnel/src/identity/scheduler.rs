@@ -97,10 +97,11 @@ impl Scheduler {
         self.entries.insert(id.clone(), entry);
     }
 
-    /// Wants `id`, for which a predecessor's certificate is held that is valid for another `remaining`. Renewal is due at half of that.
+    /// Wants `id`, for which a predecessor's certificate is held that is valid for another `remaining`. Renewal is due at once: the roots
+    /// may have changed since that was issued.
     pub(crate) fn want_renewed(&mut self, id: &SpiffeId, remaining: Duration, now: Instant) {
         self.generation += 1;
-        let phase = Phase::Due { due: now + remaining / 2, priority: Priority::Renewal };
+        let phase = Phase::Due { due: now, priority: Priority::Renewal };
         let entry = Entry { phase, failures: 0, expires: Some(now + remaining), generation: self.generation };
         self.entries.insert(id.clone(), entry);
     }

@@ -29,6 +29,9 @@ pub(crate) struct LastState {
     origin: String,
 }
 
+/// What a state is made of. Control's roots are not in it: they have a file of their own (`api::channel::Roots`).
+const KINDS: [ResourceType; 3] = [ResourceType::Authorization, ResourceType::Address, ResourceType::NodePod];
+
 /// Why there is no last state.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
@@ -74,7 +77,7 @@ impl LastState {
             }
         }
         let missing = |kind: &ResourceType| !pushes.iter().any(|(found, _)| found == kind);
-        match ResourceType::AGENT.into_iter().find(missing) {
+        match KINDS.into_iter().find(missing) {
             Some(kind) => Err(Unusable::Incomplete(kind)),
             None => Ok(pushes),
         }
@@ -149,7 +152,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = LastState::new(directory.path(), "east", "https://control");
         assert!(state.read().is_empty());
-        let all = ResourceType::AGENT.map(|kind| push(kind, "a"));
+        let all = KINDS.map(|kind| push(kind, "a"));
         state.replace(all.clone().into_iter()).unwrap();
         assert_eq!(state.read(), all);
         assert!(LastState::new(directory.path(), "west", "https://control").read().is_empty());

@@ -119,6 +119,12 @@ impl Kernel {
         self.programs().set_probe_targets(&key(pod), addresses, ports)
     }
 
+    /// See [`Programs::name_address`].
+    pub(crate) fn name_addresses(&self, pod: &PodUid, addresses: &[IpAddr]) -> Result<(), MapError> {
+        let mut programs = self.programs();
+        addresses.iter().try_for_each(|address| programs.name_address(&key(pod), *address))
+    }
+
     /// Takes back what [`Kernel::lead`] did.
     pub(crate) fn unlead(&self, pod: &PodUid, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
         let mut programs = self.programs();

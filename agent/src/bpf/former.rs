@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::error::{AttachError, LinkError, LoadError, MapError};
 use super::object::Maps;
 use super::pod::{create_directory, entries, subdirectories};
-use super::{CgroupId, Programs, absent_is_fine, in_map, link, node};
+use super::{CgroupId, Programs, SocketCookie, absent_is_fine, in_map, link, node};
 
 /// What is left of another layout's pins after the pods' were taken.
 pub(super) struct Former {
@@ -127,6 +127,21 @@ impl Programs {
         for map in maps {
             let done = if exempt { map.insert(id.0, 1, 0) } else { absent_is_fine(map.remove(&id.0)) };
             done.map_err(in_map("EXEMPT_CGROUPS"))?;
+        }
+        Ok(())
+    }
+
+    /// Has former programs forget sockets too, or they would be carried over again.
+    pub(super) fn forget_formerly(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        for former in &mut self.former {
+            for cookie in cookies {
+                if let Some(map) = &mut former.pre_mesh {
+                    absent_is_fine(map.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
+                }
+                if let Some(map) = &mut former.outside {
+                    absent_is_fine(map.remove(&cookie.0)).map_err(in_map("OUTSIDE"))?;
+                }
+            }
         }
         Ok(())
     }

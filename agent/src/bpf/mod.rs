@@ -199,7 +199,13 @@ impl Programs {
         let key = Address::from(address);
         self.maps.listeners.insert(key, listener.as_raw_fd(), 0).map_err(in_map("LISTENERS"))?;
         self.listeners.insert(address, pod.clone());
-        self.maps.pod_addresses.insert(key, 1, 0).map_err(in_map("POD_ADDRESSES"))?;
+        self.name_address(pod, address)
+    }
+
+    /// Names `address` as a pod's of this node, to which ztunnel's connections to applications lead. Before the pod's programs are
+    /// attached or replaced: those of a former layout did not ask.
+    pub(crate) fn name_address(&mut self, pod: &PodKey, address: IpAddr) -> Result<(), MapError> {
+        self.maps.pod_addresses.insert(Address::from(address), 1, 0).map_err(in_map("POD_ADDRESSES"))?;
         self.addresses.insert(address, pod.clone());
         Ok(())
     }
@@ -268,6 +274,7 @@ impl Programs {
 
     /// Forgets sockets that are closed, or cuts off ones that are not.
     pub(crate) fn forget_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+        self.forget_formerly(cookies)?;
         cookies.iter().try_for_each(|cookie| {
             absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
             absent_is_fine(self.maps.outside.remove(&cookie.0)).map_err(in_map("OUTSIDE"))

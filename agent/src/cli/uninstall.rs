@@ -40,15 +40,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes capture off one namespace. What is captured leads nowhere once the rules and routes are gone, so that no captured connection
-/// begins after the cut; what tries meanwhile goes out, as everything from then on, when the programs are gone.
+/// Takes capture off one namespace. Captured connections are cut while their resets still find ztunnel. What is captured leads nowhere
+/// once the rules and routes are gone, so that none begins after the second cut, which ends those that began after the first; what
+/// tries meanwhile goes out, as everything from then on, when the programs are gone.
 fn release(directory: &Path, netns: &Netns) -> anyhow::Result<()> {
     let left_alone = bpf::LeftAlone::of(directory).unwrap_or_else(|error| {
         eprintln!("culvert: {error}; every connection of {} is cut", netns.id());
         bpf::LeftAlone::default()
     });
+    let cut = || end_captured(netns, &left_alone.cgroups, |_| Ok(left_alone.sockets.clone()));
+    cut()?;
     let left = plumbing::to_left(&plumber::read(netns)?, &Before::default());
     plumber::apply(netns, &left)?;
-    end_captured(netns, &left_alone.cgroups, |_| Ok(left_alone.sockets.clone()))?;
+    cut()?;
     Ok(bpf::take_down(directory, netns)?)
 }

@@ -190,8 +190,9 @@ impl PodTask {
     /// which is atomic. What began after the marking has been learnt, so no connection falls in between, and is accounted for then, as
     /// is what connected while the pod was leaving. What fails before anything is captured leaves nothing attached.
     fn attach_outbound(&mut self) -> Result<(), EnrollError> {
-        let Some((_, netns)) = self.pod() else { return Ok(()) };
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
         let kernel = self.context.kernel.clone();
+        kernel.name_addresses(&self.uid, &spec.addresses)?;
         let links = kernel.links(&self.uid)?;
         let begins = !links.outbound || links.joining;
         if begins && let Err(error) = self.begin_outbound(&netns) {

@@ -83,6 +83,12 @@ pub enum OpenError {
         /// Why.
         reason: String,
     },
+    /// The roots are gone, of an authority that has had some.
+    #[error("{root} is missing. Restore it and its key from a backup", root = root.display())]
+    RootMissing {
+        /// The root certificate.
+        root: PathBuf,
+    },
     /// The key is gone.
     #[error(
         "{root} is there but {key} is not. Restore the key from a backup; or, to begin anew with another root that every \
@@ -216,8 +222,8 @@ impl Authority {
         let mut said = None;
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
-            let (state, trust_domain) = (self.state.clone(), self.trust_domain.clone());
-            let read = move || roots::open(&state, &trust_domain, SystemTime::now()).and_then(issuing);
+            let state = self.state.clone();
+            let read = move || roots::read(&state).and_then(issuing);
             let Ok(read) = tokio::task::spawn_blocking(read).await else { continue };
             match read {
                 Ok(issuing) if issuing.basis != self.current.borrow().basis => {

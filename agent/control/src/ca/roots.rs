@@ -93,17 +93,29 @@ impl Stored {
     }
 }
 
+/// Reads what is there.
+///
+/// # Errors
+/// Something is missing, or does not belong to the rest. Nothing is made: a directory that is not mounted, or was emptied, must not
+/// become a mesh with another root.
+pub(super) fn read(state: &Path) -> Result<Stored, OpenError> {
+    let paths = Paths::of(state);
+    let pem = read_file(&paths.roots)?.ok_or_else(|| OpenError::RootMissing { root: paths.roots.clone() })?;
+    match read_key(&paths.key)? {
+        Some(key) => assemble(paths, key, &pem, false),
+        None => Err(OpenError::KeyMissing { root: paths.roots, key: paths.key }),
+    }
+}
+
 /// Reads what is there, and makes what is missing on a first start.
 pub(super) fn open(state: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Stored, OpenError> {
     private_directory(state)?;
     let paths = Paths::of(state);
-    let stored_roots = read_file(&paths.roots)?;
-    let made = stored_roots.is_none();
+    if paths.roots.exists() {
+        return read(state);
+    }
     let key = match read_key(&paths.key)? {
         Some(key) => key,
-        None if stored_roots.is_some() => {
-            return Err(OpenError::KeyMissing { root: paths.roots, key: paths.key });
-        }
         None => {
             let key = make_key(&paths.key)?;
             tracing::info!(path = %paths.key.display(), "made the certificate authority's key");
@@ -112,27 +124,25 @@ pub(super) fn open(state: &Path, trust_domain: &TrustDomain, now: SystemTime) ->
     };
     // A root made anew of the same key and names is as good as the one before: leafs of either verify with both. It is
     // missing after a first start that was cut short.
-    let pem = match stored_roots {
-        Some(pem) => pem,
-        None => {
-            let pem = make_root(&key, trust_domain, now)?;
-            write_file(&paths.roots, 0o644, pem.as_bytes())?;
-            tracing::info!(path = %paths.roots.display(), "made the root certificate; nodes need it to trust control");
-            pem
-        }
-    };
-    let roots = parse(&paths.roots, &pem, &key)?;
+    let pem = make_root(&key, trust_domain, now)?;
+    write_file(&paths.roots, 0o644, pem.as_bytes())?;
+    tracing::info!(path = %paths.roots.display(), "made the root certificate; nodes need it to trust control");
+    assemble(paths, key, &pem, true)
+}
+
+fn assemble(paths: Paths, key: KeyPair, pem: &str, made: bool) -> Result<Stored, OpenError> {
+    let roots = parse(&paths.roots, pem, &key)?;
     if !roots.iter().any(|root| root.issues) {
         return Err(OpenError::Mismatch { root: paths.roots, key: paths.key });
     }
     let stage = match (roots.len(), read_key(&paths.next)?) {
         (1, _) => Stage::Settled,
-        (_, Some(next)) if parse(&paths.roots, &pem, &next)?.iter().any(|root| root.issues) => {
+        (_, Some(next)) if parse(&paths.roots, pem, &next)?.iter().any(|root| root.issues) => {
             Stage::BothTrusted
         }
         _ => Stage::NewIssues,
     };
-    let basis = Basis::of(key.der_bytes(), &pem);
+    let basis = Basis::of(key.der_bytes(), pem);
     Ok(Stored { key, roots, stage, basis, made })
 }
 

@@ -77,11 +77,10 @@ pub fn rotate(state: &Path, now: SystemTime, force: bool) -> Result<Rotation, Ro
 
 fn look(state: &Path, now: SystemTime) -> Result<(Stored, Rotation), RotateError> {
     let paths = Paths::of(state);
-    if !paths.key.exists() && !paths.roots.exists() {
+    if !paths.roots.exists() {
         return Err(RotateError::NoRoot);
     }
-    // The trust domain is that of a root that is made, and none is.
-    let stored = roots::open(state, &TrustDomain::default(), now)?;
+    let stored = roots::read(state)?;
     let ledger = Ledger::open(state).map_err(OpenError::from)?;
     let not_before = match (stored.stage, ledger) {
         // Whoever holds a certificate goes on to trust all that it trusts now.

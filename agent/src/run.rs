@@ -184,14 +184,8 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         pre_mesh: config.pre_mesh,
     });
     tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
-    let below = config.ztunnel_cgroup.as_ref().map(|path| cgroup_root.join(path));
-    if below.is_none() {
-        warn!(
-            "without --ztunnel-cgroup any process of root outside of the mesh's pods may be this node's ztunnel"
-        );
-    }
-    let admissions = Arc::new(Admissions::new(kernel.clone(), Arc::clone(&hub), below));
-    let zds = Service::new(Arc::clone(&hub), admissions, telemetry.clone());
+    let admissions = admissions(&config, &cgroup_root, &kernel, &hub);
+    let zds = Service::new(Arc::clone(&hub), Arc::new(admissions), telemetry.clone());
     tasks.spawn_told("zds", zds_server::serve(sockets.zds, zds, stop.clone()));
     let relay = CaRelay::new(authority, telemetry.clone());
     let node_api = node_api::serve(sockets.xds, store, relay, telemetry.visitors.clone(), stop.clone());
@@ -219,6 +213,17 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         tasks.spawn_told("endpoint", endpoint.serve(routes, stop.clone().cancelled_owned()));
     }
     tasks.until_told().await
+}
+
+/// Who is taken for this node's ztunnel.
+fn admissions(config: &AgentConfig, cgroup_root: &Path, kernel: &Kernel, hub: &Arc<Hub>) -> Admissions {
+    let below = config.ztunnel_cgroup.as_ref().map(|path| cgroup_root.join(path));
+    if below.is_none() {
+        warn!(
+            "without --ztunnel-cgroup any process of root outside of the mesh's pods may be this node's ztunnel"
+        );
+    }
+    Admissions::new(kernel.clone(), Arc::clone(hub), below)
 }
 
 /// Goes on with what control said last, and follows it from there.

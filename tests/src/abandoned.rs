@@ -73,15 +73,18 @@ fn forgotten(world: &mut World) -> anyhow::Result<()> {
             open.push(stream);
         }
     }
+    let mut ends = Vec::new();
+    for stream in &open {
+        ends.push((stream.local_addr()?.port(), stream.peer_addr()?.port()));
+    }
     world.mesh.kill_ztunnel("east")?;
-    for stream in &mut open {
+    for (stream, (local, remote)) in open.iter_mut().zip(ends) {
         // The proxy's end is gone: by a reset of ours, by an orderly end of another ztunnel's. The application does not mind.
         match stream.read(&mut [0; 1]) {
             Ok(0) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             other => bail!("no end of the proxy's side: {other:?}"),
         }
-        let (local, remote) = (stream.local_addr()?.port(), stream.peer_addr()?.port());
         let forgotten =
             || is_known(world, pods::CLIENT, remote, local).is_ok_and(|known| !known).then_some(());
         wait::until(SETTLE, || "the kernel to forget the proxy's end".into(), forgotten)?;

@@ -25,7 +25,8 @@ pub(super) fn outside(all: &[Connection], exempt: &BTreeSet<CgroupId>) -> Vec<Co
         None => false,
     };
     let is_outside = |end: &&Connection| {
-        !is_within(end)
+        end.state != TcpState::TIME_WAIT
+            && !is_within(end)
             && !end.local.ip().is_loopback()
             && !end.cgroup.is_some_and(|cgroup| exempt.contains(&cgroup))
     };
@@ -113,8 +114,16 @@ mod tests {
             end(7, "10.0.0.1:40002", "10.0.1.1:15008", 0x539),
             end(11, "10.0.0.1:15008", "10.0.1.1:40002", 0),
             // What is left of an application leg.
-            Connection { cgroup: None, ..end(12, "10.0.0.9:21001", "10.0.0.1:8080", 0x53a) },
-            Connection { cgroup: None, ..end(13, "10.0.0.1:8080", "10.0.0.9:21001", 0x53a) },
+            Connection {
+                cgroup: None,
+                state: TcpState::TIME_WAIT,
+                ..end(12, "10.0.0.9:21001", "10.0.0.1:8080", 0x53a)
+            },
+            Connection {
+                cgroup: None,
+                state: TcpState::TIME_WAIT,
+                ..end(13, "10.0.0.1:8080", "10.0.0.9:21001", 0x53a)
+            },
             // Within the pod.
             end(8, "127.0.0.1:40003", "127.0.0.1:9090", 0),
             end(9, "127.0.0.1:9090", "127.0.0.1:40003", 0),

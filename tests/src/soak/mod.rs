@@ -74,7 +74,8 @@ impl Soak {
         let world = World::start(redirection)?;
         let mut kubelets = BTreeMap::new();
         for node in world.sandbox.pod_nodes() {
-            let prober = Program::new(echo()?).arg("probe");
+            // As in the test of probes: a service needs that long from its cgroup to its first probe.
+            let prober = Program::new(echo()?).args(["probe", "--after", "500"]);
             kubelets.insert(node.name().to_owned(), Kubelet::start(&world.sandbox, node, prober)?);
         }
         Ok(Self {

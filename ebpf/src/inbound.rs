@@ -57,8 +57,7 @@ pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
     let flow = flow(&ctx);
     // Over `lo` come ztunnel's connections to the application and the pod's own.
     if interface == LOOPBACK_INDEX {
-        reopen(&ctx, &flow);
-        return SK_PASS;
+        return reopen(&ctx, &flow);
     }
     if is_own(&flow) {
         count(Counter::PassedSelf);
@@ -88,8 +87,7 @@ pub fn sk_lookup_reopen(ctx: SkLookupContext) -> u32 {
     }
     let flow = flow(&ctx);
     if interface == LOOPBACK_INDEX {
-        reopen(&ctx, &flow);
-        return SK_PASS;
+        return reopen(&ctx, &flow);
     }
     if is_own(&flow) || passes(&flow).is_some() || LISTENERS.redirect_sk_lookup(&ctx, flow.pod, 0).is_ok() {
         SK_PASS
@@ -98,16 +96,20 @@ pub fn sk_lookup_reopen(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// Gives a captured connection that `tc_lo` left to us its listener; its near end is the destination here. Failing, no socket is
-/// chosen, and the kernel finds none either: the destination is not the pod's.
+/// Gives a captured connection that `tc_lo` left to us its listener; its near end is the destination here. Failing, it is refused: the
+/// kernel would look on, and an application of the pod that listens on the destination's port on any address would get what was not
+/// for it.
 #[inline(always)]
-fn reopen(ctx: &SkLookupContext, flow: &Flow) {
+fn reopen(ctx: &SkLookupContext, flow: &Flow) -> u32 {
     let captured =
         Flow { pod: flow.peer, peer: flow.pod, pod_port: flow.peer_port, peer_port: flow.pod_port };
     if REOPENED.get_ptr(&captured).is_some() {
         let _ = REOPENED.remove(&captured);
-        let _ = OUTBOUND_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0);
+        if OUTBOUND_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0).is_err() {
+            return SK_DROP;
+        }
     }
+    SK_PASS
 }
 
 #[inline(always)]

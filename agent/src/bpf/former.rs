@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::error::{AttachError, LinkError, LoadError, MapError};
 use super::object::Maps;
 use super::pod::{create_directory, entries, subdirectories};
-use super::{CgroupId, Programs, SocketCookie, absent_is_fine, in_map, link, node};
+use super::{CgroupId, PodKey, Programs, SocketCookie, absent_is_fine, in_map, link, node};
 
 /// What is left of another layout's pins after the pods' were taken.
 pub(super) struct Former {
@@ -115,10 +115,16 @@ fn carry<K: Pod, V: Pod>(
 }
 
 impl Programs {
-    /// Carries over what former programs have learnt of connections. For a pod whose programs are to be replaced next.
-    pub(super) fn carry_over(&mut self) -> Result<(), MapError> {
-        let Self { former, maps, .. } = self;
-        former.iter_mut().try_for_each(|former| former.carry_connections(maps))
+    /// Carries over what former programs have learnt of connections. For a pod whose programs are to be replaced next, and only then:
+    /// what the new ones have forgotten since, such as a socket that was connected anew, must stay forgotten.
+    pub(super) fn carry_over(&mut self, pod: &PodKey) -> Result<(), MapError> {
+        let Self { former, maps, carried, .. } = self;
+        if former.is_empty() || carried.contains(pod) {
+            return Ok(());
+        }
+        former.iter_mut().try_for_each(|former| former.carry_connections(maps))?;
+        carried.insert(pod.clone());
+        Ok(())
     }
 
     /// Tells former programs of a cgroup whose exemption has changed.
@@ -153,6 +159,7 @@ impl Programs {
             info!(layout = %former.root.display(), "nothing is left of another layout version");
             self.former.pop();
         }
+        self.carried.clear();
         Ok(())
     }
 }

@@ -109,6 +109,8 @@ pub(crate) struct Programs {
     root: PathBuf,
     /// What other layouts left, until it is dropped.
     former: Vec<Former>,
+    /// The pods whose turn to be carried over has been.
+    carried: BTreeSet<PodKey>,
     log: Option<LogReader>,
     /// What this agent has set; see [`Programs::drop_unclaimed`].
     targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,

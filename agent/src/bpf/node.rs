@@ -80,6 +80,7 @@ impl Programs {
             inbound,
             root,
             former,
+            carried: Default::default(),
             log,
             targets: Default::default(),
             listeners: Default::default(),

@@ -93,7 +93,7 @@ impl Programs {
         netns: &Netns,
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
-        self.carry_over()?;
+        self.carry_over(pod)?;
         let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
         match mode {
             PodMode::Joining => {

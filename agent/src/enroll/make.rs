@@ -131,12 +131,13 @@ impl PodTask {
         }
     }
 
-    /// A pod that cannot join, for its application holds a port of ours: that it takes plaintext from nobody holds all the same. Without
+    /// A pod that cannot join, for its application holds a port of ours: that it takes plaintext from nobody, on whatever ports, holds all
+    /// the same, and on all of them, since there is no ztunnel to tell them apart. Without
     /// a listener to lead them to, new connections are refused, but for kubelet's probes; what the pod sends is plaintext, as from
     /// any pod outside of the mesh. One that takes plaintext goes on as if it had not been asked to join.
     fn shut_out(&mut self, spec: &PodSpec, netns: &Netns) -> Result<(), EnrollError> {
         let links = self.context.kernel.links(&self.uid)?;
-        if spec.strict == Strict::Everywhere {
+        if spec.strict != Strict::Nowhere {
             self.context.kernel.open_to_probes(&self.uid, &spec.addresses, &spec.probe_ports)?;
             let changes = self.context.kernel.ensure_inbound(&self.uid, netns)?;
             self.tell(&changes);

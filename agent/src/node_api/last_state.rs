@@ -101,9 +101,10 @@ impl LastState {
                         (kind, snapshot.contents(kind).map(resource).collect())
                     };
                     let configuration = ResourceType::ZTUNNEL.map(of);
-                    this.replace(
-                        configuration.into_iter().chain([(ResourceType::NodePod, node_pods.to_vec())]),
-                    )
+                    let pods = [(ResourceType::NodePod, node_pods.to_vec())];
+                    // One that is older than what ztunnel has been told would take a policy back; better none.
+                    this.replace(configuration.into_iter().chain(pods))
+                        .inspect_err(|_| drop(std::fs::remove_file(&this.path)))
                 });
                 if let Ok(Err(error)) = written.await {
                     warn!(path = %self.path.display(), %error, "the last state of control is not kept");

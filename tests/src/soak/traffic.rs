@@ -65,8 +65,14 @@ impl Outcome {
         let mut all: Vec<String> =
             self.failed_requests.iter().map(|(error, count)| format!("{count} requests: {error}")).collect();
         for (error, count) in &self.failed_connects {
-            // A timeout is not a refusal.
-            if toll != Toll::Refusals || !(error.contains("refused") || error.contains("reset")) {
+            let let_pass = match toll {
+                Toll::Nothing => false,
+                // One that was made and reset before its maker looked is told as a connect that failed.
+                Toll::Resets => error.contains("reset"),
+                // A timeout is not a refusal.
+                Toll::Refusals => error.contains("refused") || error.contains("reset"),
+            };
+            if !let_pass {
                 all.push(format!("{count} connects: {error}"));
             }
         }
@@ -139,6 +145,13 @@ mod tests {
             ("all well", outcome("", "", 0), Toll::Nothing, true),
             ("a reset in a calm", outcome("", "", 1), Toll::Nothing, false),
             ("a reset by a death", outcome("", "", 1), Toll::Resets, true),
+            (
+                "a reset by a death, before it was looked at",
+                outcome("Connection reset by peer", "", 0),
+                Toll::Resets,
+                true,
+            ),
+            ("a reset in a calm, so told", outcome("Connection reset by peer", "", 0), Toll::Nothing, false),
             ("a refusal by a death", outcome(refused, "", 0), Toll::Resets, false),
             ("a refusal where both are dead", outcome(refused, "", 1), Toll::Refusals, true),
             ("a timeout where both are dead", outcome("connection timed out", "", 0), Toll::Refusals, false),

@@ -20,9 +20,8 @@ pub const BUFFERS: &[Case<World>] = &[
 /// A writer that has not got on for so long is held back.
 const STALL: Duration = Duration::from_secs(1);
 
-/// What sockets and a tunnel's window hold for one connection: 4 MiB of window, and what the kernel's limits allow the
-/// four sockets on the way (`tcp_rmem` and `tcp_wmem`: 6 MiB and 4 MiB at most).
-const ONE_READER: u64 = (4 + 2 * 6 + 2 * 4) << 20;
+/// What a tunnel's window holds for one connection.
+const WINDOW: u64 = 4 << 20;
 
 /// The budget under test: of it, one pod gets half at most.
 const BUDGET: u64 = 16 << 20;
@@ -59,13 +58,30 @@ fn fill(streams: &[TcpStream]) -> anyhow::Result<u64> {
     Ok(taken)
 }
 
+/// The most that sockets and a tunnel's window hold for one connection: on the way are two sockets that receive and two
+/// that send.
+fn one_reader_at_most() -> anyhow::Result<u64> {
+    Ok(WINDOW + 2 * socket_limit("tcp_rmem")? + 2 * socket_limit("tcp_wmem")?)
+}
+
+/// The most bytes that the kernel lets one socket hold: the third number of a triple (tcp(7)). Namespaces made later start
+/// with it. Since 6.17 a receiver may grow to 32 MiB, before to 6 MiB.
+fn socket_limit(name: &str) -> anyhow::Result<u64> {
+    let triple = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"))?;
+    Ok(triple.split_whitespace().last().with_context(|| format!("{name} is empty"))?.parse()?)
+}
+
 fn one_reader(world: &mut World) -> anyhow::Result<()> {
     set_strict(world, false)?;
+    let most = one_reader_at_most()?;
     for (way, family) in everywhere() {
         let stream = world.connect(way.client(), world.address(way.server(), family, ports::SILENT)?)?;
         let taken = fill(&[stream])?;
         println!("    {way:?} over {family}: {} KiB", taken >> 10);
-        ensure!((1..ONE_READER).contains(&taken), "{way:?} over {family}: {taken} bytes were taken");
+        ensure!(
+            (1..=most).contains(&taken),
+            "{way:?} over {family}: {taken} bytes were taken, {most} at most"
+        );
     }
     Ok(())
 }

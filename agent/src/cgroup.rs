@@ -105,6 +105,22 @@ pub(crate) fn path_of_directory(directory: &Path) -> io::Result<Option<String>> 
     Ok(path_in_tree(&mountinfo, &directory.canonicalize()?))
 }
 
+/// The same of a cgroup that need not exist.
+pub(crate) fn path_of_coming_directory(directory: &Path) -> io::Result<Option<String>> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let standing = directory.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
+    let missing = directory.strip_prefix(standing).unwrap_or(Path::new(""));
+    Ok(path_in_tree(&mountinfo, &standing.canonicalize()?.join(missing)))
+}
+
+/// The inode of the first cgroup namespace, in which paths are the kernel's own (`PROC_CGROUP_INIT_INO` of linux/proc_ns.h).
+const FIRST_NAMESPACE: u64 = 0xeffffffb;
+
+/// Whether this process sees the cgroups' paths as the kernel does.
+pub(crate) fn sees_whole_paths() -> bool {
+    std::fs::metadata("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.ino() == FIRST_NAMESPACE)
+}
+
 fn path_in_tree(mountinfo: &str, directory: &Path) -> Option<String> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;

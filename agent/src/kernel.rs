@@ -8,9 +8,11 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ebpf_common::CgroupPath;
+
 use crate::bpf::{
-    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, OutboundHook, PodKey,
-    PodLinks, PodMode, Programs, SocketCookie,
+    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, NoticeError,
+    OutboundHook, PodKey, PodLinks, PodMode, Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
@@ -71,9 +73,22 @@ impl Kernel {
         self.programs().exempt_cgroups()
     }
 
-    /// See [`Programs::set_kubelet_cgroups`].
-    pub(crate) fn set_kubelet_cgroups(&self, ids: &[CgroupId]) -> Result<(), MapError> {
-        self.programs().set_kubelet_cgroups(ids)
+    /// See [`Programs::expect_kubelet`].
+    pub(crate) fn expect_kubelet(&self, path: CgroupPath) -> Result<(), NoticeError> {
+        self.programs().expect_kubelet(path)
+    }
+
+    /// See [`Programs::expect_no_kubelet`].
+    pub(crate) fn expect_no_kubelet(&self) -> Result<(), MapError> {
+        self.programs().expect_no_kubelet()
+    }
+
+    /// See [`Programs::find_kubelet`].
+    pub(crate) fn find_kubelet(
+        &self,
+        look: impl FnOnce() -> Option<CgroupId>,
+    ) -> Result<Option<CgroupId>, MapError> {
+        self.programs().find_kubelet(look)
     }
 
     /// What an earlier agent, or this one, has pinned.

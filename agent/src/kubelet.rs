@@ -1,12 +1,14 @@
 //! Follows kubelet's cgroup, so that its probes pass the mesh: a restart of kubelet's service removes the cgroup
 //! and makes a new one, with a new id, which must count at once.
 //!
-//! The watch is on the nearest directory that exists above it, since a watch on the cgroup itself goes with it.
+//! The kernel notices a new one by itself where it can (`crate::bpf`); this finds the one that is there already, and is the second
+//! net. The watch is on the nearest directory that exists above it, since a watch on the cgroup itself goes with it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebpf_common::CgroupPath;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +17,23 @@ use tracing::{info, warn};
 use crate::bpf::CgroupId;
 use crate::cgroup;
 
-/// How often the cgroup is looked up without any event: the second net.
+/// How often the cgroup is looked up without any event: the second net's second net.
 const RECHECK: Duration = Duration::from_secs(30);
 
-/// Calls `changed` with the id of the cgroup at `path`, or none while there is none: at once, and on every change until `stop`.
+/// The path by which the kernel will know the cgroup at `path`; none, and why, if it cannot.
+pub(crate) fn as_the_kernel_says(path: &Path) -> Result<CgroupPath, &'static str> {
+    if !cgroup::sees_whole_paths() {
+        return Err("the agent is in a cgroup namespace of its own");
+    }
+    let within = cgroup::path_of_coming_directory(path).ok().flatten();
+    let within = within.ok_or("it is in no cgroup tree of version 2")?;
+    CgroupPath::new(&within).ok_or("its path is longer than 254 bytes")
+}
+
+/// Calls `look`, which finds the cgroup at `path` and tells the kernel: at once, and on every change until `stop`.
 pub(crate) async fn follow(
     path: PathBuf,
-    mut changed: impl FnMut(Option<CgroupId>),
+    mut look: impl FnMut() -> Option<CgroupId>,
     stop: CancellationToken,
 ) {
     let events = Arc::new(Notify::new());
@@ -33,14 +45,13 @@ pub(crate) async fn follow(
         if let Err(error) = &watch {
             warn!(%error, path = %path.display(), "kubelet's cgroup cannot be watched; it is looked up every {RECHECK:?}");
         }
-        let now = cgroup::of_directory(&path).ok();
+        let now = look();
         if first || now != last {
             if now.is_some() {
                 info!(path = %path.display(), "kubelet's cgroup is known; its probes pass the mesh");
             } else {
                 warn!(path = %path.display(), "kubelet's cgroup does not exist; its probes are captured until it does");
             }
-            changed(now);
             (first, last) = (false, now);
         }
         tokio::select! {
@@ -82,15 +93,22 @@ mod tests {
         let path = root.path().join("system.slice/kubelet.service");
         let (seen, mut changes) = tokio::sync::mpsc::unbounded_channel();
         let stop = CancellationToken::new();
-        let report = move |id: Option<CgroupId>| seen.send(id.is_some()).unwrap();
-        let follower = tokio::spawn(follow(path.clone(), report, stop.clone()));
-        assert_eq!(changes.recv().await, Some(false));
+        let looked_at = path.clone();
+        let look = move || {
+            let found = cgroup::of_directory(&looked_at).ok();
+            seen.send(found.is_some()).unwrap();
+            found
+        };
+        let follower = tokio::spawn(follow(path.clone(), look, stop.clone()));
+        // Events may come one by one for what is one change.
+        let mut until = async |there| while changes.recv().await.unwrap() != there {};
+        until(false).await;
         std::fs::create_dir_all(&path).unwrap();
-        assert_eq!(changes.recv().await, Some(true));
+        until(true).await;
         std::fs::remove_dir(&path).unwrap();
-        assert_eq!(changes.recv().await, Some(false));
+        until(false).await;
         std::fs::create_dir(&path).unwrap();
-        assert_eq!(changes.recv().await, Some(true));
+        until(true).await;
         stop.cancel();
         follower.await.unwrap();
     }

@@ -309,17 +309,31 @@ fn xds_config(node: &str, server: Server, credentials: Credentials) -> XdsConfig
 fn follow_kubelet(config: &AgentConfig, cgroup_root: &Path, kernel: &Kernel, tasks: &mut Tasks) {
     let Some(path) = &config.kubelet_cgroup else {
         warn!("without --kubelet-cgroup kubelet's probes are captured like everything else");
+        if let Err(error) = block_in_place(|| kernel.expect_no_kubelet()) {
+            error!(%error, "an earlier agent's kubelet cannot be forgotten");
+        }
         return;
     };
     let path = cgroup_root.join(path);
+    if let Err(reason) = expect_kubelet(kernel, &path) {
+        warn!(%reason, "a new kubelet's probes are captured, and under STRICT refused, for its first milliseconds");
+    }
     let kernel = kernel.clone();
-    let changed = move |id: Option<_>| {
-        let ids: Vec<_> = id.into_iter().collect();
-        if let Err(error) = block_in_place(|| kernel.set_kubelet_cgroups(&ids)) {
+    let looked_at = path.clone();
+    let look = move || {
+        let found = block_in_place(|| kernel.find_kubelet(|| cgroup::of_directory(&looked_at).ok()));
+        found.unwrap_or_else(|error| {
             error!(%error, "kubelet's cgroup cannot be told to the kernel");
-        }
+            None
+        })
     };
-    tasks.spawn_told("kubelet", kubelet::follow(path, changed, tasks.stop()));
+    tasks.spawn_told("kubelet", kubelet::follow(path, look, tasks.stop()));
+}
+
+/// Has the kernel notice a new cgroup of kubelet's by itself.
+fn expect_kubelet(kernel: &Kernel, path: &Path) -> Result<(), String> {
+    let path = kubelet::as_the_kernel_says(path)?;
+    block_in_place(|| kernel.expect_kubelet(path)).map_err(|error| error.to_string())
 }
 
 async fn read_log(log: LogReader) {

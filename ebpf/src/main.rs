@@ -8,6 +8,7 @@
 //! | `tc_ingress` | ingress of every device of a pod but `lo` | the same, where `sk_lookup` cannot be had |
 //! | `sk_lookup_reopen` | a pod's network namespace | beside `tc_ingress`, if that was chosen and `sk_lookup` can be had |
 //! | `probe_connect4/6`, `probe_sockops` | the root of the cgroups | recognise kubelet's probes |
+//! | `kubelet_cgroup_made` | the tracepoint `cgroup:cgroup_mkdir` | knows kubelet's cgroup when it is made |
 //!
 //! Invariants:
 //! - **A mark routes, it never exempts**: pods can set marks. Exempt is a socket by its cgroup or by its cookie, both of which the
@@ -25,6 +26,7 @@ mod context;
 mod count;
 mod egress;
 mod inbound;
+mod kubelet;
 mod loopback;
 mod maps;
 mod probe;

@@ -6,16 +6,20 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
 };
-use ebpf_common::{Address, Counter, Flow, ForgedMark, ProbeTarget};
+use ebpf_common::{Address, CgroupPath, Counter, Flow, ForgedMark, ProbeTarget};
 
 /// Cgroup ids of ztunnel, past ones included, and of the agent, whose cgroup the sockets inherit that are accepted from the listeners
 /// it made. Ids are never used twice, so old ones are harmless; the agent removes those that no socket has any more. Written by it.
 #[map]
 pub static EXEMPT_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
-/// Cgroup ids of kubelet. Written by the agent.
+/// Where kubelet's cgroup is or will be. Written by the agent.
+#[map]
+pub static KUBELET_PATH: Array<CgroupPath> = Array::with_max_entries(1, 0);
+
+/// Cgroup ids of kubelet. Written by `kubelet_cgroup_made` and, as it may find it made, by the agent, which also removes old ones.
 #[map]
 pub static KUBELET_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 

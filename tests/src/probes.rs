@@ -12,6 +12,7 @@ use crate::world::{SETTLE, STRICT, World};
 /// What holds whichever way packets are taken.
 pub const PROBES: &[Case<World>] = &[
     ("every_kind_of_probe_and_hook_succeeds_under_strict_and_through_kubelets_restarts", through_restarts),
+    ("a_kubelet_that_restarts_while_there_is_no_agent_probes_past_the_mesh_at_once", without_agents),
     ("what_a_probe_names_another_host_for_is_open_to_nobody", other_hosts),
     ("another_process_of_the_node_and_other_ports_stay_in_the_mesh", nobody_else),
     ("an_init_containers_port_and_an_exec_probe_open_nothing", init_containers),
@@ -30,27 +31,40 @@ const HOSTS: &str = "shop/hosts";
 const FOREIGN: &str = "foreign livenessProbe";
 
 /// How often kubelet is restarted.
-const RESTARTS: usize = 5;
+const RESTARTS: usize = 3;
 
 /// Every probe is made so often between restarts: at failureThreshold 1, any that fails would restart a container or take it out of its
 /// Services.
 const ROUNDS: usize = 2;
 
-/// Milliseconds that a kubelet takes until it probes, at the least. Its agent learns of the new cgroup meanwhile, by an event.
-const START: &str = "500";
-
 /// One try at a request that is to be refused.
 const TRY: Duration = Duration::from_secs(5);
 
 fn through_restarts(world: &mut World) -> anyhow::Result<()> {
+    restarted(world)
+}
+
+/// The kernel knows the new cgroup by itself.
+fn without_agents(world: &mut World) -> anyhow::Result<()> {
+    let nodes: Vec<String> = world.sandbox.pod_nodes().map(|node| node.name().to_owned()).collect();
+    for node in &nodes {
+        world.mesh.agent(node)?.kill()?;
+    }
+    restarted(world)?;
+    for node in &nodes {
+        let node = world.sandbox.node(node)?;
+        world.mesh.start_agent(node)?;
+        world.mesh.wait_ready(node)?;
+    }
+    Ok(())
+}
+
+/// Probes from before the first restart of the kubelets, which probe as soon as they run, until after the last.
+fn restarted(world: &World) -> anyhow::Result<()> {
     let nodes: Vec<&Node> = world.sandbox.pod_nodes().collect();
     let mut kubelets = Vec::new();
     for node in &nodes {
-        kubelets.push(Kubelet::start(
-            &world.sandbox,
-            node,
-            Program::new(echo()?).args(["probe", "--after", START]),
-        )?);
+        kubelets.push(Kubelet::start(&world.sandbox, node, Program::new(echo()?).arg("probe"))?);
     }
     for restart in 0..=RESTARTS {
         for (kubelet, node) in kubelets.iter_mut().zip(&nodes) {

@@ -57,6 +57,14 @@ pub(crate) fn ensure(
     Ok(LinkChange::Created)
 }
 
+/// Makes a link of `program` on `hook` and pins it at `path` in place of what is there, whatever that is: for hooks whose links cannot
+/// be given another program and do not say where they are. For a moment both stand.
+pub(crate) fn replace(path: &Path, program: &LoadedProgram, hook: Hook<'_>) -> Result<(), LinkError> {
+    let link = sys::link_create(program.fd.as_fd(), hook)?;
+    unpin(path)?;
+    Ok(sys::pin(link.as_fd(), path)?)
+}
+
 /// What the pinned object says of itself if it is a link at `place`; for devices `hook` is asked as well, on a thread in its namespace.
 pub(crate) fn standing(
     object: BorrowedFd<'_>,

@@ -17,6 +17,7 @@ mod error;
 mod fill;
 mod filter;
 mod former;
+mod kubelet;
 mod left;
 mod link;
 mod log;
@@ -26,6 +27,7 @@ mod pin;
 mod pod;
 mod pre_mesh;
 mod sys;
+mod tracepoint;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -39,6 +41,7 @@ use ebpf_common::{Address, Counter, ForgedMark, ProbeTarget};
 
 pub(crate) use error::{AttachError, LinkError, MapError};
 pub(crate) use fill::Fill;
+pub(crate) use kubelet::NoticeError;
 pub(crate) use left::LeftAlone;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
@@ -151,20 +154,6 @@ impl Programs {
     pub(crate) fn exempt_cgroups(&self) -> Result<BTreeSet<CgroupId>, MapError> {
         let ids = self.maps.exempt_cgroups.keys();
         ids.map(|id| id.map(CgroupId).map_err(in_map("EXEMPT_CGROUPS"))).collect()
-    }
-
-    /// Takes these, and no others, for kubelet's cgroups.
-    pub(crate) fn set_kubelet_cgroups(&mut self, ids: &[CgroupId]) -> Result<(), MapError> {
-        let failed = in_map("KUBELET_CGROUPS");
-        for id in ids {
-            self.maps.kubelet_cgroups.insert(id.0, 1, 0).map_err(failed)?;
-        }
-        let standing: Vec<u64> =
-            self.maps.kubelet_cgroups.keys().collect::<Result<_, _>>().map_err(failed)?;
-        for id in standing.into_iter().filter(|id| !ids.contains(&CgroupId(*id))) {
-            absent_is_fine(self.maps.kubelet_cgroups.remove(&id)).map_err(failed)?;
-        }
-        Ok(())
     }
 
     /// Lets kubelet reach these ports (those the spec declares for probes and hooks) of a pod past the mesh, and no other ones of it.

@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SockHash};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Address, Flow, ForgedMark, ProbeTarget};
+use ebpf_common::{Address, CgroupPath, Flow, ForgedMark, ProbeTarget};
 
 use super::error::LoadError;
 use super::link::LoadedProgram;
@@ -15,8 +15,9 @@ use super::link::LoadedProgram;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-bpf"));
 
 /// Maps that outlive the agent. The log's buffer is not among them: each agent reads its own programs' log.
-const PINNED_MAPS: [&str; 13] = [
+const PINNED_MAPS: [&str; 14] = [
     "EXEMPT_CGROUPS",
+    "KUBELET_PATH",
     "KUBELET_CGROUPS",
     "PROBE_TARGETS",
     "PROBE_SOCKETS",
@@ -49,11 +50,13 @@ pub(crate) mod program {
     pub(crate) const CONNECT4: &str = "probe_connect4";
     pub(crate) const CONNECT6: &str = "probe_connect6";
     pub(crate) const SOCKOPS: &str = "probe_sockops";
+    pub(crate) const KUBELET: &str = "kubelet_cgroup_made";
 }
 
 /// The maps the agent reads and writes.
 pub(crate) struct Maps {
     pub(crate) exempt_cgroups: HashMap<MapData, u64, u8>,
+    pub(crate) kubelet_path: Array<MapData, CgroupPath>,
     pub(crate) kubelet_cgroups: HashMap<MapData, u64, u8>,
     pub(crate) probe_targets: HashMap<MapData, ProbeTarget, u8>,
     pub(crate) probe_sockets: HashMap<MapData, u64, u8>,
@@ -88,6 +91,7 @@ impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         Ok(Self {
             exempt_cgroups: take(ebpf, "EXEMPT_CGROUPS")?,
+            kubelet_path: take(ebpf, "KUBELET_PATH")?,
             kubelet_cgroups: take(ebpf, "KUBELET_CGROUPS")?,
             probe_targets: take(ebpf, "PROBE_TARGETS")?,
             probe_sockets: take(ebpf, "PROBE_SOCKETS")?,
@@ -116,6 +120,7 @@ pub(crate) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<LoadedProgram,
         Program::SkLookup(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
         _ => return Err(LoadError::Missing { kind: "program", name }),
     }
     .map_err(failed)?;

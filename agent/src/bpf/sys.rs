@@ -20,6 +20,7 @@ const BPF_CGROUP_SOCK_OPS: u32 = 3;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_CGROUP_INET6_CONNECT: u32 = 11;
 const BPF_SK_LOOKUP: u32 = 36;
+const BPF_PERF_EVENT: u32 = 41;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
@@ -54,6 +55,8 @@ pub(crate) enum Hook<'a> {
     Connect6(BorrowedFd<'a>),
     /// Events of TCP sockets in a cgroup and below.
     SockOps(BorrowedFd<'a>),
+    /// An event of perf_event_open(2).
+    Event(BorrowedFd<'a>),
     /// The choice of a socket in a network namespace.
     SkLookup(BorrowedFd<'a>),
     /// Packets that a device receives. The index is one of the calling thread's namespace.
@@ -70,6 +73,7 @@ impl Hook<'_> {
             Self::Connect4(cgroup) => (fd(cgroup), BPF_CGROUP_INET4_CONNECT, 0),
             Self::Connect6(cgroup) => (fd(cgroup), BPF_CGROUP_INET6_CONNECT, 0),
             Self::SockOps(cgroup) => (fd(cgroup), BPF_CGROUP_SOCK_OPS, 0),
+            Self::Event(event) => (fd(event), BPF_PERF_EVENT, 0),
             Self::SkLookup(netns) => (fd(netns), BPF_SK_LOOKUP, 0),
             Self::TcxIngress(index) => (index, BPF_TCX_INGRESS, BPF_F_BEFORE),
             Self::TcxEgress(index) => (index, BPF_TCX_EGRESS, BPF_F_BEFORE),

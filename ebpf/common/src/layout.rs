@@ -62,9 +62,12 @@ const _: () = assert!(size_of::<ForgedMark>() == 24 && align_of::<ForgedMark>() 
 #[cfg(feature = "user")]
 mod pod {
     use super::{Address, Flow, ForgedMark, ProbeTarget};
+    use crate::CgroupPath;
 
     // SAFETY: repr(transparent) over an array of words.
     unsafe impl aya::Pod for Address {}
+    // SAFETY: repr(transparent) over an array of words.
+    unsafe impl aya::Pod for CgroupPath {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.
     unsafe impl aya::Pod for ProbeTarget {}
     // SAFETY: repr(C), no padding (asserted above), no pointers, any bit pattern is valid.

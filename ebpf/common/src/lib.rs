@@ -10,11 +10,13 @@
 #![warn(missing_docs)]
 
 mod address;
+mod cgroup_path;
 mod counter;
 mod layout;
 pub mod packet;
 
 pub use address::Address;
+pub use cgroup_path::CgroupPath;
 pub use counter::{Counter, Decision};
 pub use layout::{Flow, ForgedMark, ProbeTarget};
 

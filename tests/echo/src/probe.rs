@@ -21,10 +21,6 @@ pub(crate) struct Probe {
     /// `{"http": {"scheme": "HTTP" or "HTTPS", "path": ...}}`, `"tcp"` and `{"grpc": {"service": ...}}`), `period_ms` (none: once) and
     /// `timeout_ms`.
     plan: PathBuf,
-    /// Milliseconds until the first probes: kubelet reads its configuration and the pods' before it probes, and spreads the first ones
-    /// over their period.
-    #[arg(long, default_value_t = 0)]
-    after: u64,
 }
 
 /// One thing to probe.
@@ -69,7 +65,7 @@ impl Probe {
         let output = Mutex::new(io::stdout());
         std::thread::scope(|scope| {
             for target in &targets {
-                scope.spawn(|| target.follow(Instant::now() + Duration::from_millis(self.after), &output));
+                scope.spawn(|| target.follow(Instant::now(), &output));
             }
         });
         crate::pause()

@@ -75,7 +75,7 @@ impl Soak {
         let mut kubelets = BTreeMap::new();
         for node in world.sandbox.pod_nodes() {
             // As in the test of probes: a service needs that long from its cgroup to its first probe.
-            let prober = Program::new(echo()?).args(["probe", "--after", "500"]);
+            let prober = Program::new(echo()?).args(["probe"]);
             kubelets.insert(node.name().to_owned(), Kubelet::start(&world.sandbox, node, prober)?);
         }
         Ok(Self {

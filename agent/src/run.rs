@@ -168,6 +168,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         &mut tasks,
     );
 
+    let passing = block_in_place(|| kernel.pre_mesh())?;
     let hub = Arc::new(Hub::new());
     let board = Arc::new(Board::default());
     let telemetry = Telemetry::default();
@@ -177,7 +178,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         board: Arc::clone(&board),
         telemetry: telemetry.clone(),
         turns: Turns::new(),
-        sweep: Sweep::new(readiness.block("pods of this node")),
+        sweep: Sweep::new(readiness.block("pods of this node"), passing),
         own_netns: Netns::own().context("reading the agent's own network namespace")?.id(),
         proc_root: PathBuf::from("/proc"),
         drain_deadline: config.drain_deadline,

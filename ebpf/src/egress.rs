@@ -115,7 +115,7 @@ fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
         return PASS;
     }
     let cookie = skb::socket_cookie(ctx);
-    let is_new = !DRAINING && matches!(&parsed, Parsed::Tcp(segment) if segment.flags.opens());
+    let is_new = matches!(&parsed, Parsed::Tcp(segment) if segment.flags.opens());
     if is_outside(cookie, u32::from(is_new)) != 0 {
         return PASS;
     }
@@ -183,7 +183,8 @@ fn learn(cookie: u64, counter: Counter) -> Counter {
 }
 
 /// Whether the socket stays outside of the mesh, which is counted; 0 or 1. A socket can be connected anew (`connect` to `AF_UNSPEC`,
-/// or after a failure); what it opens then (`is_new`) is not the connection it was let go on for, and it is forgotten.
+/// or after a failure); what it opens then (`is_new`) is not the connection it was let go on for, and it is forgotten. While its pod
+/// is leaving it is learnt anew, as what it is then.
 ///
 /// Not inlined: the stack of its caller has no room left beside the log's.
 #[inline(never)]

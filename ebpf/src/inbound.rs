@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use ebpf_common::{
-    Counter, Flow, LOOPBACK_INDEX, PORT_HBONE,
+    Counter, Flow, LOOPBACK_INDEX, PORT_HBONE, PORTS_LEG,
     packet::{Parsed, Segment},
 };
 
@@ -138,7 +138,10 @@ const LONGEST_SYN: u32 = 14 + 60 + 60;
 /// Not inlined: the stacks of its callers have no room for more beside the parser's.
 #[inline(never)]
 fn refuse_taken_ends(ctx: &TcContext, segment: &Segment) -> i32 {
-    if !segment.flags.opens() || !skb::meets_application_leg(ctx, segment) {
+    let (first, last) = PORTS_LEG;
+    // Looked for only where it may be: the kernel's lookup asks `sk_lookup_inbound`, which counts what it decides.
+    let may_meet = segment.flags.opens() && segment.source_port >= first && segment.source_port <= last;
+    if !may_meet || !skb::meets_application_leg(ctx, segment) {
         return PASS;
     }
     decide(ctx, segment, Counter::DroppedEndsTaken);

@@ -16,15 +16,17 @@ use crate::Case;
 use crate::world::{MARKER, World, pods, ports};
 
 /// Whichever way packets are taken.
-pub const CHURN: &[Case<World>] = &[(
-    "connections_made_while_pods_join_and_leave_two_hundred_times_are_whole_and_allowed_or_refused",
-    churn,
-)];
+pub const CHURN: &[Case<World>] = &[
+    ("connections_made_while_pods_join_and_leave_two_hundred_times_are_whole_and_allowed_or_refused", churn),
+    ("and_when_those_that_leave_are_given_no_time", churn_without_drain),
+];
 
 /// The pods.
 const PODS: usize = 8;
 /// How often each of them joins and leaves: together 200 times.
 const ROUNDS: usize = 25;
+/// And without a drain.
+const ROUNDS_WITHOUT_DRAIN: usize = 6;
 /// How long anything may take: longer is hanging.
 const TRY: Duration = Duration::from_secs(10);
 /// How long a change may take, on a busy machine.
@@ -84,13 +86,27 @@ struct Client {
 fn churn(world: &mut World) -> anyhow::Result<()> {
     world.sandbox.start_pods("turn.yaml", &(0..PODS).map(manifest).collect::<Vec<_>>().join("---\n"))?;
     until_all(world, true)?;
+    turns(world, ROUNDS)
+}
+
+fn churn_without_drain(world: &mut World) -> anyhow::Result<()> {
+    let node = world.sandbox.node("east")?;
+    world.mesh.agent("east")?.kill()?;
+    world.mesh.set_agent_arguments(&["--drain-seconds", "0"]);
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
+    until_all(world, true)?;
+    turns(world, ROUNDS_WITHOUT_DRAIN)
+}
+
+fn turns(world: &World, rounds: usize) -> anyhow::Result<()> {
     let clients = clients(world)?;
     let shared = Shared::default();
-    let (world, changed) = (&*world, &shared);
+    let changed = &shared;
     let result = std::thread::scope(|scope| {
         let threads: Vec<_> =
             clients.iter().map(|client| scope.spawn(|| run(world, client, changed))).collect();
-        let result = (0..ROUNDS).try_for_each(|round| turn(world, &clients, changed, round));
+        let result = (0..rounds).try_for_each(|round| turn(world, &clients, changed, round));
         changed.stop.store(true, Ordering::SeqCst);
         for thread in threads {
             thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;

@@ -326,9 +326,14 @@ impl World {
         self.until_near_is(None)
     }
 
+    /// Asks for it to be in again.
+    pub fn want_near(&self) -> anyhow::Result<()> {
+        self.edit("shop.yaml", NEAR_OUT, NEAR_IN)
+    }
+
     /// Takes it in again and waits until it is captured.
     pub fn join_near(&self) -> anyhow::Result<()> {
-        self.edit("shop.yaml", NEAR_OUT, NEAR_IN)?;
+        self.want_near()?;
         self.until_near_is(Some("enrolled"))
     }
 

@@ -23,6 +23,10 @@ use crate::zds::hub::AnnounceError;
 use crate::zds::{Announcement, Held};
 use api::zds::Listener;
 
+/// Connections from before it joined that one pod may keep: a quarter of the places there are for all pods of the node, so that no pod
+/// keeps others from joining.
+const PRE_MESH_SHARE: usize = 16_384;
+
 impl PodTask {
     /// Does one step.
     pub(super) async fn make(&mut self, step: Step, look: &Look) -> Result<(), EnrollError> {
@@ -245,11 +249,15 @@ impl PodTask {
     fn mark_outside(&mut self, netns: &Netns) -> Result<(), EnrollError> {
         let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
         let exempt = self.context.kernel.exempt_cgroups()?;
-        let cookies: Vec<_> =
+        let mut cookies: Vec<_> =
             connections::outside(&all, &exempt).iter().map(|connection| connection.cookie).collect();
-        self.context.kernel.mark_pre_mesh(&cookies)?;
-        self.marked.get_or_insert_default().extend(cookies);
-        Ok(())
+        if cookies.len() > PRE_MESH_SHARE {
+            warn!(pod = %self.uid, connections = cookies.len(), kept = PRE_MESH_SHARE, "more connections from before the pod joined than one pod may keep: the others are reset");
+            cookies.truncate(PRE_MESH_SHARE);
+        }
+        // First, so that what is marked when this fails half way is forgotten with the rest.
+        self.marked.get_or_insert_default().extend(&cookies);
+        Ok(self.context.kernel.mark_pre_mesh(&cookies)?)
     }
 
     /// Ends the connections from before the pod joined on the ports where it takes plaintext from nobody, or all if that was asked for.

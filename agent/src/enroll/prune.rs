@@ -46,9 +46,12 @@ impl Context {
     fn in_use(&self) -> Result<Option<BTreeSet<CgroupId>>, PruneError> {
         let namespaces = self.hub.namespaces();
         let attached = self.kernel.attached_pods()?;
-        if let Some(unknown) = attached.iter().find(|uid| !namespaces.contains_key(*uid)) {
-            debug!(pod = %unknown, "a pod is attached and not served: exemptions stay as they are");
-            return Ok(None);
+        for unknown in attached.iter().filter(|uid| !namespaces.contains_key(*uid)) {
+            // What is captured inward only is refused: no ztunnel has a socket in it.
+            if self.kernel.links(unknown)?.outbound {
+                debug!(pod = %unknown, "a pod is captured and not served: exemptions stay as they are");
+                return Ok(None);
+            }
         }
         let root = cgroup::mount_point()?.ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
         let mut known = cgroup::all(&root)?;

@@ -9,7 +9,8 @@ use tracing::{debug, warn};
 
 use super::Context;
 use super::pod::PodUid;
-use crate::bpf::{MapError, SocketCookie};
+use super::prune::PruneError;
+use crate::bpf::{LinkError, MapError, SocketCookie};
 
 /// Waits for the pods of the start, then sweeps.
 #[derive(Debug)]
@@ -25,22 +26,61 @@ struct Unready {
     _block: BlockReady,
 }
 
-#[derive(Debug, Default)]
-enum Waiting {
-    /// It is not known which pods there are.
-    #[default]
-    ForRoster,
-    /// These have not been taken over; the others let these connections pass.
-    For { pods: HashSet<PodUid>, passing: BTreeSet<SocketCookie> },
-    /// Swept.
-    Done,
+/// What has not been swept.
+#[derive(Debug)]
+struct Waiting {
+    /// The pods of the start that have not been taken over; none: it is not known which there are.
+    pods: Option<HashSet<PodUid>>,
+    /// Connections that an earlier agent let pass and no pod has claimed so far. Those of pods that joined since are none of them.
+    unclaimed: BTreeSet<SocketCookie>,
+    left: BTreeSet<Left>,
+}
+
+/// What an earlier agent leaves behind, each removed by itself and tried again until it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Exemptions,
+    Former,
+    Entries,
+}
+
+impl Left {
+    const ALL: [Self; 3] = [Self::Exemptions, Self::Former, Self::Entries];
+
+    fn remove(self, context: &Context, unclaimed: &BTreeSet<SocketCookie>) -> Result<(), SweepError> {
+        match self {
+            Self::Exemptions => Ok(context.prune_exemptions()?),
+            Self::Former => Ok(context.kernel.drop_former()?),
+            Self::Entries => {
+                context.kernel.drop_unclaimed()?;
+                let cookies: Vec<_> = unclaimed.iter().copied().collect();
+                Ok(context.kernel.forget_pre_mesh(&cookies)?)
+            }
+        }
+    }
+}
+
+/// Something of an earlier agent stays, which does no harm but takes places.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    /// Exemptions.
+    #[error("cgroups that nobody uses any more stay exempt from capture: {0}")]
+    Exemptions(#[from] PruneError),
+    /// Pins.
+    #[error("pins of another layout version stay beside ours: {0}")]
+    Former(#[from] LinkError),
+    /// Entries of maps.
+    #[error("unclaimed entries stay in the maps: {0}")]
+    Entries(#[from] MapError),
 }
 
 impl Sweep {
-    /// Holds `block` until the pods of the start have been dealt with.
-    pub(crate) fn new(block: BlockReady) -> Self {
+    /// Holds `block` until the pods of the start have been dealt with. `passing` are the connections that an earlier agent lets
+    /// pass, read before any pod is taken over.
+    pub(crate) fn new(block: BlockReady, passing: BTreeSet<SocketCookie>) -> Self {
+        let waiting = Waiting { pods: None, unclaimed: passing, left: Left::ALL.into() };
         let unready = Unready { pods: None, _block: block };
-        Self { waiting: Mutex::default(), unready: Mutex::new(Some(unready)) }
+        Self { waiting: Mutex::new(waiting), unready: Mutex::new(Some(unready)) }
     }
 
     /// A pod is where it should be, or it is known why not; waiting for ztunnel is neither.
@@ -65,44 +105,41 @@ impl Sweep {
             unready.pods = Some(pods.clone());
         }
         self.lessen(|_| {});
-        self.advance(context, |waiting| *waiting = Waiting::For { pods, passing: BTreeSet::new() });
+        self.advance(context, |waiting| waiting.pods = Some(pods));
     }
 
-    /// A pod has been taken over, or has left.
+    /// A pod has been taken over, has left, or has nothing that could be taken over.
     pub(super) fn settled(&self, pod: &PodUid, marked: Option<&BTreeSet<SocketCookie>>, context: &Context) {
         self.dealt_with(pod);
         self.advance(context, |waiting| {
-            if let Waiting::For { pods, passing } = waiting {
+            if let Some(pods) = &mut waiting.pods {
                 pods.remove(pod);
-                passing.extend(marked.into_iter().flatten());
+            }
+            for cookie in marked.into_iter().flatten() {
+                waiting.unclaimed.remove(cookie);
             }
         });
     }
 
     fn advance(&self, context: &Context, change: impl FnOnce(&mut Waiting)) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.left.is_empty() {
+            return;
+        }
         change(&mut waiting);
-        let passing = match &mut *waiting {
-            Waiting::For { pods, passing } if pods.is_empty() => std::mem::take(passing),
-            Waiting::ForRoster | Waiting::For { .. } | Waiting::Done => return,
-        };
-        *waiting = Waiting::Done;
-        drop(waiting);
-        if let Err(error) = context.prune_exemptions() {
-            warn!(%error, "cgroups that nobody uses any more stay exempt from capture");
+        if !waiting.pods.as_ref().is_some_and(HashSet::is_empty) {
+            return;
         }
-        if let Err(error) = context.kernel.drop_former() {
-            warn!(%error, "pins of another layout version stay beside ours");
-        }
-        match sweep(context, &passing) {
-            Ok(()) => debug!("all pods are taken over; what nobody claims is removed from the maps"),
-            Err(error) => warn!(%error, "unclaimed entries stay in the maps"),
+        let Waiting { unclaimed, left, .. } = &mut *waiting;
+        left.retain(|left| match left.remove(context, unclaimed) {
+            Ok(()) => false,
+            Err(error) => {
+                warn!(%error, "it is tried again");
+                true
+            }
+        });
+        if left.is_empty() {
+            debug!("all pods are taken over; what nobody claims is removed from the maps");
         }
     }
-}
-
-fn sweep(context: &Context, passing: &BTreeSet<SocketCookie>) -> Result<(), MapError> {
-    context.kernel.drop_unclaimed()?;
-    let ended: Vec<_> = context.kernel.pre_mesh()?.difference(passing).copied().collect();
-    context.kernel.forget_pre_mesh(&ended)
 }

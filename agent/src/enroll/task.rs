@@ -18,7 +18,7 @@ use super::error::EnrollError;
 use super::look::Look;
 use super::manager::Intent;
 use super::pod::{PodSpec, PodUid, Strict};
-use super::steps::{self, State, Step};
+use super::steps::{self, Outbound, State, Step};
 use super::watch::NetnsWatch;
 use crate::bpf::SocketCookie;
 use crate::listeners::{KINDS, Listeners};
@@ -185,8 +185,13 @@ impl PodTask {
     }
 
     fn failed(&mut self, state: State, look: Option<&Look>, error: &EnrollError) -> Option<Settled> {
-        if error.reason() != "no_ztunnel" {
-            self.context.sweep.dealt_with(&self.uid);
+        match look {
+            _ if error.reason() == "no_ztunnel" => {}
+            // Nothing is captured, so that there is nothing to take over.
+            Some(look) if look.facts.outbound == Outbound::Detached => {
+                self.context.sweep.settled(&self.uid, None, &self.context);
+            }
+            _ => self.context.sweep.dealt_with(&self.uid),
         }
         if error.is_waiting() {
             debug!(pod = %self.uid, %error, "waiting");

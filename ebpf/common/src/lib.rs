@@ -34,6 +34,8 @@ pub const MARK_MASK: u32 = 0xfff;
 
 /// In-pod listener for connections the pod's applications open.
 pub const PORT_OUTBOUND: u16 = 15001;
+/// First and last of the ports from which ztunnel dials applications in its clients' names (`LEG_PORTS` of the crate `tunnel`).
+pub const PORTS_LEG: (u16, u16) = (20_000, 32_767);
 /// In-pod listener for HBONE; dialled directly, never redirected.
 pub const PORT_HBONE: u16 = 15008;
 /// Interface index of `lo`; the same in every network namespace (`LOOPBACK_IFINDEX` of the kernel).

@@ -28,6 +28,10 @@ pub const FORGED: &[Case<World>] = &[
     ("a_stranger_at_the_zds_socket_is_told_nothing_and_exempted_from_nothing", sockets::stranger),
     ("a_second_ztunnel_is_named_and_a_third_refused", sockets::second),
     ("exemptions_of_agents_that_are_gone_are_removed_when_no_socket_has_them", sockets::pruned),
+    (
+        "and_beside_a_pod_that_is_shut_out_for_its_application_holds_a_port_of_the_mesh",
+        sockets::pruned_beside_one_that_is_shut_out,
+    ),
 ];
 
 /// Ports on which the processes of a node serve their metrics.

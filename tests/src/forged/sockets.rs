@@ -1,5 +1,6 @@
 //! The unix sockets of a node: who is let in, and who may be its ztunnel.
 
+use std::net::TcpListener;
 use std::process::Output;
 
 use anyhow::{Context, ensure};
@@ -142,15 +143,37 @@ pub(super) fn second(world: &mut World) -> anyhow::Result<()> {
 }
 
 pub(super) fn pruned(world: &mut World) -> anyhow::Result<()> {
-    let node = world.sandbox.node("west")?;
+    pruned_on(world, "west", |world| Ok(world.mesh.wait_ready(world.sandbox.node("west")?)?))
+}
+
+/// Such a pod is attached inward, for as long as it is strict, and served by no ztunnel.
+pub(super) fn pruned_beside_one_that_is_shut_out(world: &mut World) -> anyhow::Result<()> {
+    world.leave_near()?;
+    let application = world.sandbox.pod(pods::NEAR)?.net().run(|| TcpListener::bind("0.0.0.0:15001"))??;
+    world.want_near()?;
+    world.until_near_is(Some("preparing"))?;
+    pruned_on(world, "east", |world| {
+        world.until_pod_is("east", "client", Some("enrolled"))?;
+        world.until_near_is(Some("preparing"))
+    })?;
+    drop(application);
+    world.until_near_is(Some("enrolled"))
+}
+
+/// `ready` is when the agent has dealt with the pods of its node.
+fn pruned_on(
+    world: &mut World,
+    name: &str,
+    ready: impl Fn(&mut World) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     // Listeners are of the first, and so are the connections accepted from them.
     for (former, next) in [("agent", "agent-2"), ("agent-2", "agent-3")] {
-        world.mesh.agent("west")?.kill()?;
-        node.place(former)?.cgroup.remove()?;
-        world.mesh.start_agent_in(node, next)?;
-        world.mesh.wait_ready(node)?;
+        world.mesh.agent(name)?.kill()?;
+        world.sandbox.node(name)?.place(former)?.cgroup.remove()?;
+        world.mesh.start_agent_in(world.sandbox.node(name)?, next)?;
+        ready(world)?;
     }
-    let exempt = || metric(world, "west", AGENT.1, "culvert_bpf_map_entries", &[EXEMPT]);
+    let exempt = || metric(world, name, AGENT.1, "culvert_bpf_map_entries", &[EXEMPT]);
     wait::try_until(
         SETTLE,
         || "three exempt cgroups".into(),
@@ -164,8 +187,8 @@ pub(super) fn pruned(world: &mut World) -> anyhow::Result<()> {
         world.answered_within(SETTLE, pods::CLIENT, pods::FAR, family)?;
         world.answered_within(SETTLE, pods::FAR, pods::CLIENT, family)?;
     }
-    world.mesh.agent("west")?.kill()?;
-    world.mesh.start_agent(node)?;
-    world.mesh.wait_ready(node)?;
+    world.mesh.agent(name)?.kill()?;
+    world.mesh.start_agent(world.sandbox.node(name)?)?;
+    ready(world)?;
     Ok(())
 }

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::tokens::Tokens;
 use crate::translate::Settings;
-use crate::{ControlConfig, ControlError, SERVER_NAME, serve, status};
+use crate::{ControlConfig, ControlError, SERVER_NAME, serve, state_directory, status};
 
 /// Longer than anything here takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -293,6 +293,36 @@ async fn a_node_gets_certificates_of_its_own_pods_identities_and_no_others() {
     }
     let counters = control.status.counters();
     assert_eq!((counters.certificates_issued, counters.certificates_refused), (1, 5));
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn while_a_certificate_waits_for_the_disk_others_are_answered() {
+    let control = Control::start().await;
+    until(|| control.status.manifests().loaded).await;
+    let path = control.directory.path().join("state/ca.lock");
+    let lock = state_directory::lock(&path).unwrap();
+    let (answered, was_answered) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let in_time = was_answered.recv_timeout(PATIENCE);
+        drop(lock);
+        in_time
+    });
+    let name = "spiffe://cluster.local/ns/shop/sa/payments";
+    let id: SpiffeId = name.parse().unwrap();
+    let west = CaClient::new(control.server(), control.credentials("west"));
+    let nobody = CaClient::new(control.server(), Credentials::default());
+    let asking = west.create_certificate(request(name), &id, Duration::ZERO);
+    let (asked, refused) = tokio::join!(asking, async {
+        until(|| state_directory::waiters(&path) > 0).await;
+        let refused = nobody.create_certificate(request("x"), &id, Duration::ZERO).await;
+        // Whoever holds the lock may have lost patience.
+        let _ = answered.send(());
+        refused
+    });
+    assert!(matches!(refused, Err(CaError::Refused(_))), "{refused:?}");
+    assert_eq!(holder.join().unwrap(), Ok(()), "the other call had to wait for the disk");
+    asked.unwrap();
     control.stop().await;
 }
 

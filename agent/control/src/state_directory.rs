@@ -88,6 +88,20 @@ pub(crate) fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), S
     write().map_err(io_error("cannot write", path))
 }
 
+/// Keeps other processes from what is done under the same lock, until it is dropped; waits for whoever holds it. It lies in a
+/// file of its own, `path`, which stays: the files that are changed under it are put in place of one another.
+pub(crate) fn lock(path: &Path) -> Result<Locked, StateError> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let locked = file.and_then(|file| file.lock().map(|()| Locked { _file: file }));
+    locked.map_err(io_error("cannot lock", path))
+}
+
+/// See [`lock`]. A process that ends gives its locks up.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    _file: fs::File,
+}
+
 /// Puts a file in the place of another, at once and for good.
 pub(crate) fn move_file(from: &Path, to: &Path) -> Result<(), StateError> {
     let directory = to.parent().unwrap_or(Path::new("."));
@@ -120,4 +134,12 @@ pub(crate) fn list(path: &Path) -> Result<Vec<String>, StateError> {
     let name =
         |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
     entries.map(name).collect::<io::Result<_>>().map_err(io_error("cannot list", path))
+}
+
+/// How many wait for the lock in a file, as the kernel tells.
+#[cfg(test)]
+pub(crate) fn waiters(path: &Path) -> usize {
+    let inode = format!(":{} ", fs::metadata(path).unwrap().ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().filter(|line| line.contains("-> FLOCK") && line.contains(&inode)).count()
 }

@@ -77,6 +77,11 @@ impl Ledger {
         Ok(Self { path, lines })
     }
 
+    /// Whether a certificate of `basis` that ends at `until` is on the disk already.
+    pub(super) fn covers(&self, basis: &Basis, until: SystemTime) -> bool {
+        self.lines.0.get(basis).is_some_and(|noted| *noted >= until)
+    }
+
     /// Makes sure that a certificate of `basis` that ends at `until` is on the disk. `ahead` is how much further it may
     /// then reach without another write.
     pub(super) fn note(
@@ -86,7 +91,7 @@ impl Ledger {
         ahead: Duration,
         now: SystemTime,
     ) -> Result<(), StateError> {
-        if self.lines.0.get(basis).is_some_and(|noted| *noted >= until) {
+        if self.covers(basis, until) {
             return Ok(());
         }
         let mut lines = self.lines.0.clone();

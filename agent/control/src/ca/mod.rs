@@ -23,8 +23,9 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
 
-use crate::state_directory::StateError;
+use crate::state_directory::{StateError, private_directory};
 use ledger::{Basis, Ledger};
+use roots::Paths;
 
 pub use csr::CsrError;
 pub use roots::{Root, Stage};
@@ -175,6 +176,8 @@ impl Authority {
     /// # Errors
     /// Files are open to others, do not belong together, or cannot be read or written. Nothing is ever replaced.
     pub fn open(state: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, OpenError> {
+        private_directory(state)?;
+        let _lock = Paths::of(state).lock()?;
         let stored = roots::open(state, trust_domain, now)?;
         let ledger = match Ledger::open(state)? {
             Some(ledger) => ledger,
@@ -226,13 +229,10 @@ impl Authority {
             let read = move || roots::read(&state).and_then(issuing);
             let Ok(read) = tokio::task::spawn_blocking(read).await else { continue };
             match read {
-                Ok(issuing) if issuing.basis != self.current.borrow().basis => {
-                    let stage = issuing.stage;
-                    tracing::warn!(target: "audit", %stage, "the roots have changed");
-                    self.current.send_replace(Arc::new(issuing));
+                Ok(issuing) => {
+                    self.take_up(issuing);
                     said = None;
                 }
-                Ok(_) => said = None,
                 Err(error) => {
                     let error = error.to_string();
                     if said.as_ref() != Some(&error) {
@@ -246,8 +246,25 @@ impl Authority {
         }
     }
 
+    /// Goes on with what was read, if that is something else; whether it is.
+    fn take_up(&self, read: Issuing) -> bool {
+        let stage = read.stage;
+        let changed = self.current.send_if_modified(|current| {
+            let changed = read.basis != current.basis;
+            if changed {
+                *current = Arc::new(read);
+            }
+            changed
+        });
+        if changed {
+            tracing::warn!(target: "audit", %stage, "the roots have changed");
+        }
+        changed
+    }
+
     /// Signs a certificate for `identity` over the key of the request, which must be for exactly that identity.
-    /// `validity` in seconds; 0: as long as may be. More than that is cut down to it.
+    /// `validity` in seconds; 0: as long as may be. More than that is cut down to it. Blocks: now
+    /// and then it writes to the disk.
     ///
     /// # Errors
     /// See the type. Nothing is signed then.
@@ -268,15 +285,33 @@ impl Authority {
         };
         let key = csr::verify(csr_pem, identity)?;
         let uri = Ia5String::try_from(identity.to_string()).map_err(|_| CsrError::Identity)?;
-        let issuing = self.current.borrow().clone();
-        let mut params = issuing.leaf(vec![SanType::URI(uri)], wished, now)?;
-        params.distinguished_name = DistinguishedName::new();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let signed = issuing.finish(params, &key)?;
+        loop {
+            let issuing = self.current.borrow().clone();
+            let mut params = issuing.leaf(vec![SanType::URI(uri.clone())], wished, now)?;
+            params.distinguished_name = DistinguishedName::new();
+            params.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let signed = issuing.finish(params, &key)?;
+            if self.note(&issuing, signed.not_after, now)? {
+                return Ok(signed);
+            }
+        }
+    }
+
+    /// Has it on the disk that `issuing` has signed until `until`. `false`: a step has been taken meanwhile that this process had not
+    /// taken up yet, and the next may have been decided on without this certificate.
+    fn note(&self, issuing: &Issuing, until: SystemTime, now: SystemTime) -> Result<bool, SignError> {
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        ledger.note(&issuing.basis, signed.not_after, self.lifetime / AHEAD, now)?;
-        Ok(signed)
+        if ledger.covers(&issuing.basis, until) {
+            return Ok(true);
+        }
+        let _lock = Paths::of(&self.state).lock()?;
+        // What cannot be read leaves the last good state, of which `follow` tells.
+        if roots::read(&self.state).and_then(self::issuing).is_ok_and(|read| self.take_up(read)) {
+            return Ok(false);
+        }
+        ledger.note(&issuing.basis, until, self.lifetime / AHEAD, now)?;
+        Ok(true)
     }
 
     /// Makes a key and a certificate for a TLS server of these names and addresses.

@@ -1,5 +1,6 @@
 //! The authority on the disk: `ca.key` (0600), the key that signs; `root.pem` (0644), the roots that everybody trusts, one
-//! of which is that key's; and during a rotation `next.key` (0600). All in the state directory (0700).
+//! of which is that key's; and during a rotation `next.key` (0600). All in the state directory (0700), and changed under the lock on
+//! `ca.lock` alone.
 //!
 //! The stage of a rotation is not written down anywhere: it is which keys belong to which roots. Each step is one file
 //! put in place of another, so that there is no state in between:
@@ -20,7 +21,7 @@ use rustls_pki_types::pem::PemObject;
 
 use super::ledger::Basis;
 use super::{OpenError, SignError, root_params};
-use crate::state_directory::{check_private, move_file, private_directory, read_file, write_file};
+use crate::state_directory::{Locked, StateError, check_private, lock, move_file, read_file, write_file};
 
 /// How far a rotation of the root has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +73,18 @@ pub(super) struct Paths {
     pub(super) key: PathBuf,
     pub(super) roots: PathBuf,
     pub(super) next: PathBuf,
+    lock: PathBuf,
 }
 
 impl Paths {
     pub(super) fn of(state: &Path) -> Self {
-        Self { key: state.join("ca.key"), roots: state.join("root.pem"), next: state.join("next.key") }
+        let file = |name: &str| state.join(name);
+        Self { key: file("ca.key"), roots: file("root.pem"), next: file("next.key"), lock: file("ca.lock") }
+    }
+
+    /// Held by whoever reads, decides and writes: two processes that take steps, or one and control that signs.
+    pub(super) fn lock(&self) -> Result<Locked, StateError> {
+        lock(&self.lock)
     }
 }
 
@@ -109,7 +117,6 @@ pub(super) fn read(state: &Path) -> Result<Stored, OpenError> {
 
 /// Reads what is there, and makes what is missing on a first start.
 pub(super) fn open(state: &Path, trust_domain: &TrustDomain, now: SystemTime) -> Result<Stored, OpenError> {
-    private_directory(state)?;
     let paths = Paths::of(state);
     if paths.roots.exists() {
         return read(state);

@@ -44,6 +44,14 @@ pub enum RotateError {
         /// How long they last.
         seconds: u64,
     },
+    /// Another process has been faster.
+    #[error(
+        "another process has just taken a step: this is stage `{stage}` now, and another step was not asked for"
+    )]
+    Taken {
+        /// The stage it has led to.
+        stage: Stage,
+    },
 }
 
 /// How things stand in a state directory.
@@ -54,17 +62,23 @@ pub fn status(state: &Path, now: SystemTime) -> Result<Rotation, RotateError> {
     Ok(look(state, now)?.1)
 }
 
-/// Takes the next step. `force`: also while that cuts somebody off, which a stolen key is a reason for.
+/// Takes the next step. `force`: also while that cuts somebody off, which a stolen key is a reason for. Waits for whoever else changes
+/// the authority's files; of two at once only one takes a step.
 ///
 /// # Errors
-/// It is too early, or the files cannot be used. Nothing has changed then.
+/// It is too early, another process has taken the step, or the files cannot be used. Nothing has changed then.
 pub fn rotate(state: &Path, now: SystemTime, force: bool) -> Result<Rotation, RotateError> {
+    let (before, _) = look(state, now)?;
+    let paths = Paths::of(state);
+    let lock = paths.lock().map_err(OpenError::from)?;
     let (stored, rotation) = look(state, now)?;
+    if stored.basis != before.basis {
+        return Err(RotateError::Taken { stage: rotation.stage });
+    }
     let left = rotation.not_before.duration_since(now).unwrap_or_default();
     if !left.is_zero() && !force {
         return Err(RotateError::TooEarly { stage: rotation.stage, seconds: left.as_secs() + 1 });
     }
-    let paths = Paths::of(state);
     match rotation.stage {
         Stage::Settled => trust_another(&paths, &stored, now)?,
         Stage::BothTrusted => roots::promote(&paths)?,
@@ -72,7 +86,9 @@ pub fn rotate(state: &Path, now: SystemTime, force: bool) -> Result<Rotation, Ro
             write_file(&paths.roots, 0o644, stored.issuing().pem.as_bytes()).map_err(OpenError::from)?;
         }
     }
-    status(state, now)
+    let taken = status(state, now);
+    drop(lock);
+    taken
 }
 
 fn look(state: &Path, now: SystemTime) -> Result<(Stored, Rotation), RotateError> {

@@ -12,6 +12,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{ServerName, UnixTime};
 
 use super::*;
+use crate::state_directory::{Locked, waiters};
 
 const SERVER: &str = "control.test";
 
@@ -191,4 +192,47 @@ async fn a_running_authority_takes_up_each_step_and_keeps_what_it_has_when_files
     let (leaf, roots) = sign(&authority, start());
     trusts(&roots, &leaf, start()).unwrap();
     following.abort();
+}
+
+/// Holds the lock until `waiting` others wait for it; panics when they do not within ten seconds.
+fn hold_until_waiting(lock: Locked, path: &Path, waiting: usize) {
+    let begun = std::time::Instant::now();
+    while waiters(path) < waiting {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{} of {waiting} wait", waiters(path));
+        std::thread::yield_now();
+    }
+    drop(lock);
+}
+
+#[test]
+fn of_two_rotations_at_once_one_takes_a_step_and_the_other_is_told_so() {
+    let state = State::new();
+    drop(state.open(start()));
+    let path = state.path();
+    let lock = Paths::of(&path).lock().unwrap();
+    let outcomes = std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| rotate(&path, start(), true)));
+        hold_until_waiting(lock, &path.join("ca.lock"), 2);
+        both.map(|one| one.join().unwrap().map(|rotation| rotation.stage))
+    });
+    let taken = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Stage::BothTrusted))).count();
+    let told = outcomes.iter().filter(|outcome| matches!(outcome, Err(RotateError::Taken { .. }))).count();
+    assert_eq!((taken, told), (1, 1), "{outcomes:?}");
+    assert_eq!(status(&path, start()).unwrap().stage, Stage::BothTrusted);
+}
+
+#[test]
+fn what_has_to_be_noted_waits_for_a_step_and_then_is_signed_by_what_issues_after_it() {
+    let state = State::new();
+    let authority = state.open(start());
+    let path = state.path();
+    let lock = Paths::of(&path).lock().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sign(&authority, start()));
+        hold_until_waiting(lock, &path.join("ca.lock"), 1);
+    });
+    let steps = [(); 2].map(|()| rotate(&path, start(), true).unwrap().stage);
+    assert_eq!(steps, [Stage::BothTrusted, Stage::NewIssues]);
+    let (_, roots) = sign(&authority, after(1000));
+    assert_eq!(roots, fs::read_to_string(path.join("root.pem")).unwrap(), "nobody follows the files here");
 }

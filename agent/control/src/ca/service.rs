@@ -45,7 +45,10 @@ impl IstioCertificateService for CertificateService {
         let node = self.nodes.of(request.metadata(), request.extensions()).await;
         let asked = impersonated_identity(request.get_ref()).map(str::to_owned);
         let known = node.clone().map_err(|status| (stranger(&status), status));
-        let outcome = known.and_then(|node| self.answer(&node, request.get_ref()));
+        let outcome = match known.and_then(|node| self.permit(&node, request.get_ref())) {
+            Ok(identity) => self.sign(identity, request.into_inner()).await,
+            Err(refused) => Err(refused),
+        };
         let node = node.unwrap_or_else(|_| "unknown".to_owned());
         let identity = asked.unwrap_or_default();
         match outcome {
@@ -65,11 +68,12 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
-    fn answer(
+    /// The identity asked for, if the node may have certificates of it.
+    fn permit(
         &self,
         node: &str,
         request: &IstioCertificateRequest,
-    ) -> Result<(IstioCertificateResponse, String), (Refusal, GrpcStatus)> {
+    ) -> Result<SpiffeId, (Refusal, GrpcStatus)> {
         let malformed = |message: String| (Refusal::Request, GrpcStatus::invalid_argument(message));
         let asked = impersonated_identity(request).ok_or_else(|| {
             malformed(format!("the metadata `{IMPERSONATED_IDENTITY}` must name the identity"))
@@ -77,23 +81,34 @@ impl CertificateService {
         let identity: SpiffeId =
             asked.parse().map_err(|error: mesh::identity::InvalidSpiffeId| malformed(error.to_string()))?;
         match self.nodes.standing(node, &identity) {
-            Standing::RunsThere => {}
+            Standing::RunsThere => Ok(identity),
             Standing::DoesNot => {
                 let message = format!("no pod of the mesh with the identity {identity} runs on node {node}");
-                return Err((Refusal::OtherNode, GrpcStatus::permission_denied(message)));
+                Err((Refusal::OtherNode, GrpcStatus::permission_denied(message)))
             }
             Standing::Unknown => {
                 let status = GrpcStatus::unavailable("no manifests have been read yet");
-                return Err((Refusal::NotNow, status));
+                Err((Refusal::NotNow, status))
             }
         }
-        let signed = self
-            .authority
-            .sign(&request.csr, &identity, request.validity_duration, SystemTime::now())
-            .map_err(|error| {
-                let (refusal, code) = blame(&error);
-                (refusal, GrpcStatus::new(code, error.to_string()))
-            })?;
+    }
+
+    /// The certificate and its serial number. Signing waits for the disk, which must hold up no other call.
+    async fn sign(
+        &self,
+        identity: SpiffeId,
+        request: IstioCertificateRequest,
+    ) -> Result<(IstioCertificateResponse, String), (Refusal, GrpcStatus)> {
+        let authority = Arc::clone(&self.authority);
+        let sign =
+            move || authority.sign(&request.csr, &identity, request.validity_duration, SystemTime::now());
+        let signed = tokio::task::spawn_blocking(sign).await.map_err(|error| {
+            (Refusal::Authority, GrpcStatus::internal(format!("signing failed: {error}")))
+        })?;
+        let signed = signed.map_err(|error| {
+            let (refusal, code) = blame(&error);
+            (refusal, GrpcStatus::new(code, error.to_string()))
+        })?;
         let cert_chain = vec![signed.leaf_pem, signed.roots_pem];
         Ok((IstioCertificateResponse { cert_chain }, signed.serial))
     }

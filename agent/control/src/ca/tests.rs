@@ -55,8 +55,8 @@ fn the_key_is_made_once_and_kept_private() {
     assert_eq!(fs::read_to_string(directory.path().join("state/root.pem")).unwrap(), first.root_pem());
     assert_eq!(
         fs::read_dir(directory.path().join("state")).unwrap().count(),
-        3,
-        "the ledger is the third, and nothing else is left behind"
+        4,
+        "the ledger and the lock are the others, and nothing else is left behind"
     );
 }
 

@@ -106,9 +106,19 @@ struct Exemption {
     processes: HashSet<ProcessId>,
 }
 
+/// What is known of the place where an admitted process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It is below the cgroup that the operator has named for ztunnels.
+    Named,
+    /// None was named: it is somewhere outside of the mesh's pods.
+    Anywhere,
+}
+
 /// What was admitted: a session of this process, in this cgroup.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    pub(super) place: Place,
     cgroup: CgroupId,
     process: ProcessId,
     /// No other session of the process waits for its end yet.
@@ -203,7 +213,8 @@ impl Admissions {
         };
         exemption.sessions += 1;
         let is_first = exemption.processes.insert(process);
-        Ok(Admitted { cgroup, process, is_first })
+        let place = if self.below.is_some() { Place::Named } else { Place::Anywhere };
+        Ok(Admitted { place, cgroup, process, is_first })
     }
 
     /// The session has ended; its process may come back.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::admission::Place;
 use super::{Announcement, Held};
 use crate::enroll::pod::PodUid;
 use crate::netns::Netns;
@@ -250,6 +251,10 @@ impl Hub {
     }
 }
 
+/// There is a deposit, and it is not for this session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Withheld;
+
 /// A session's place in the hub; it is given up when this is dropped.
 #[derive(Debug)]
 pub(super) struct Membership {
@@ -298,9 +303,15 @@ impl Membership {
         self.hub.changed();
     }
 
-    /// What a ztunnel left in the agent's keeping last.
-    pub(super) fn deposit(&self) -> Option<Arc<OwnedFd>> {
-        self.hub.state().deposit.clone()
+    /// What a ztunnel left in the agent's keeping last. While another one is connected it is kept from who runs just anywhere: its
+    /// owner is there and needs no heir.
+    pub(super) fn deposit(&self, place: Place) -> Result<Option<Arc<OwnedFd>>, Withheld> {
+        let state = self.hub.state();
+        let alone = state.sessions.keys().all(|id| *id == self.id);
+        match (&state.deposit, place) {
+            (Some(_), Place::Anywhere) if !alone => Err(Withheld),
+            (deposit, _) => Ok(deposit.clone()),
+        }
     }
 
     /// Keeps what the active ztunnel leaves; one that drains has a successor with keys of its own.

@@ -105,7 +105,7 @@ impl Service {
         };
         self.note_takeover(peer);
         let fit = tokio::select! {
-            ended = session::run(socket, hello, peer, &self.hub) => {
+            ended = session::run(socket, hello, peer, admitted.place, &self.hub) => {
                 match ended {
                     Ok(()) => info!(pid = peer.pid, "ztunnel disconnected"),
                     Err(error) => warn!(pid = peer.pid, %error, "the ZDS session ended"),

@@ -10,7 +10,8 @@ use api::zds::{Hello, Request, Response, Violation};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry};
+use super::admission::Place;
+use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry, Withheld};
 use super::{Announcement, Held};
 use crate::enroll::pod::PodUid;
 use api::seqpacket::{Datagram, SeqPacket};
@@ -50,6 +51,7 @@ pub(crate) async fn run(
     socket: SeqPacket,
     hello: Hello,
     peer: Peer,
+    place: Place,
     hub: &Arc<Hub>,
 ) -> Result<(), SessionError> {
     info!(pid = peer.pid, listeners = hello.listeners, "ztunnel connected");
@@ -62,7 +64,7 @@ pub(crate) async fn run(
     let (membership, commands) = hub.join(peer, hello.listeners);
     let mut session = Session { socket, membership, listeners: hello.listeners };
     if hello.deposits {
-        session.give_deposit().await?;
+        session.give_deposit(peer, place).await?;
     }
     if !hub.holdings_known() {
         let held = if hello.listeners { session.return_listeners().await? } else { Vec::new() };
@@ -153,8 +155,14 @@ impl Session {
     }
 
     /// Hands over what a predecessor left; a ztunnel that cannot use it does without.
-    async fn give_deposit(&mut self) -> Result<(), SessionError> {
-        let deposit = self.membership.deposit();
+    async fn give_deposit(&mut self, peer: Peer, place: Place) -> Result<(), SessionError> {
+        let deposit = self.membership.deposit(place).unwrap_or_else(|Withheld| {
+            warn!(
+                pid = peer.pid,
+                "it gets no predecessor's keys: another ztunnel is connected, and without --ztunnel-cgroup nothing tells a successor from a stranger"
+            );
+            None
+        });
         let fds: Vec<_> = deposit.iter().map(|deposit| deposit.as_fd()).collect();
         if let Err(error) = self.request(&Request::TakeBack { present: deposit.is_some() }, &fds).await? {
             warn!(error, "ztunnel did not take back its predecessor's keys");

@@ -7,6 +7,7 @@ use api::proto::zds::{self, workload_request::Payload, workload_response};
 use prost::Message;
 
 use super::Announcement;
+use super::admission::Place;
 use super::hub::{AnnounceError, Hub};
 use super::session::{self, SessionError};
 use crate::enroll::pod::{PodSpec, PodUid};
@@ -23,15 +24,36 @@ struct Ztunnel {
 
 impl Ztunnel {
     async fn connect(hub: &Arc<Hub>, listeners: bool) -> Self {
+        Self::at(hub, Place::Named, listeners, false).await
+    }
+
+    /// One that leaves and takes deposits.
+    async fn heir(hub: &Arc<Hub>, place: Place) -> Self {
+        Self::at(hub, place, true, true).await
+    }
+
+    async fn at(hub: &Arc<Hub>, place: Place, listeners: bool, deposits: bool) -> Self {
         let (socket, agents) = SeqPacket::pair().unwrap();
         let hub = Arc::clone(hub);
         let session = tokio::spawn(async move {
             let hello = session::greet(&agents).await?;
-            session::run(agents, hello, Peer { pid: 1, uid: 0 }, &hub).await
+            session::run(agents, hello, Peer { pid: 1, uid: 0 }, place, &hub).await
         });
-        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners, deposits: false };
+        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners, deposits };
         socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
         Self { socket, session }
+    }
+
+    async fn leave(&self, file: &std::fs::File) {
+        let payload = workload_response::Payload::Deposit(zds::Deposit {});
+        let deposit = zds::WorkloadResponse { payload: Some(payload) }.encode_to_vec();
+        self.socket.send(&deposit, &[std::os::fd::AsFd::as_fd(file)]).await.unwrap();
+    }
+
+    /// Answers that it does not serve a pod any more.
+    async fn lets_go(&self) {
+        assert!(matches!(self.next().await.0, Payload::Del(_)));
+        self.answer("").await;
     }
 
     /// The next request and how many descriptors came with it.
@@ -116,41 +138,44 @@ async fn a_new_ztunnel_gets_the_snapshot_then_what_changes() {
 async fn what_a_ztunnel_leaves_is_given_to_the_next_and_not_what_a_draining_one_leaves() {
     let hub = Arc::new(Hub::new());
     roster(&hub, &[]);
-    let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners: true, deposits: true };
-    let connect = async || {
-        let (socket, agents) = SeqPacket::pair().unwrap();
-        let hub = Arc::clone(&hub);
-        let session = tokio::spawn(async move {
-            let hello = session::greet(&agents).await?;
-            session::run(agents, hello, Peer { pid: 1, uid: 0 }, &hub).await
-        });
-        socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
-        Ztunnel { socket, session }
-    };
-    let leave = async |ztunnel: &Ztunnel, file: &std::fs::File| {
-        let payload = workload_response::Payload::Deposit(zds::Deposit {});
-        let deposit = zds::WorkloadResponse { payload: Some(payload) }.encode_to_vec();
-        ztunnel.socket.send(&deposit, &[std::os::fd::AsFd::as_fd(file)]).await.unwrap();
-    };
-    let first = connect().await;
+    let first = Ztunnel::heir(&hub, Place::Named).await;
     assert_eq!(first.take_snapshot().await, ["take back 0", "return"]);
     let (kept, late) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    leave(&first, &kept).await;
+    first.leave(&kept).await;
     // Its turn has come when something after it is answered.
     let uid = PodUid::from("a");
-    let answered = async |ztunnel: &Ztunnel| {
-        assert!(matches!(ztunnel.next().await.0, Payload::Del(_)));
-        ztunnel.answer("").await;
-    };
-    tokio::join!(hub.withdraw(&uid), answered(&first));
-    let second = connect().await;
+    tokio::join!(hub.withdraw(&uid), first.lets_go());
+    let second = Ztunnel::heir(&hub, Place::Named).await;
     assert_eq!(second.take_snapshot().await, ["take back 1"]);
-    leave(&first, &late).await;
-    tokio::join!(hub.withdraw(&uid), async { tokio::join!(answered(&first), answered(&second)) });
-    let third = connect().await;
+    first.leave(&late).await;
+    tokio::join!(hub.withdraw(&uid), async { tokio::join!(first.lets_go(), second.lets_go()) });
+    let third = Ztunnel::heir(&hub, Place::Named).await;
     let datagram = third.socket.receive().await.unwrap().unwrap();
     let inode = |fd: &dyn std::os::fd::AsFd| nix::sys::stat::fstat(fd.as_fd()).unwrap().st_ino;
     assert_eq!(inode(&datagram.descriptors[0]), inode(&kept));
+}
+
+#[tokio::test]
+async fn who_runs_just_anywhere_gets_no_keys_while_another_ztunnel_is_connected() {
+    let hub = Arc::new(Hub::new());
+    roster(&hub, &[]);
+    let owner = Ztunnel::heir(&hub, Place::Anywhere).await;
+    assert_eq!(owner.take_snapshot().await, ["take back 0", "return"]);
+    owner.leave(&tempfile::tempfile().unwrap()).await;
+    // The deposit is kept when something after it is answered.
+    let uid = PodUid::from("a");
+    tokio::join!(hub.withdraw(&uid), owner.lets_go());
+    let stranger = Ztunnel::heir(&hub, Place::Anywhere).await;
+    assert_eq!(stranger.take_snapshot().await, ["take back 0"]);
+    let placed = Ztunnel::heir(&hub, Place::Named).await;
+    assert_eq!(placed.take_snapshot().await, ["take back 1"]);
+    let mut changes = hub.changes();
+    drop([owner.socket, stranger.socket, placed.socket]);
+    while !hub.sessions().is_empty() {
+        changes.changed().await.unwrap();
+    }
+    let heir = Ztunnel::heir(&hub, Place::Anywhere).await;
+    assert_eq!(heir.take_snapshot().await, ["take back 1"]);
 }
 
 #[tokio::test]

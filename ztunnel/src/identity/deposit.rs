@@ -36,8 +36,15 @@ pub(crate) enum Unusable {
     #[error("it is no deposit: {0}")]
     Malformed(#[from] Violation),
     /// A certificate or its key is not one.
-    #[error("a certificate in it: {0}")]
-    Certificate(#[from] CertificateError),
+    #[error("certificate {number} of {of} in it: {error}")]
+    Certificate {
+        /// Which, from 1 on.
+        number: usize,
+        /// How many there are.
+        of: usize,
+        /// Why it is none.
+        error: CertificateError,
+    },
 }
 
 fn seals() -> SealFlag {
@@ -61,7 +68,7 @@ pub(crate) fn make(identities: &Identities<WorkloadCertificate>) -> io::Result<O
     Ok(Some(file.into()))
 }
 
-/// Takes over what a predecessor left; how many certificates are still valid.
+/// Takes over what a predecessor left, all of it or nothing; how many certificates are still valid.
 pub(crate) fn take(
     identities: &Identities<WorkloadCertificate>,
     deposit: OwnedFd,
@@ -78,13 +85,110 @@ pub(crate) fn take(
     let mut content = vec![0; usize::try_from(length).unwrap_or(0)];
     // Whoever else holds it shares its position.
     file.read_exact_at(&mut content, 0)?;
+    let keys = decode_keys(&content)?;
+    let of = keys.len();
+    let parse = |(index, DepositedKey { key, chain }): (usize, DepositedKey)| {
+        let number = index + 1;
+        WorkloadCertificate::from_pem(&key, &chain).map_err(|error| Unusable::Certificate {
+            number,
+            of,
+            error,
+        })
+    };
+    let certificates: Vec<_> = keys.into_iter().enumerate().map(parse).collect::<Result<_, _>>()?;
     let mut valid = 0;
-    for DepositedKey { key, chain } in decode_keys(&content)? {
-        let certificate = WorkloadCertificate::from_pem(&key, &chain)?;
+    for certificate in certificates {
         let Ok(remaining) = certificate.not_after().duration_since(SystemTime::now()) else { continue };
         let id = certificate.identity().clone();
         identities.inherit(&id, Arc::new(certificate), remaining);
         valid += 1;
     }
     Ok(valid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+    use mesh::SpiffeId;
+    use rcgen::{CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair};
+    use tunnel::tls::CertificateRequest;
+
+    use super::*;
+    use crate::identity::{Issued, Source};
+    use crate::telemetry::Metrics;
+
+    struct Away;
+
+    impl Source for Away {
+        type Certificate = WorkloadCertificate;
+
+        fn fetch<'a>(
+            &'a self,
+            _: &'a SpiffeId,
+        ) -> BoxFuture<'a, Result<Issued<WorkloadCertificate>, String>> {
+            async { Err("away".to_owned()) }.boxed()
+        }
+    }
+
+    fn identities() -> Identities<WorkloadCertificate> {
+        Identities::new(Away, Metrics::default())
+    }
+
+    fn certificate(account: &str) -> WorkloadCertificate {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
+        let request = CertificateRequest::new(&id).unwrap();
+        let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
+        csr.params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        request.complete(&[csr.signed_by(&root).unwrap().pem(), root.pem()]).unwrap()
+    }
+
+    fn deposited(certificate: &WorkloadCertificate) -> DepositedKey {
+        let (key, chain) = certificate.to_pem();
+        DepositedKey { key, chain }
+    }
+
+    /// A memfd of this content with these seals.
+    fn sealed(content: &[u8], seals: SealFlag) -> OwnedFd {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let mut file = File::from(memfd_create(c"test", flags).unwrap());
+        file.write_all(content).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        file.into()
+    }
+
+    #[tokio::test]
+    async fn what_is_left_is_taken_over_by_the_successor() {
+        let (former, heir) = (identities(), identities());
+        assert!(make(&former).unwrap().is_none(), "there is nothing to leave");
+        let web = certificate("web");
+        former.inherit(web.identity(), Arc::new(web.clone()), Duration::from_secs(60));
+        assert_eq!(take(&heir, make(&former).unwrap().unwrap()).unwrap(), 1);
+        assert_eq!(heir.valid()[0].identity(), web.identity());
+    }
+
+    #[tokio::test]
+    async fn a_deposit_that_is_not_whole_is_refused_whole_and_the_error_says_what_is_wrong() {
+        let (web, other) = (certificate("web"), certificate("other"));
+        let mixed = DepositedKey { key: deposited(&other).key, chain: deposited(&web).chain };
+        let whole = encode_keys(vec![deposited(&web), deposited(&other)]);
+        let spoilt = encode_keys(vec![deposited(&web), mixed]);
+        let cases = [
+            ("certificate 2 of 2", sealed(&spoilt, seals())),
+            ("it is no deposit", sealed(&whole[..whole.len() - 1], seals())),
+            ("it is not sealed", sealed(&whole, SealFlag::F_SEAL_SHRINK)),
+        ];
+        for (expected, deposit) in cases {
+            let heir = identities();
+            let error = take(&heir, deposit).unwrap_err().to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+            assert_eq!(heir.valid().len(), 0, "{expected}: a part was taken over");
+        }
+    }
 }

@@ -73,8 +73,8 @@ struct Slot<C> {
 struct Inner<C> {
     scheduler: Scheduler,
     slots: HashMap<SpiffeId, Slot<C>>,
-    /// A predecessor's certificates and their ends that no pod has claimed yet. Kept until the CA gives one: from then on whatever is
-    /// missing can be had anew.
+    /// A predecessor's certificates and their ends. Kept until the CA gives one, whoever claims them meanwhile (a pod whose start fails
+    /// claims again): from then on whatever is missing can be had anew.
     inherited: HashMap<SpiffeId, (Arc<C>, Instant)>,
 }
 
@@ -170,7 +170,7 @@ impl<C: Send + Sync + 'static> Identities<C> {
         let now = Instant::now();
         let Inner { scheduler, slots, inherited } = &mut *inner;
         let slot = slots.entry(id.clone()).or_insert_with(|| {
-            let current = inherited.remove(id).filter(|(_, end)| *end > now);
+            let current = inherited.get(id).filter(|(_, end)| *end > now).cloned();
             if let Some((_, end)) = &current {
                 scheduler.want_renewed(id, *end - now, now);
             }
@@ -189,13 +189,17 @@ impl<C: Send + Sync + 'static> Identities<C> {
         self.lock().inherited.insert(id.clone(), (certificate, Instant::now() + remaining));
     }
 
-    /// Every valid certificate, for a successor: those that were inherited and not claimed yet too.
+    /// Every valid certificate, for a successor: those that were inherited and are not claimed too.
     pub(crate) fn valid(&self) -> Vec<Arc<C>> {
         let now = Instant::now();
         let inner = self.lock();
-        let held = inner.slots.values().filter_map(|slot| slot.held.borrow().valid(now));
-        let inherited = inner.inherited.values().filter(|(_, end)| *end > now);
-        held.chain(inherited.map(|(certificate, _)| certificate.clone())).collect()
+        let held: HashMap<_, _> = (inner.slots.iter())
+            .filter_map(|(id, slot)| Some((id, slot.held.borrow().valid(now)?)))
+            .collect();
+        let left = |(id, (_, end)): &(&SpiffeId, &(Arc<C>, Instant))| *end > now && !held.contains_key(id);
+        let inherited = inner.inherited.iter().filter(left).map(|(_, (certificate, _))| certificate.clone());
+        let inherited: Vec<_> = inherited.collect();
+        held.into_values().chain(inherited).collect()
     }
 
     /// Changes whenever other certificates are held.
@@ -414,6 +418,17 @@ mod tests {
         assert_eq!(*lease.certificate(within(0)).await.unwrap(), 77);
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(*lease.certificate(within(0)).await.unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_that_comes_to_nothing_leaves_what_was_inherited_to_the_next() {
+        let (identities, _) = start(&[]);
+        identities.inherit(&web(), Arc::new(77), Duration::from_secs(100));
+        drop(identities.lease(&web()));
+        assert_eq!(identities.valid(), [Arc::new(77)]);
+        let lease = identities.lease(&web());
+        assert_eq!(*lease.certificate(within(0)).await.unwrap(), 77);
+        assert_eq!(identities.valid(), [Arc::new(77)], "once");
     }
 
     #[tokio::test(start_paused = true)]

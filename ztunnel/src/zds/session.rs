@@ -79,6 +79,8 @@ pub(crate) struct Session<P> {
     incomplete: Option<BlockReady>,
     /// The agent of the present connection keeps deposits.
     keeps: bool,
+    /// No snapshot has been complete yet. Afterwards what an agent keeps is this process's own, or older than what it holds.
+    heir: bool,
 }
 
 impl<P: Proxies> Session<P> {
@@ -92,6 +94,7 @@ impl<P: Proxies> Session<P> {
             pending: HashMap::new(),
             incomplete,
             keeps: false,
+            heir: true,
         }
     }
 
@@ -152,6 +155,9 @@ impl<P: Proxies> Session<P> {
 
     fn take_back(&mut self, descriptors: Vec<OwnedFd>) -> Response {
         self.keeps = true;
+        if !self.heir {
+            return Response::Ack;
+        }
         let taken = descriptors.into_iter().try_for_each(|deposit| self.proxies.take_back(deposit));
         taken.map_or_else(
             |error| {
@@ -221,6 +227,7 @@ impl<P: Proxies> Session<P> {
             self.remove(&uid);
         }
         self.incomplete = None;
+        self.heir = false;
         tracing::info!(pods = self.announced.len(), "snapshot of the node's pods is complete");
     }
 

@@ -209,6 +209,23 @@ async fn listeners_are_given_back_with_the_namespace_first() {
 }
 
 #[tokio::test]
+async fn what_was_left_is_taken_over_by_who_is_new_and_not_by_its_owner_who_comes_back() {
+    let proxies = Remembered::default();
+    let taken = || proxies.0.lock().unwrap().taken_back.take().is_some();
+    let mut session = Session::new(proxies.clone(), Readiness::new());
+    // A connection that ends before the snapshot is complete was none.
+    for (complete, expected) in [(false, true), (true, true), (true, false)] {
+        let agent = Agent::connect(session).await;
+        let answer = agent.ask(&Request::TakeBack { present: true }, &[netns().as_fd()]).await;
+        assert_eq!((answer, taken()), (Response::Ack, expected));
+        if complete {
+            assert_eq!(agent.ask(&Request::SnapshotSent, &[]).await, Response::Ack);
+        }
+        (session, _) = agent.leave().await;
+    }
+}
+
+#[tokio::test]
 async fn a_broken_message_ends_the_connection_and_no_pod() {
     let proxies = Remembered::default();
     let agent = Agent::connect(Session::new(proxies.clone(), Readiness::new())).await;

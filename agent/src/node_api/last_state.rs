@@ -4,6 +4,10 @@
 //! The file is in the run directory: in memory, of the owner alone, and gone when the machine starts anew. It holds what control would
 //! push to an agent that holds nothing, one message a type; so what is read from it is treated like a push, and replaced
 //! by what control says next. It is written after each change, but not more often than it can be.
+//!
+//! Nothing in it is true of one start of the machine only: there is no process, device, inode or time in it, the path of a pod's namespace is
+//! its manifest's word, and where pods are is looked up anew. So no boot is noted beside it: where the run directory outlives a
+//! start, what it holds is as old as after an agent that was away for as long, and no more wrong.
 
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;

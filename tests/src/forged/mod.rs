@@ -104,6 +104,11 @@ impl Log {
         Self { file, start }
     }
 
+    /// All of it: of what is not said twice within a while.
+    fn whole(world: &World, process: &str) -> Self {
+        Self { start: 0, ..Self::from_now(world, process) }
+    }
+
     /// Waits for a line that has all of these texts in it.
     fn tells(&self, texts: &[&str]) -> anyhow::Result<String> {
         let what = || format!("a line of {} with {texts:?}", self.file.display());

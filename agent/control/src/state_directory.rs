@@ -1,9 +1,11 @@
 //! The directory that holds what must stay secret: nobody but the process's own user may look into it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use api::whole_file;
 
 /// Permissions anybody but the owner could have.
 const OTHERS: u32 = 0o077;
@@ -67,25 +69,9 @@ pub(crate) fn check_private(path: &Path, wanted: u32) -> Result<(), StateError> 
     Ok(())
 }
 
-/// Writes a file whole or not at all: beside its place, flushed to the disk, then moved there.
+/// Writes a file whole or not at all.
 pub(crate) fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), StateError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let write = || {
-        // What a crash of a process of the same number has left behind.
-        if let Err(error) = fs::remove_file(&beside)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(io_error("cannot write", path))
+    whole_file::write(path, mode, content).map_err(io_error("cannot write", path))
 }
 
 /// Keeps other processes from what is done under the same lock, until it is dropped; waits for whoever holds it. It lies in a

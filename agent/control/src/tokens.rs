@@ -151,7 +151,7 @@ impl Tokens {
         for name in state_directory::list(&self.directory)? {
             let path = self.directory.join(&name);
             // Half-written ones beside their place have names that no node has.
-            if check_name(&name).is_err() || name.ends_with(".new") {
+            if check_name(&name).is_err() || name.ends_with(api::whole_file::BESIDE) {
                 continue;
             }
             let Some(content) = state_directory::read_file(&path)? else { continue };

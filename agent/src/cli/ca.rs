@@ -1,9 +1,10 @@
 //! `culvert ca`: the mesh's root certificate and its rotation. Control need not run, and takes up changes within a second.
 
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use control::ca::{self, Rotation, Stage};
+
+use super::state::At;
 
 /// What to do with the authority.
 #[derive(Debug, clap::Subcommand)]
@@ -28,14 +29,6 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: At,
     },
-}
-
-/// Where the authority is.
-#[derive(Debug, clap::Args)]
-pub(crate) struct At {
-    /// Control's state directory.
-    #[arg(long)]
-    state: PathBuf,
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 mod agent;
 mod ca;
 mod control;
+mod state;
 mod status;
 mod token;
 mod uninstall;

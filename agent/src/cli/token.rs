@@ -1,8 +1,8 @@
 //! `culvert token`: the credentials by which nodes' agents authenticate. Control need not run, and notices changes.
 
-use std::path::PathBuf;
-
 use control::tokens::Tokens;
+
+use super::state::At;
 
 /// What to do with tokens.
 #[derive(Debug, clap::Subcommand)]
@@ -26,14 +26,6 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: At,
     },
-}
-
-/// Where tokens are.
-#[derive(Debug, clap::Args)]
-pub(crate) struct At {
-    /// Control's state directory.
-    #[arg(long)]
-    state: PathBuf,
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<()> {

@@ -9,13 +9,13 @@
 //! its manifest's word, and where pods are is looked up anew. So no boot is noted beside it: where the run directory outlives a
 //! start, what it holds is as old as after an agent that was away for as long, and no more wrong.
 
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::proto::discovery::{DeltaDiscoveryResponse, Resource};
 use api::type_url::ResourceType;
+use api::whole_file;
 use control::xds::ResourceStore;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -124,7 +124,6 @@ impl LastState {
         }
     }
 
-    /// Whole or not at all.
     fn replace(&self, pushes: impl Iterator<Item = (ResourceType, Vec<Resource>)>) -> io::Result<()> {
         let mut content = Vec::new();
         for (kind, resources) in pushes {
@@ -136,11 +135,7 @@ impl LastState {
             };
             content.extend(push.encode_length_delimited_to_vec());
         }
-        let beside = self.path.with_extension("new");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&content)?;
-        std::fs::rename(&beside, &self.path)
+        whole_file::write(&self.path, 0o600, &content)
     }
 }
 

@@ -9,5 +9,6 @@ pub mod delta;
 pub mod proto;
 pub mod seqpacket;
 pub mod type_url;
+pub mod whole_file;
 pub mod xds_client;
 pub mod zds;

@@ -5,12 +5,13 @@
 //! and counts only as long as that file says so: a file that is replaced is the operator's latest word.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+
+use crate::whole_file;
 
 /// Stands between what was given and what was learned.
 const LEARNED: &str =
@@ -85,23 +86,13 @@ impl Roots {
         }
         let given = fs::read(&self.given).map_err(failed)?;
         let content = [&given, LEARNED.as_bytes(), pem.as_bytes()].concat();
-        replace(path, &content).map_err(failed)?;
+        whole_file::write(path, 0o600, &content).map_err(failed)?;
         Ok(true)
     }
 }
 
 fn learned_from<'a>(given: &[u8], kept: &'a [u8]) -> Option<&'a [u8]> {
     kept.strip_prefix(given)?.strip_prefix(LEARNED.as_bytes()).filter(|pem| !pem.is_empty())
-}
-
-/// Whole or not at all, for whoever reads meanwhile.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
 }
 
 #[cfg(test)]

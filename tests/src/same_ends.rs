@@ -1,7 +1,7 @@
 //! Connections whose ends are, or were, another connection's: neither waits for the other, is taken for it, or gets its bytes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context, ensure};
 use sandbox::{Direction, Family, NetNamespace, Program};
@@ -37,6 +37,7 @@ const OUT: &str = "labels: {app: near, istio.io/dataplane-mode: none}";
 fn live_clients(world: &mut World) -> anyhow::Result<()> {
     world.while_permissive(|world| {
         for family in Family::BOTH {
+            ends_taken(world, family).with_context(|| format!("{family}"))?;
             let (mut open, refused) = clients(world, family, LEG_PORTS)?;
             all_whole(&mut open).with_context(|| format!("{family}"))?;
             // The kernel knows no way to serve both of two connections with the same ends; the newer one is told at once.
@@ -45,6 +46,40 @@ fn live_clients(world: &mut World) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// A client that takes the very port which ztunnel took, under its address, for another connection of it: refused at once, and counted.
+fn ends_taken(world: &World, family: Family) -> anyhow::Result<()> {
+    const COUNTED: &str = "reason=\"ends_taken\"";
+    let pod = world.sandbox.pod(pods::OUTSIDER_EAST)?;
+    let (ip, to) = (pod.address(family)?, world.address(pods::NEAR, family, ports::ECHO)?);
+    let mut first = dial(pod.net(), at(ip, PORT), to)?;
+    exchange(&mut first, 0)?;
+    let leg = leg_of(world, at(ip, PORT))?;
+    let before = world.counted("east", COUNTED)?;
+    let second = dial(pod.net(), at(ip, leg), to);
+    ensure!(second.as_ref().is_err_and(is_refusal), "port {leg} is taken, and the client saw {second:?}");
+    ensure!(world.counted("east", COUNTED)? > before, "the refusal was not counted");
+    exchange(&mut first, 1).context("the connection whose ends they are")
+}
+
+/// The port under the client's address from which ztunnel has dialled the application for this client: the only other one that is
+/// connected from there.
+fn leg_of(world: &World, client: SocketAddr) -> anyhow::Result<u16> {
+    let program = ["-H", "-t", "-n", "state", "established", "sport", "=", ":9000"];
+    let near = world.sandbox.pod(pods::NEAR)?;
+    let output = near.net().run(|| std::process::Command::new("ss").args(program).output())??;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let peer = |line: &str| {
+        let (ip, port) = line.split_whitespace().nth(3)?.rsplit_once(':')?;
+        let ip: IpAddr = ip.trim_matches(['[', ']']).parse().ok()?;
+        let port = port.parse::<u16>().ok()?;
+        (ip.to_canonical() == client.ip() && port != client.port()).then_some(port)
+    };
+    let mut ports = text.lines().filter_map(peer);
+    let port = ports.next().with_context(|| format!("ztunnel has no connection for {client}: {text}"))?;
+    ensure!(ports.next().is_none(), "{client} has more than one connection: {text}");
+    Ok(port)
 }
 
 fn old_clients(world: &mut World) -> anyhow::Result<()> {

@@ -307,12 +307,20 @@ fn other_layouts(world: &mut World) -> anyhow::Result<()> {
     let node = world.sandbox.node("east")?;
     let own = layouts(node)?;
     let [name] = own.as_slice() else { bail!("{own:?}") };
-    for other in ["v0", "v4000000"] {
+    // The newer one keeps something else under the name of a map: of that one nothing can be carried over.
+    for (other, reshaped) in [("v0", None), ("v4000000", Some(("OUTSIDE", "COUNTERS")))] {
         let stream = Stream::begin(world)?;
         world.mesh.agent("east")?.kill()?;
         let (from, to) = (format!("{PINS}/{name}"), format!("{PINS}/{other}"));
         let moved = node.exec(&Program::new("mv").args(["-T", &from, &to]), SETTLE)?;
         ensure!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        let log = world.mesh.directory().join("agent-east.log");
+        let start = std::fs::read(&log)?.len();
+        if let Some((map, of_another_shape)) = reshaped {
+            let (from, to) = (format!("{to}/maps/{of_another_shape}"), format!("{to}/maps/{map}"));
+            let moved = node.exec(&Program::new("mv").args(["-T", &from, &to]), SETTLE)?;
+            ensure!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        }
         world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V6)?;
         world.mesh.start_agent(node)?;
         world.mesh.wait_ready(node)?;
@@ -321,6 +329,10 @@ fn other_layouts(world: &mut World) -> anyhow::Result<()> {
             found => Err(format!("{found:?}")),
         };
         wait::try_until(SETTLE, || format!("the end of {other}"), alone)?;
+        let said = String::from_utf8_lossy(&std::fs::read(&log)?[start..]).into_owned();
+        let lost: Vec<_> = said.lines().filter(|line| line.contains("not carried over")).collect();
+        ensure!(lost.len() == usize::from(reshaped.is_some()), "{other}: {lost:?}");
+        ensure!(lost.iter().all(|line| line.contains("OUTSIDE")), "{other}: {lost:?}");
         as_ever(world)?;
         // No ztunnel was killed: nothing may have been reset.
         stream.end(UNIX_EPOCH)?;

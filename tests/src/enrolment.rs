@@ -24,20 +24,6 @@ pub const ENROLMENT: &[Case<World>] = &[
     ("uninstallation_leaves_pods_as_if_they_had_never_been_in_the_mesh", uninstall),
 ];
 
-fn until_near_is(world: &World, wanted: Option<&str>) -> anyhow::Result<()> {
-    let node = world.sandbox.node("east")?;
-    wait::try_until(
-        SETTLE,
-        || format!("near to be {wanted:?}"),
-        || match world.pod_state(node, "near") {
-            Ok(state) if state.as_deref() == wanted => Ok(()),
-            Ok(state) => Err(format!("{state:?}")),
-            Err(error) => Err(error.to_string()),
-        },
-    )?;
-    Ok(())
-}
-
 fn exchange(stream: &mut TcpStream) -> anyhow::Result<()> {
     stream.write_all(b"still here")?;
     let mut answer = [0; 10];
@@ -51,7 +37,7 @@ fn plaintext_while_draining(world: &World) -> anyhow::Result<(TcpStream, Vec<Tcp
     let mut captured = world.connect(pods::NEAR, world.address(pods::FAR, Family::V4, ports::ECHO)?)?;
     exchange(&mut captured).context("captured")?;
     world.edit("shop.yaml", IN, OUT)?;
-    until_near_is(world, Some("draining"))?;
+    world.until_near_is(Some("draining"))?;
     let mut open = Vec::new();
     for family in Family::BOTH {
         let mut stream =
@@ -78,7 +64,7 @@ fn rejoin(world: &mut World) -> anyhow::Result<()> {
     let (mut captured, mut open) = plaintext_while_draining(world)?;
     world.edit("shop.yaml", OUT, IN)?;
     ensure_cut(&mut open)?;
-    until_near_is(world, Some("enrolled"))?;
+    world.until_near_is(Some("enrolled"))?;
     exchange(&mut captured).context("captured, after the return")
 }
 
@@ -99,7 +85,7 @@ fn killed_while_joining(world: &mut World) -> anyhow::Result<()> {
     let written = || std::fs::read(&log).unwrap_or_default();
     for event in ["joins the mesh", "network namespace", "routes and sysctls are set", "links"] {
         world.edit("shop.yaml", IN, OUT)?;
-        until_near_is(world, None)?;
+        world.until_near_is(None)?;
         let address = world.address(pods::NEAR, Family::V4, ports::ECHO)?;
         let mut before = world.connect(pods::OUTSIDER_EAST, address)?;
         exchange(&mut before).context("not in the mesh")?;
@@ -133,13 +119,13 @@ fn left_behind(world: &mut World) -> anyhow::Result<()> {
     let node = world.sandbox.node("east")?;
     world.mesh.start_agent(node)?;
     world.mesh.wait_ready(node)?;
-    until_near_is(world, None)?;
+    world.until_near_is(None)?;
     for family in Family::BOTH {
         world.answered_within(SETTLE, pods::OUTSIDER_EAST, pods::NEAR, family)?;
         world.answered_within(SETTLE, pods::NEAR, pods::OUTSIDER_EAST, family)?;
     }
     world.edit("shop.yaml", OUT, IN)?;
-    until_near_is(world, Some("enrolled"))?;
+    world.until_near_is(Some("enrolled"))?;
     world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V4)?;
     Ok(())
 }

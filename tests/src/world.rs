@@ -1,7 +1,9 @@
 //! The mesh of `tests/manifests/mesh` on a sandbox, and the steps the tests are made of.
 
 use std::io::{Read, Write};
+use std::iter::Sum;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -231,11 +233,7 @@ impl World {
 
     /// The same of one node.
     pub fn ztunnel_samples(&self, node: &Node, beginning: &str) -> anyhow::Result<f64> {
-        let url = format!("http://127.0.0.1:{ZTUNNEL_METRICS_PORT}/metrics");
-        let reply = Fetch::new(url).from_node(node)?;
-        ensure!(reply.ok(), "{}", reply.outcome());
-        let samples = reply.body.lines().filter(|line| line.starts_with(beginning));
-        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        sum(node, ZTUNNEL_METRICS_PORT, |line| line.starts_with(beginning))
     }
 
     /// Runs `check` with plaintext taken, and ends that afterwards, however the check ended.
@@ -339,17 +337,7 @@ impl World {
 
     /// Waits until the agent says this of `shop/near`; `None` is out of the mesh.
     pub fn until_near_is(&self, wanted: Option<&str>) -> anyhow::Result<()> {
-        let node = self.sandbox.node("east")?;
-        wait::try_until(
-            SETTLE,
-            || format!("near to be {wanted:?}"),
-            || match self.pod_state(node, "near") {
-                Ok(state) if state.as_deref() == wanted => Ok(()),
-                Ok(state) => Err(format!("{state:?}")),
-                Err(error) => Err(error.to_string()),
-            },
-        )?;
-        Ok(())
+        self.until_pod_is("east", "near", wanted)
     }
 
     /// Writes a setting of a pod's network namespace, named by its path below `/proc/sys`.
@@ -393,31 +381,28 @@ impl World {
 
     /// How many packets the kernel programs of a node have decided on with this label.
     pub fn counted(&self, node: &str, label: &str) -> anyhow::Result<u64> {
-        let url = format!("http://127.0.0.1:{AGENT_METRICS_PORT}/metrics");
-        let reply = Fetch::new(url).from_node(self.sandbox.node(node)?)?;
-        ensure!(reply.ok(), "{}", reply.outcome());
-        let wanted = |line: &&str| line.starts_with("culvert_bpf_packets_total{") && line.contains(label);
-        let count =
-            |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-        Ok(reply.body.lines().filter(wanted).map(count).sum())
+        let decided = |line: &str| line.starts_with("culvert_bpf_packets_total{") && line.contains(label);
+        sum(self.sandbox.node(node)?, AGENT_METRICS_PORT, decided)
     }
 
     /// The sum of a metric of a node's ztunnel over all its labels; 0 while there is none.
     pub fn ztunnel_metric(&self, node: &str, name: &str) -> anyhow::Result<u64> {
-        let url = format!("http://127.0.0.1:{ZTUNNEL_METRICS_PORT}/metrics");
-        let reply = Fetch::new(url).from_node(self.sandbox.node(node)?)?;
-        ensure!(reply.ok(), "{}", reply.outcome());
-        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok());
-        Ok(reply.body.lines().filter(of_name).filter_map(value).sum())
+        let of_name = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        sum(self.sandbox.node(node)?, ZTUNNEL_METRICS_PORT, of_name)
     }
 
-    /// That a connection which has ended went through no ztunnel. What another one logs, which begins afterwards, stands for the time in
-    /// which an entry would have been written.
+    /// That a connection which has ended went through no ztunnel of either node. What both write of another one, which begins afterwards,
+    /// stands for the time in which an entry would have been written.
     pub fn ensure_unseen(&self, log: &AccessLog, client: SocketAddr) -> anyhow::Result<()> {
+        let later = log.from_now();
         let reply = self.fetch(pods::CLIENT, pods::FAR, Family::V4, ports::HTTP)?;
-        let later = reply.local.with_context(|| reply.outcome())?;
-        log.of(later, Direction::Outbound, LOG_DEADLINE)?;
+        let local = reply.local.with_context(|| reply.outcome())?;
+        later.of(local, Direction::Outbound, LOG_DEADLINE)?;
+        // The other node knows the client's address, and not its port.
+        let what = || format!("what {} wrote of {local}", pods::FAR);
+        later.find(LOG_DEADLINE, what, |entry| {
+            entry.direction == Some(Direction::Inbound) && entry.source.ip() == local.ip()
+        })?;
         let seen: Vec<_> = log.entries().into_iter().filter(|entry| entry.source == client).collect();
         ensure!(seen.is_empty(), "{client} went through a ztunnel: {seen:?}");
         Ok(())
@@ -439,6 +424,14 @@ impl World {
         ensure!(entry.path.as_deref() == Some("refused"), "{entry:?}");
         Ok(entry)
     }
+}
+
+/// The sum of those samples of a process's metrics whose line is wanted.
+fn sum<T: FromStr + Sum>(node: &Node, port: u16, wanted: impl Fn(&str) -> bool) -> anyhow::Result<T> {
+    let reply = Fetch::new(format!("http://127.0.0.1:{port}/metrics")).from_node(node)?;
+    ensure!(reply.ok(), "{}", reply.outcome());
+    let samples = reply.body.lines().filter(|line| wanted(line));
+    Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<T>().ok()).sum())
 }
 
 /// Sends the marker to a server that sends back what comes, and receives it.

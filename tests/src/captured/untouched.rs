@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, ensure};
-use sandbox::{Family, Fetch};
+use sandbox::{Family, Fetch, NetNamespace};
 
 use super::Mode;
 use crate::world::{SETTLE, World, pods, ports};
@@ -21,21 +21,26 @@ pub(super) fn own_address(world: &mut World, _: Mode) -> anyhow::Result<()> {
 }
 
 fn within(world: &World, addresses: &[IpAddr]) -> anyhow::Result<()> {
-    let pod = world.sandbox.pod(pods::CLIENT)?;
-    for address in addresses {
-        let address = SocketAddr::new(*address, PORT);
-        let log = world.mesh.access_log().from_now();
-        let (listener, client) = pod.net().run(|| -> std::io::Result<_> {
-            let listener = TcpListener::bind(address)?;
-            Ok((listener, TcpStream::connect_timeout(&address, SETTLE)?))
-        })??;
-        let (_, peer) = listener.accept()?;
-        let local = client.local_addr()?;
-        ensure!(peer == local, "{address}: accepted {peer} in place of {local}");
-        drop(client);
-        world.ensure_unseen(&log, local)?;
-    }
-    Ok(())
+    let net = world.sandbox.pod(pods::CLIENT)?.net();
+    addresses.iter().try_for_each(|address| passes(world, net, net, *address))
+}
+
+/// A connection is accepted under its client's own name, and no ztunnel sees it.
+fn passes(
+    world: &World,
+    client: &NetNamespace,
+    server: &NetNamespace,
+    address: IpAddr,
+) -> anyhow::Result<()> {
+    let address = SocketAddr::new(address, PORT);
+    let log = world.mesh.access_log().from_now();
+    let listener = server.run(|| TcpListener::bind(address))??;
+    let client = client.run(|| TcpStream::connect_timeout(&address, SETTLE))??;
+    let (_, peer) = listener.accept()?;
+    let local = client.local_addr()?;
+    ensure!(peer == local, "{address}: accepted {peer} in place of {local}");
+    drop(client);
+    world.ensure_unseen(&log, local)
 }
 
 /// A pod on the host's network is to the kernel a process of the node in a cgroup of its own.
@@ -52,17 +57,6 @@ pub(super) fn node_clients(world: &mut World, _: Mode) -> anyhow::Result<()> {
 }
 
 pub(super) fn node_servers(world: &mut World, _: Mode) -> anyhow::Result<()> {
-    let node = world.sandbox.node("east")?;
-    for address in node.addresses() {
-        let address = SocketAddr::new(address, PORT);
-        let log = world.mesh.access_log().from_now();
-        let listener = node.net().run(|| TcpListener::bind(address))??;
-        let client = world.connect(pods::OUTSIDER_WEST, address)?;
-        let (_, peer) = listener.accept()?;
-        let local = client.local_addr()?;
-        ensure!(peer == local, "{address}: accepted {peer} in place of {local}");
-        drop(client);
-        world.ensure_unseen(&log, local)?;
-    }
-    Ok(())
+    let (node, pod) = (world.sandbox.node("east")?, world.sandbox.pod(pods::OUTSIDER_WEST)?);
+    node.addresses().into_iter().try_for_each(|address| passes(world, pod.net(), node.net(), address))
 }

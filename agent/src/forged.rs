@@ -54,7 +54,7 @@ pub(crate) async fn tell(kernel: Kernel, board: Arc<Board>, stop: CancellationTo
                     warn!(
                         target: "culvert::bpf",
                         left_out,
-                        "further packets carried forged marks, from addresses that were named or too many to name"
+                        "further reports of forged marks, from addresses that were named or too many to name"
                     );
                 }
             }

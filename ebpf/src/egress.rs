@@ -2,7 +2,7 @@
 //!
 //! What leaves instead, in the order it is asked:
 //! 1. packets that are not TCP;
-//! 2. those of ztunnel's sockets, by cgroup;
+//! 2. those of ztunnel's and the agent's sockets, by cgroup;
 //! 3. those of sockets that stay outside of the mesh, by cookie: open before the pod joined (`PRE_MESH`), or learnt (`OUTSIDE`); but
 //!    not what opens another connection, with which such a socket is one like any other;
 //! 4. the answer to a connection that kubelet opened to a probe target, whose socket is learnt by it;

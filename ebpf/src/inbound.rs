@@ -133,7 +133,7 @@ const LONGEST_SYN: u32 = 14 + 60 + 60;
 
 /// A client's new connection that has the ends of one which ztunnel has to the application would never be answered: the kernel takes it
 /// for that one's. It is reset, so that the client tries another port. (Clients of the mesh come by HBONE; others seldom use the ports of
-/// `LEG_PORTS`.)
+/// `PORTS_LEG`.)
 ///
 /// Not inlined: the stacks of its callers have no room for more beside the parser's.
 #[inline(never)]
@@ -145,7 +145,7 @@ fn refuse_taken_ends(ctx: &TcContext, segment: &Segment) -> i32 {
         return PASS;
     }
     decide(ctx, segment, Counter::DroppedEndsTaken);
-    reset::answer(ctx, segment)
+    reset::send_back(ctx, segment)
 }
 
 /// Drops what comes from outside in the pod's own name, which `sk_lookup_inbound` would take for the pod's connection to itself: the

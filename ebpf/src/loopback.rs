@@ -19,7 +19,7 @@ use crate::{
     count::{count, decide},
     egress::unparsed,
     maps::{POD_ADDRESSES, REOPENED},
-    refuse,
+    reset,
     skb::{self, Assigned, DROP, PASS},
 };
 
@@ -104,9 +104,10 @@ fn to_listener(ctx: &TcContext, segment: &Segment) -> i32 {
             decide(ctx, segment, Counter::DroppedNoOutboundListener);
             if segment.flags.opens() {
                 // An application of the pod that happens to listen on the destination's port must not receive it.
-                return if refuse::turn_into_reset(ctx, segment) { PASS } else { DROP };
+                let turned = reset::turn_into_reset(ctx, segment.is_v4, reset::ETHERNET as u32);
+                return if turned != 0 { PASS } else { DROP };
             }
-            // The kernel resets what nobody here receives, if it is IPv6; see `refuse`.
+            // The kernel resets what nobody here receives, if it is IPv6; see `reset`.
             if skb::has_any_receiver(ctx, segment) { DROP } else { PASS }
         }
         Assigned::Refused => {

@@ -5,6 +5,7 @@
 //! | `tc_egress*` | egress of every device of a pod but `lo` | turns the applications' TCP to `lo` |
 //! | `tc_lo` | ingress of a pod's `lo` | hands what was turned there to the outbound listener |
 //! | `sk_lookup_inbound` | a pod's network namespace | hands new connections from outside to the inbound listener |
+//! | `tc_ingress_guard` | ingress of every device of a pod but `lo`, beside `sk_lookup_inbound` | drops what comes in the pod's own name, refuses ends that are taken |
 //! | `tc_ingress` | ingress of every device of a pod but `lo` | the same, where `sk_lookup` cannot be had |
 //! | `sk_lookup_reopen` | a pod's network namespace | beside `tc_ingress`, if that was chosen and `sk_lookup` can be had |
 //! | `probe_connect4/6`, `probe_sockops` | the root of the cgroups | recognise kubelet's probes |
@@ -14,7 +15,8 @@
 //! - **A mark routes, it never exempts**: pods can set marks. Exempt is a socket by its cgroup or by its cookie, both of which the
 //!   kernel gives and no pod can choose.
 //! - **Whatever is or may be TCP and cannot be handed to a listener is dropped and counted**: every miss fails closed.
-//! - The programs keep no state per connection of the mesh. `OUTSIDE` and `PROBES` name the few connections that stay outside of it.
+//! - The programs keep no state per connection of the mesh. `PRE_MESH`, `OUTSIDE` and `PROBES` name the few
+//!   connections that stay outside of it, `REOPENED` those that one program hands to the next.
 //! - They need Linux 5.15; `sk_lookup_inbound` needs 5.17 (it reads the interface the packet came in by) and is loaded only there.
 //!
 //! Licence: dual MIT / GPL-2.0, as the kernel offers some helpers to GPL-compatible programs only.
@@ -30,7 +32,6 @@ mod kubelet;
 mod loopback;
 mod maps;
 mod probe;
-mod refuse;
 mod reset;
 mod skb;
 

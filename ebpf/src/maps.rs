@@ -1,7 +1,7 @@
 //! The maps, all of them shared by every pod of the node and pinned by the agent.
 //!
 //! Sizes are part of the layout: a change of one needs a new `ebpf_common::LAYOUT_VERSION`. Memory is taken as entries come
-//! (`BPF_F_NO_PREALLOC`), except in the LRU maps and the counters, which the kernel always allocates whole (about 2 MiB together).
+//! (`BPF_F_NO_PREALLOC`), except in the LRU maps, `KUBELET_CGROUPS` and the counters, which the kernel always allocates whole (about 2 MiB together).
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -19,9 +19,10 @@ pub static EXEMPT_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(1024, BP
 #[map]
 pub static KUBELET_PATH: Array<CgroupPath> = Array::with_max_entries(1, 0);
 
-/// Cgroup ids of kubelet. Written by `kubelet_cgroup_made` and, as it may find it made, by the agent, which also removes old ones.
+/// Cgroup ids of kubelet. Written by `kubelet_cgroup_made` and, as it may find it made, by the agent, which also removes old ones. Allocated whole:
+/// before Linux 6.1 a program at a tracepoint may not have the kernel allocate.
 #[map]
-pub static KUBELET_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+pub static KUBELET_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(64, 0);
 
 /// What kubelet may probe past the mesh. Written by the agent from the pods' specs.
 #[map]

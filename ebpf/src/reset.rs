@@ -1,7 +1,14 @@
-//! Answering a packet that opens a connection with a reset, out of the packet itself.
+//! Refusing a connection at once: the packet that opens it becomes the reset that answers it (RFC 9293 3.10.7.1).
+//!
+//! Two cases need this. A client from outside whose connection has the ends of one of ztunnel's would never be answered
+//! ([`send_back`]). And what is captured may have nobody to accept it ([`turn_into_reset`], on `lo`): the kernel resets what no socket
+//! receives by itself, but for IPv4 not in the name of an address that is not its own. It finds no route from one
+//! (`ip_route_output_key`) unless a transparent socket asks, and here is no socket. What is turned on `lo` is then received
+//! like any packet there: routed by its mark to the host itself, and under a strict `rp_filter` valid because `src_valid_mark` has its
+//! source looked up with that mark too.
 //!
 //! Exchanging the ends changes neither the checksum of the IP header nor TCP's, so that only sequence, acknowledgement and flags have
-//! to be accounted for. The options of the SYN stay; receivers of a reset do not mind them.
+//! to be accounted for. The options and payload of the SYN stay; receivers of a reset do not mind them.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -12,16 +19,20 @@ use ebpf_common::packet::Segment;
 
 use crate::skb::DROP;
 
-const ETHERNET: usize = 14;
+/// Length of an Ethernet header, which every packet on `lo` has.
+pub const ETHERNET: usize = 14;
+/// Length of an IPv6 header (RFC 8200 3).
+const V6_HEADER: usize = 40;
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
 /// RST and ACK (RFC 9293 3.5.2: a reset in answer to a segment without ACK).
 const RST_ACK: u8 = 0x14;
 
-/// Turns the packet into its answer and sends it back to where it came from; what cannot be turned is dropped.
+/// Sends the packet back as a reset to where it came from; what cannot be turned is dropped.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, segment: &Segment) -> i32 {
-    if turn(ctx, segment.is_v4).is_none() {
+pub fn send_back(ctx: &TcContext, segment: &Segment) -> i32 {
+    let Some(link) = link_header(ctx, segment.is_v4) else { return DROP };
+    if turn_into_reset(ctx, segment.is_v4, link as u32) == 0 {
         return DROP;
     }
     // SAFETY: a read of the context, which the verifier checks.
@@ -30,9 +41,17 @@ pub fn answer(ctx: &TcContext, segment: &Segment) -> i32 {
     unsafe { bpf_redirect(interface, 0) as i32 }
 }
 
+/// Makes the reset of a packet whose IP header is at `link`; 1, or 0 if it could not be done, and then the packet must not go on.
+/// Nobody opens connections behind IPv6 extension headers.
+///
+/// Not inlined: the stacks of its callers have no room for more beside the parser's.
+#[inline(never)]
+pub fn turn_into_reset(ctx: &TcContext, is_v4: bool, link: u32) -> u32 {
+    u32::from(turn(ctx, is_v4, link as usize).is_some())
+}
+
 #[inline(always)]
-fn turn(ctx: &TcContext, is_v4: bool) -> Option<()> {
-    let link = link_header(ctx, is_v4)?;
+fn turn(ctx: &TcContext, is_v4: bool, link: usize) -> Option<()> {
     if link == ETHERNET {
         let [destination, source] = load::<[[u8; 6]; 2]>(ctx, 0)?;
         store(ctx, 0, &[source, destination])?;
@@ -47,7 +66,7 @@ fn turn(ctx: &TcContext, is_v4: bool) -> Option<()> {
         }
         let [source, destination] = load::<[[u8; 16]; 2]>(ctx, link + 8)?;
         store(ctx, link + 8, &[destination, source])?;
-        link + 40
+        link + V6_HEADER
     };
     let [source, destination] = load::<[u16; 2]>(ctx, tcp)?;
     store(ctx, tcp, &[destination, source])?;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context, ensure};
 use sandbox::{Direction, Family, NetNamespace, Program};
+use tunnel::socket::LEG_PORTS;
 
 use crate::dial::{End, at, dial, exchange};
 use crate::world::{SETTLE, STRICT, World, pods, ports};
@@ -18,9 +19,6 @@ pub const SAME_ENDS: &[Case<World>] = &[
     ("a_pod_that_uses_a_port_again_at_once_gets_a_fresh_connection", reuse_outbound),
     ("so_does_a_client_from_outside_the_mesh", reuse_inbound),
 ];
-
-/// Where ztunnel takes its ports for connections to applications, under the clients' addresses (`LEG_PORTS`).
-const LEG_PORTS: u16 = 20_000;
 
 /// Of 12,768 ports: with so many at each side, some 14 of one side meet each other, and none of a run in a million.
 const CLIENTS: u16 = 600;
@@ -38,7 +36,7 @@ fn live_clients(world: &mut World) -> anyhow::Result<()> {
     world.while_permissive(|world| {
         for family in Family::BOTH {
             ends_taken(world, family).with_context(|| format!("{family}"))?;
-            let (mut open, refused) = clients(world, family, LEG_PORTS)?;
+            let (mut open, refused) = clients(world, family, *LEG_PORTS.start())?;
             all_whole(&mut open).with_context(|| format!("{family}"))?;
             // The kernel knows no way to serve both of two connections with the same ends; the newer one is told at once.
             ensure!(refused < usize::from(CLIENTS) / 10, "{family}: {refused} of {CLIENTS} were refused");
@@ -87,7 +85,7 @@ fn old_clients(world: &mut World) -> anyhow::Result<()> {
         for family in Family::BOTH {
             world.edit("shop.yaml", IN, OUT)?;
             world.until_pod_is("east", "near", None)?;
-            let (mut open, before) = clients(world, family, LEG_PORTS)?;
+            let (mut open, before) = clients(world, family, *LEG_PORTS.start())?;
             world.edit("shop.yaml", OUT, IN)?;
             world.until_pod_is("east", "near", Some("enrolled"))?;
             let (new, refused) = clients(world, family, 10_000)?;

@@ -374,11 +374,6 @@ impl World {
         Ok(())
     }
 
-    /// How many packets the kernel programs of a node have dropped.
-    pub fn dropped(&self, node: &str) -> anyhow::Result<u64> {
-        self.counted(node, "decision=\"dropped\"")
-    }
-
     /// How many packets the kernel programs of a node have decided on with this label.
     pub fn counted(&self, node: &str, label: &str) -> anyhow::Result<u64> {
         let decided = |line: &str| line.starts_with("culvert_bpf_packets_total{") && line.contains(label);

@@ -1,4 +1,4 @@
-//! A thousand pods come and go: descriptors, memory, pins, map entries and rules of agent and ztunnel are then as before.
+//! A thousand pods come and go: descriptors, memory, pins and map entries of agent and ztunnel are then as before.
 
 use std::collections::BTreeMap;
 use std::fs;

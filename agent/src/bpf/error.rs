@@ -1,6 +1,6 @@
 //! What can go wrong with the kernel programs, by operation.
 //!
-//! All of these are the node's fault: a kernel too old, missing privileges, a full map, or somebody else in our place. A program the
+//! All of these are the node's fault unless a variant says otherwise: a kernel too old, missing privileges, a full map, or somebody else in our place. A program the
 //! verifier refused carries the verifier's log in its error's text.
 
 use std::io;
@@ -12,7 +12,7 @@ use super::sys::BpfCallError;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
     /// A directory of the pins could not be made or read; is a bpffs mounted there?
-    #[error("{path}: {source}")]
+    #[error("the directory of pins {path} cannot be used (is a BPF file system mounted where --bpffs says?)")]
     Directory { path: PathBuf, source: io::Error },
     /// The object or one of its maps was refused.
     #[error("loading the kernel programs: {0}")]

@@ -36,7 +36,11 @@ pub(super) fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Status { json: true, at } => println!("{}", json(&ca::status(&at.state, now)?, now)),
         Command::Status { json: false, at } => print(&ca::status(&at.state, now)?, now),
-        Command::Rotate { force, at } => print(&ca::rotate(&at.state, now, force)?, now),
+        Command::Rotate { force, at } => {
+            let rotation = ca::rotate(&at.state, now, force)?;
+            println!("The step is taken.");
+            print(&rotation, now);
+        }
     }
     Ok(())
 }
@@ -65,9 +69,19 @@ fn print(rotation: &Rotation, now: SystemTime) {
         0 => println!("It can be run now."),
         seconds => {
             println!(
-                "It can be run in {seconds} s, when the certificates from before this stage have ended."
+                "It can be run in {}, when the certificates from before this stage have ended (`--force` does not wait).",
+                duration(seconds)
             );
         }
+    }
+}
+
+/// As people say it, rounded up.
+fn duration(seconds: u128) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3600)),
     }
 }
 

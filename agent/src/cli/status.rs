@@ -10,8 +10,22 @@ use tokio::net::UnixStream;
 
 use crate::status::{AgentStatus, PodStatus};
 
+/// What the table's words mean.
+const MEANINGS: &str = "\
+States:
+  searching         no process or address of the pod is found yet
+  preparing         being set up or mended; what holds it up stands below the table
+  awaiting-ztunnel  captured or about to be, and no ztunnel has taken it
+  enrolled          captured
+  limited           ztunnel knows it and takes no listeners (Istio's): nothing is captured
+  draining          leaving: captured connections are ending
+
+LINKS are the programs attached, LISTENERS the ports of the mesh held in the pod, PRE-MESH its
+connections from before it joined that live on past the mesh.";
+
 /// The options.
 #[derive(Debug, clap::Args)]
+#[command(after_help = MEANINGS)]
 pub(crate) struct Args {
     /// The agent's directory of sockets.
     #[arg(long, default_value = "/run/culvert")]

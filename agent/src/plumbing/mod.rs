@@ -30,11 +30,11 @@ pub(crate) enum Family {
 pub(crate) struct Mark(pub(crate) u32);
 
 /// What `tc_egress` turns to `lo` carries this.
-pub(crate) const CAPTURED: Mark = Mark(0x111);
+pub(crate) const CAPTURED: Mark = Mark(ebpf_common::MARK_CAPTURED);
 /// ztunnel's sockets towards the application carry this.
-pub(crate) const APPLICATION_LEG: Mark = Mark(0x53a);
+pub(crate) const APPLICATION_LEG: Mark = Mark(ebpf_common::MARK_APPLICATION);
 /// The bits of a packet's mark that are ours.
-pub(crate) const MARK_MASK: u32 = 0xfff;
+pub(crate) const MARK_MASK: u32 = ebpf_common::MARK_MASK;
 /// The route table that makes everything local.
 pub(crate) const TABLE: u32 = 100;
 /// The rules' preference: before the main table (32766), as Istio's.

@@ -56,7 +56,7 @@ counters! {
     CapturedOutbound = 0 => Captured, "outbound";
     /// New connections from outside given to the inbound listener.
     CapturedInbound = 1 => Captured, "inbound";
-    /// Packets sent by ztunnel's sockets, recognised by their cgroup.
+    /// Packets sent by ztunnel's and the agent's sockets, recognised by their cgroup.
     ExemptProxy = 2 => Exempt, "proxy";
     /// Replies of applications to kubelet's probes.
     ExemptProbeReply = 3 => Exempt, "probe_reply";
@@ -92,14 +92,12 @@ counters! {
     DroppedAssign = 18 => Dropped, "assign";
     /// The kernel refused to turn the packet to `lo`.
     DroppedRedirect = 19 => Dropped, "redirect";
-    /// A map is full.
-    DroppedMapFull = 20 => Dropped, "map_full";
     /// Packets from outside that claim to come from the very address they are for.
-    DroppedOwnSource = 21 => Dropped, "own_source";
+    DroppedOwnSource = 20 => Dropped, "own_source";
     /// Packets of applications that carry one of our marks, which exempts them from nothing: captured all the same.
-    CapturedForgedMark = 22 => Captured, "forged_mark";
+    CapturedForgedMark = 21 => Captured, "forged_mark";
     /// New connections with the very ends of one that ztunnel has to the application; they are reset.
-    DroppedEndsTaken = 23 => Dropped, "ends_taken";
+    DroppedEndsTaken = 22 => Dropped, "ends_taken";
 }
 
 impl Counter {

@@ -232,7 +232,7 @@ pub(super) fn fragmented_tcp(world: &mut World, _: Mode) -> anyhow::Result<()> {
             }
             (from, to) => bail!("{from} and {to} are of different families"),
         };
-        dropped(world, family, &fragment).with_context(|| format!("{family}"))?;
+        dropped(world, family, &fragment, "fragment").with_context(|| format!("{family}"))?;
     }
     Ok(())
 }
@@ -243,7 +243,7 @@ pub(super) fn unknown_extension(world: &mut World, _: Mode) -> anyhow::Result<()
         bail!("no IPv6 addresses")
     };
     let packet = packet_v6(from, to, EXPERIMENT, &[TCP, 0, 0, 0, 0, 0, 0, 0])?;
-    dropped(world, Family::V6, &packet)
+    dropped(world, Family::V6, &packet, "extension_header")
 }
 
 fn addresses(world: &World, family: Family) -> anyhow::Result<(IpAddr, IpAddr)> {
@@ -251,8 +251,10 @@ fn addresses(world: &World, family: Family) -> anyhow::Result<(IpAddr, IpAddr)> 
     Ok((from.address(family)?, to.address(family)?))
 }
 
-fn dropped(world: &World, family: Family, packet: &[u8]) -> anyhow::Result<()> {
-    let before = world.dropped("east")?;
+/// `reason` is what the count of dropped packets grows under.
+fn dropped(world: &World, family: Family, packet: &[u8], reason: &str) -> anyhow::Result<()> {
+    let reason = format!("reason=\"{reason}\"");
+    let before = world.counted("east", &reason)?;
     // With this protocol the header is the sender's (raw(7), IPPROTO_RAW).
     let socket = raw(world.sandbox.pod(pods::CLIENT)?.net(), family, 255)?;
     let (_, to) = addresses(world, family)?;
@@ -263,7 +265,7 @@ fn dropped(world: &World, family: Family, packet: &[u8]) -> anyhow::Result<()> {
             if error.raw_os_error() == Some(nix::libc::ENOBUFS) || error.kind() == ErrorKind::Other => {}
         Err(error) => return Err(error.into()),
     }
-    let counted = || world.dropped("east").is_ok_and(|now| now > before).then_some(());
+    let counted = || world.counted("east", &reason).is_ok_and(|now| now > before).then_some(());
     wait::until(Duration::from_secs(5), || "the count of a dropped packet".into(), counted)?;
     let markers = world.capture.as_ref().context("no capture")?.traffic().markers;
     ensure!(markers == 0, "it reached the wire");

@@ -130,7 +130,8 @@ fn make_sandbox(built: &Built) -> anyhow::Result<Sandbox> {
 fn start_mesh(sandbox: &Sandbox, built: &Built, redirection: Redirection) -> anyhow::Result<Mesh> {
     let mut progress = Progress::begin("starting the mesh");
     let binaries = sandbox::Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() };
-    let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    // Whatever is asked for, the table is made of the access log.
+    let log = std::env::var("RUST_LOG").map_or("info".to_owned(), |more| format!("info,{more},access=info"));
     let options = MeshOptions { binaries, redirection, log, control: Vec::new() };
     let mesh = Mesh::start(sandbox, options, |step| progress.at(step))?;
     progress.done("control plane, two agents and two ztunnels are ready");

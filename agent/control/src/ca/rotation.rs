@@ -36,7 +36,7 @@ pub enum RotateError {
     NoRoot,
     /// There are certificates that the step would make worthless.
     #[error(
-        "in stage `{stage}` and for another {seconds} s: there are certificates from before it, and their holders would be cut off"
+        "in stage `{stage}` and for another {seconds} s: there are certificates from before it, and their holders would be cut off (`--force` does not wait)"
     )]
     TooEarly {
         /// The stage.

@@ -1,3 +1,5 @@
+//! The CA: what it signs, refuses, keeps and rotates.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

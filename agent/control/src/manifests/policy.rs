@@ -1,11 +1,14 @@
 //! `PeerAuthentication` and `AuthorizationPolicy` (`security.istio.io`): their form, before any meaning.
+//!
+//! Unlike elsewhere, a field that is not known is an error: left out, a misspelled one would open what the policy was to close. An API
+//! server refuses or prunes such fields; a directory has only this.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::error::Problem;
+use super::error::{ManifestError, Problem};
 use super::field::{Field, Result};
 use super::metadata::{Metadata, Placement};
 
@@ -139,7 +142,9 @@ impl PeerAuthentication {
     }
 
     pub(crate) fn read(object: &Field<'_>) -> Result<Self> {
+        only(object, &OBJECT)?;
         let spec = object.get("spec")?;
+        only(&spec, &["selector", "mtls", "portLevelMtls"])?;
         let selector = selector(&spec)?;
         let mut ports = BTreeMap::new();
         let per_port = spec.get("portLevelMtls")?;
@@ -148,18 +153,21 @@ impl PeerAuthentication {
             if port == 0 {
                 return Err(field.invalid(key, "is no port: write a number from 1 to 65535"));
             }
-            ports.insert(port, mode(&field.get("mode")?)?);
+            ports.insert(port, mode(&field)?);
         }
         if !ports.is_empty() && selector.is_empty() {
             return Err(per_port
                 .error(Problem::Conflict("needs a spec.selector: ports differ from workload to workload")));
         }
         let metadata = Metadata::read(object, Placement::Namespaced)?;
-        Ok(Self { metadata, selector, mode: mode(&spec.at(&["mtls", "mode"])?)?, ports })
+        Ok(Self { metadata, selector, mode: mode(&spec.get("mtls")?)?, ports })
     }
 }
 
-fn mode(field: &Field<'_>) -> Result<MtlsMode> {
+/// The only field of `mtls` and of the entries of `portLevelMtls`.
+fn mode(mtls: &Field<'_>) -> Result<MtlsMode> {
+    only(mtls, &["mode"])?;
+    let field = mtls.get("mode")?;
     match field.text()? {
         None | Some("UNSET") => Ok(MtlsMode::Unset),
         Some("DISABLE") => Ok(MtlsMode::Disable),
@@ -172,18 +180,16 @@ fn mode(field: &Field<'_>) -> Result<MtlsMode> {
 /// `selector.matchLabels`. Istio knows no other form; `matchExpressions` left unread would widen the policy.
 fn selector(spec: &Field<'_>) -> Result<BTreeMap<String, String>> {
     let selector = spec.get("selector")?;
-    for (key, field) in selector.entries()? {
-        if key != "matchLabels" {
-            return Err(field.error(Problem::Conflict("is not known here: a selector has matchLabels only")));
-        }
-    }
+    only(&selector, &["matchLabels"])?;
     selector.get("matchLabels")?.text_map()
 }
 
 impl AuthorizationPolicy {
     pub(crate) fn read(object: &Field<'_>) -> Result<Self> {
+        only(object, &OBJECT)?;
         let metadata = Metadata::read(object, Placement::Namespaced)?;
         let spec = object.get("spec")?;
+        only(&spec, &["selector", "targetRef", "targetRefs", "action", "provider", "rules"])?;
         let for_waypoints =
             spec.get("targetRef")?.is_present() || !spec.get("targetRefs")?.items()?.is_empty();
         let selector = selector(&spec)?;
@@ -208,16 +214,30 @@ fn action(field: &Field<'_>) -> Result<PolicyAction> {
     }
 }
 
-/// Unknown keys of a rule, a `from` or a `to` would change whom it matches: unlike elsewhere, they are errors.
+/// What every object has.
+const OBJECT: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+/// Fields of a source that need a request.
+const REQUEST_SOURCE: [&str; 4] =
+    ["requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks"];
+/// Fields of an operation that need a request.
+const REQUEST_OPERATION: [&str; 6] = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"];
+/// Beginnings of what a condition may be about that needs a request, or more than a connection shows (Istio's "Authorization
+/// Policy Conditions").
+const REQUEST_CONDITION: [&str; 5] =
+    ["request.", "remote.ip", "source.serviceAccount", "connection.sni", "experimental."];
+
+/// No fields but the known ones.
 fn only(field: &Field<'_>, known: &[&str]) -> Result<()> {
-    for (key, unknown) in field.entries()? {
-        if !known.contains(&key) {
-            return Err(unknown.error(Problem::Conflict(
-                "is not known here; left out it would change whom the rule matches",
-            )));
-        }
+    match field.entries()?.into_iter().find(|(key, _)| !known.contains(key)) {
+        Some((_, unknown)) => Err(not_known(&unknown)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn not_known(field: &Field<'_>) -> Box<ManifestError> {
+    field.error(Problem::Conflict(
+        "is not known here (misspelled?); left out it would change what the policy does",
+    ))
 }
 
 fn rule(field: &Field<'_>, namespace: &str) -> Result<PolicyRule> {
@@ -254,6 +274,7 @@ fn source(field: &Field<'_>, namespace: &str) -> Result<Source> {
             "notServiceAccounts" => source.service_accounts.none = accounts(&values, namespace)?,
             "ipBlocks" => source.ip_blocks.any = blocks(&values)?,
             "notIpBlocks" => source.ip_blocks.none = blocks(&values)?,
+            other if !REQUEST_SOURCE.contains(&other) => return Err(not_known(&values)),
             other if values.is_present() => source.unsupported.push(format!("source.{other}")),
             _ => {}
         }
@@ -279,6 +300,7 @@ fn operation(field: &Field<'_>) -> Result<Operation> {
         match key {
             "ports" => operation.ports.any = ports(&values)?,
             "notPorts" => operation.ports.none = ports(&values)?,
+            other if !REQUEST_OPERATION.contains(&other) => return Err(not_known(&values)),
             other if values.is_present() => operation.unsupported.push(format!("operation.{other}")),
             _ => {}
         }
@@ -301,7 +323,12 @@ fn condition(field: &Field<'_>) -> Result<Condition> {
         "source.ip" => Condition::SourceIp(Values { any: blocks(&any)?, none: blocks(&none)? }),
         "destination.ip" => Condition::DestinationIp(Values { any: blocks(&any)?, none: blocks(&none)? }),
         "destination.port" => Condition::DestinationPort(Values { any: ports(&any)?, none: ports(&none)? }),
-        other => Condition::Unsupported(other.to_owned()),
+        other if REQUEST_CONDITION.iter().any(|known| other.starts_with(known)) => {
+            Condition::Unsupported(other.to_owned())
+        }
+        other => {
+            return Err(field.get("key")?.invalid(other, "is nothing that conditions are known to be about"));
+        }
     })
 }
 

@@ -1,3 +1,5 @@
+//! From a directory of files to objects, with every kind of fault in them.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +76,7 @@ fn what_is_read_of_a_pod_is_what_the_manifest_says() {
 }
 
 /// One replacement in a good manifest, and what the error says of it.
-const CASES: [(&str, &str, &str, &str); 35] = [
+const CASES: [(&str, &str, &str, &str); 44] = [
     (
         POD,
         "  nodeName: east\n",
@@ -192,6 +194,20 @@ const CASES: [(&str, &str, &str, &str); 35] = [
         "spec.rules[0].from[0].source.principals[0] `` matches nothing",
     ),
     (POLICY, "- from:", "- form:", "spec.rules[0].form is not known here"),
+    (POLICY, "  rules:", "  rule:", "AuthorizationPolicy shop/web: spec.rule is not known here"),
+    (POLICY, "  rules:", "  acton: DENY\n  rules:", "spec.acton is not known here"),
+    (POLICY, "spec:", "sepc:", "AuthorizationPolicy shop/web: sepc is not known here"),
+    (
+        POLICY,
+        "{principals: [\"a\"]}",
+        "{principal: [\"a\"]}",
+        "spec.rules[0].from[0].source.principal is not known here",
+    ),
+    (POLICY, "ports: [\"80\"]", "port: [\"80\"]", "spec.rules[0].to[0].operation.port is not known here"),
+    (POLICY, "key: source.ip", "key: source.pi", "spec.rules[0].when[0].key `source.pi` is nothing that"),
+    (PEER, "mtls:", "mtsl:", "dir/a.yaml:6:9: PeerAuthentication shop/web: spec.mtsl is not known here"),
+    (PEER, "mode: STRICT", "mod: STRICT", "spec.mtls.mod is not known here"),
+    (PEER, "spec:", "spec2:", "PeerAuthentication shop/web: spec2 is not known here"),
     (
         POLICY,
         "{principals: [\"a\"]}",

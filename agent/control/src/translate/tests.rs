@@ -1,3 +1,5 @@
+//! From manifests' objects to the resources that are served.
+
 use mesh::service::{Mode, Scope};
 use mesh::workload::{Health, NetworkMode, TunnelProtocol, WorkloadType};
 

@@ -3,6 +3,7 @@
 //! `setup`, `build`, `demo` and `test` each do what the ones before them do, as far as it is missing. Everything they
 //! make is under `target/`, but for the cgroups and processes of a sandbox, which they take down again.
 
+mod bench;
 mod cargo;
 mod demo;
 mod progress;
@@ -35,6 +36,8 @@ enum Task {
     Test(testing::Args),
     /// Let everything happen to the mesh that can, at random times, while connections go on (needs root).
     Soak(soak::Args),
+    /// Measure what the mesh costs, beside the same pods without it (needs root).
+    Bench(bench::Args),
     /// Remove what a sandbox left that was ended by force.
     Clean,
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => testing::run(&args),
         Task::Soak(args) => soak::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Clean => clean().map(|()| true),
     };
     match result {

@@ -9,6 +9,7 @@ mod dial;
 mod grpc;
 mod http;
 mod knock;
+mod load;
 mod payload;
 mod probe;
 mod push;
@@ -45,6 +46,12 @@ enum Command {
     Steady(steady::Steady),
     /// Send one request from a chosen port.
     Dial(dial::Dial),
+    /// Make work for a server and measure it.
+    Load(load::Load),
+    /// Serve what loads ask for.
+    Answer(load::Answer),
+    /// Relay connections, and nothing else.
+    Relay(load::Relay),
     /// Wait for ever.
     Pause,
 }
@@ -84,6 +91,9 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Probe(probe)) => probe.run(),
         Some(Command::Steady(steady)) => steady.run(),
         Some(Command::Dial(dial)) => dial.run(),
+        Some(Command::Load(load)) => load.run(),
+        Some(Command::Answer(answer)) => answer.run(),
+        Some(Command::Relay(relay)) => relay.run(),
         Some(Command::Pause) => pause(),
     }
 }

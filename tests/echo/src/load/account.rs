@@ -1,0 +1,133 @@
+//! What a run costs: processor time, context switches and memory of control groups, over the measured time alone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::Context;
+
+/// A control group and the name it is told under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Account {
+    name: String,
+    cgroup: PathBuf,
+}
+
+impl FromStr for Account {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, cgroup) = text.split_once('=').ok_or("expected NAME=CGROUP")?;
+        Ok(Self { name: name.to_owned(), cgroup: cgroup.into() })
+    }
+}
+
+/// By the accounts' names.
+pub(super) type Costs = BTreeMap<String, Cost>;
+
+/// What one of them used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub(super) struct Cost {
+    cpu_seconds: f64,
+    context_switches: u64,
+    /// At the end; not a difference.
+    resident_bytes: u64,
+}
+
+/// The accounts with their state at the beginning.
+pub(super) struct Meter {
+    accounts: Vec<Account>,
+    /// Reads the state when the warm-up is over.
+    before: JoinHandle<anyhow::Result<Vec<Cost>>>,
+}
+
+impl Meter {
+    /// Measures from `from` on.
+    pub(super) fn start(accounts: Vec<Account>, from: Instant) -> Self {
+        let all = accounts.clone();
+        let before = std::thread::spawn(move || {
+            #[expect(clippy::disallowed_methods, reason = "the warm-up is a time, not an event")]
+            std::thread::sleep(from.saturating_duration_since(Instant::now()));
+            all.iter().map(|account| read(&account.cgroup)).collect()
+        });
+        Self { accounts, before }
+    }
+
+    /// The difference to now.
+    pub(super) fn finish(self) -> anyhow::Result<Costs> {
+        let after: Vec<Cost> =
+            self.accounts.iter().map(|account| read(&account.cgroup)).collect::<anyhow::Result<_>>()?;
+        let before = self.before.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let costs = self.accounts.into_iter().zip(before.into_iter().zip(after));
+        Ok(costs.map(|(account, (before, after))| (account.name, after.since(before))).collect())
+    }
+}
+
+impl Cost {
+    fn since(self, before: Self) -> Self {
+        Self {
+            cpu_seconds: self.cpu_seconds - before.cpu_seconds,
+            // Threads that ended meanwhile took their count with them.
+            context_switches: self.context_switches.saturating_sub(before.context_switches),
+            resident_bytes: self.resident_bytes,
+        }
+    }
+}
+
+fn read(cgroup: &Path) -> anyhow::Result<Cost> {
+    let text = |file: &str| {
+        let path = cgroup.join(file);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let used = number(&text("cpu.stat")?, "usage_usec");
+    let mut cost = Cost { cpu_seconds: used as f64 / 1e6, ..Cost::default() };
+    for pid in text("cgroup.procs")?.lines() {
+        let process = Path::new("/proc").join(pid);
+        // One that ends meanwhile has nothing to add.
+        let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+        cost.resident_bytes += number(&status, "VmRSS:") * 1024;
+        let threads = fs::read_dir(process.join("task")).into_iter().flatten().filter_map(Result::ok);
+        for thread in threads {
+            let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            cost.context_switches += number(&status, "voluntary_ctxt_switches:");
+            cost.context_switches += number(&status, "nonvoluntary_ctxt_switches:");
+        }
+    }
+    Ok(cost)
+}
+
+/// The number that follows `name` at a line's beginning; 0 without one.
+fn number(text: &str, name: &str) -> u64 {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name));
+    rest.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_by_the_beginning_of_their_lines() {
+        let text = "VmRSS:\t    4711 kB\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t2\n";
+        assert_eq!(number(text, "VmRSS:"), 4711);
+        assert_eq!(number(text, "voluntary_ctxt_switches:"), 5);
+        assert_eq!(number(text, "nonvoluntary_ctxt_switches:"), 2);
+        assert_eq!(number(text, "usage_usec"), 0);
+    }
+
+    #[test]
+    fn an_account_is_a_name_and_a_path_and_costs_are_differences_but_for_memory() {
+        let account = "proxy=/sys/fs/cgroup/a=b".parse::<Account>().unwrap();
+        assert_eq!(account, Account { name: "proxy".into(), cgroup: "/sys/fs/cgroup/a=b".into() });
+        assert!("proxy".parse::<Account>().is_err());
+        let at = |cpu_seconds, context_switches, resident_bytes| Cost {
+            cpu_seconds,
+            context_switches,
+            resident_bytes,
+        };
+        assert_eq!(at(5.0, 70, 300).since(at(2.0, 20, 100)), at(3.0, 50, 300));
+    }
+}

@@ -1,0 +1,112 @@
+//! The pods of the benchmark: the same three in the mesh and outside of it, a client and a server on one node and a server on another.
+
+use std::net::Ipv4Addr;
+
+use super::work::{ECHO, ONCE, SINK};
+
+/// The image the manifests name.
+pub(crate) const IMAGE: &str = "localhost/culvert-echo";
+
+/// The namespace outside the mesh.
+pub(crate) const PLAIN: &str = "plain";
+/// The namespace in the mesh.
+pub(crate) const MESHED: &str = "meshed";
+
+/// Where the client and one server run.
+pub(crate) const HERE: &str = "east";
+/// Where the other server runs.
+pub(crate) const THERE: &str = "west";
+
+/// The client.
+pub(crate) const CLIENT: &str = "client";
+/// The server on the client's node.
+pub(crate) const NEAR: &str = "near";
+/// The server on the other node.
+pub(crate) const FAR: &str = "far";
+
+/// All of them, as one text.
+pub(crate) fn all() -> String {
+    let mut text = namespace(PLAIN, false) + &namespace(MESHED, true);
+    for (number, namespace) in (1_u8..).zip([PLAIN, MESHED]) {
+        for (place, (name, node)) in (1_u8..).zip([(CLIENT, HERE), (NEAR, HERE), (FAR, THERE)]) {
+            let subnet = if node == HERE { 1 } else { 2 };
+            let address = Ipv4Addr::new(10, 42, subnet, 10 * number + place);
+            text.push_str(&pod(namespace, name, node, address));
+        }
+    }
+    text
+}
+
+fn namespace(name: &str, meshed: bool) -> String {
+    let labels = if meshed { "\n  labels:\n    istio.io/dataplane-mode: ambient" } else { "" };
+    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}{labels}\n---\n")
+}
+
+fn pod(namespace: &str, name: &str, node: &str, address: Ipv4Addr) -> String {
+    let [_, _, subnet, host] = address.octets();
+    let uid = format!("5b0f3c1e-0000-4c57-9a10-0000{subnet:04x}{host:04x}");
+    let container = if name == CLIENT {
+        r#"args: ["pause"]"#.to_owned()
+    } else {
+        let ports: String =
+            [ECHO, ONCE, SINK].map(|port| format!("\n        - containerPort: {port}")).concat();
+        format!(
+            "args: [answer, --echo, \"{ECHO}\", --once, \"{ONCE}\", --sink, \"{SINK}\"]\n      ports:{ports}"
+        )
+    };
+    format!(
+        r#"apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {name}
+  namespace: {namespace}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: {namespace}
+  uid: {uid}
+  labels:
+    app: {name}
+spec:
+  nodeName: {node}
+  serviceAccountName: {name}
+  containers:
+    - name: echo
+      image: {IMAGE}
+      {container}
+status:
+  phase: Running
+  podIP: {address}
+  podIPs:
+    - ip: {address}
+  conditions:
+    - type: Ready
+      status: "True"
+---
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_namespace_has_a_client_and_a_server_on_each_node() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("all.yaml"), all()).unwrap();
+        let pods = sandbox::Manifests::read(directory.path()).unwrap().pods;
+        let places: Vec<_> = pods.iter().map(|pod| (pod.full_name(), pod.node.as_str())).collect();
+        for namespace in [PLAIN, MESHED] {
+            for (name, node) in [(CLIENT, HERE), (NEAR, HERE), (FAR, THERE)] {
+                assert!(places.contains(&(format!("{namespace}/{name}"), node)), "{places:?}");
+            }
+        }
+        let mut uids: Vec<_> = pods.iter().map(|pod| &pod.uid).collect();
+        uids.sort();
+        uids.dedup();
+        assert_eq!(uids.len(), 6);
+    }
+}

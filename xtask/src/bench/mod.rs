@@ -1,0 +1,194 @@
+//! `cargo xtask bench`: what the mesh costs, beside what the same pods do without it and what the least of proxies costs.
+//!
+//! Everything is measured in one run. A round measures each work on all paths, one after the other and each time beginning with
+//! another one, so that whatever else the machine does meets all of them alike; figures are medians and ranges over the rounds.
+
+mod machine;
+mod manifests;
+mod path;
+mod report;
+mod rounds;
+mod sample;
+mod stage;
+mod work;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use crate::cargo;
+use crate::progress::{Progress, seconds};
+use crate::{toolchain, workspace};
+use machine::Machine;
+use path::Path;
+use report::{Report, Row};
+use rounds::Rounds;
+use stage::Stage;
+use work::{Times, Work};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Fewer works and rounds: two minutes once everything is built.
+    #[arg(long)]
+    quick: bool,
+    /// How many rounds; 7, or 3 of the quick ones, without it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// How long each load is measured; a second, or a third of it with `--quick`, without it.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    measure: Option<u64>,
+    /// Only these paths; all without it.
+    #[arg(long, value_enum, value_name = "PATH", value_delimiter = ',')]
+    path: Vec<Path>,
+    /// Only works whose names are one of these or begin with it: ping-1KiB-x16, ping-1KiB, connect and so on.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    work: Vec<String>,
+    /// Write the figures, and the latencies behind them, to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A ztunnel to measure in place of the one that is built here.
+    #[arg(long, value_name = "FILE")]
+    ztunnel: Option<PathBuf>,
+}
+
+impl Args {
+    fn rounds(&self) -> usize {
+        self.rounds.map_or(if self.quick { 3 } else { 7 }, usize::from)
+    }
+
+    fn times(&self) -> Times {
+        let default = if self.quick { 333 } else { 1000 };
+        let measure = Duration::from_millis(self.measure.unwrap_or(default));
+        Times { warm: measure / 5, measure }
+    }
+
+    fn paths(&self) -> Vec<Path> {
+        let chosen = |path: &Path| self.path.is_empty() || self.path.contains(path);
+        Path::value_variants().iter().copied().filter(chosen).collect()
+    }
+
+    fn works(&self) -> Vec<Work> {
+        let named = |work: &Work| {
+            let name = work.name();
+            let is = |part: &String| name == *part || name.starts_with(&format!("{part}-"));
+            self.work.is_empty() || self.work.iter().any(is)
+        };
+        // Who asks for one by name gets it, quick or not.
+        work::all(self.quick && self.work.is_empty()).into_iter().filter(named).collect()
+    }
+}
+
+/// Runs it; `false` when a load had failures.
+pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    sandbox::check_requirements()?;
+    let (paths, works) = (args.paths(), args.works());
+    if works.is_empty() {
+        let names: Vec<String> = work::all(false).into_iter().map(Work::name).collect();
+        bail!("no work is named so; there are {}", names.join(", "));
+    }
+    // Before minutes of building, not after them.
+    let json = args.json.as_ref();
+    let json = json.map(|path| File::create(path).with_context(|| format!("making {}", path.display())));
+    let json = json.transpose()?;
+    toolchain::ensure(&workspace())?;
+    let mut built = cargo::build()?;
+    if let Some(ztunnel) = &args.ztunnel {
+        built.ztunnel =
+            ztunnel.canonicalize().with_context(|| format!("looking for {}", ztunnel.display()))?;
+    }
+    let machine = Machine::look();
+    // What a mesh in use logs: the access log is part of what a connection costs.
+    let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let stage = Stage::set(&built, &paths, &log)?;
+    let measured = measure(&stage, &paths, &works, args).with_context(|| stage.keep_logs())?;
+    let report = Report {
+        machine,
+        rounds: args.rounds(),
+        measured_ms: args.times().measure.as_millis(),
+        rows: rows(&paths, &works, &measured)?,
+        skipped: Vec::new(),
+    };
+    report.print();
+    if let Some(file) = json {
+        report.write_json(file).context("writing the figures")?;
+    }
+    if !report.ok() {
+        println!("{}", stage.keep_logs());
+    }
+    stage.end()?;
+    println!("Bench: {} in all, and everything is taken down again.", seconds(begin.elapsed()));
+    Ok(report.ok())
+}
+
+/// The rounds of a path, by the places of work and path in their lists.
+type Measured = BTreeMap<(usize, usize), Rounds>;
+
+fn measure(stage: &Stage, paths: &[Path], works: &[Work], args: &Args) -> anyhow::Result<Measured> {
+    let mut progress = Progress::begin("measuring");
+    let mut measured = Measured::new();
+    let rounds = args.rounds();
+    for round in 0..rounds {
+        for (number, work) in works.iter().enumerate() {
+            progress.at(&format!("round {} of {rounds}: {}", round + 1, work.name()));
+            for turn in 0..paths.len() {
+                let place = (turn + round) % paths.len();
+                let sample = stage.measure(paths[place], *work, args.times())?;
+                measured.entry((number, place)).or_default().add(sample)?;
+            }
+        }
+    }
+    progress.done(&format!("{} loads", rounds * works.len() * paths.len()));
+    Ok(measured)
+}
+
+fn rows(paths: &[Path], works: &[Work], measured: &Measured) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for ((number, place), rounds) in measured {
+        let (work, path) = (works[*number], paths[*place]);
+        let baseline = path.baseline().and_then(|base| paths.iter().position(|other| *other == base));
+        let baseline = baseline.and_then(|place| measured.get(&(*number, place)));
+        rows.push(Row::new(work, path, rounds, baseline)?);
+    }
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(text: &str) -> Args {
+        Cli::try_parse_from(text.split(' ')).unwrap().args
+    }
+
+    #[test]
+    fn paths_and_works_are_chosen_by_name() {
+        let some =
+            args("bench --quick --path direct,culvert-other --work connect,bulk-x8,ping-1B-x6,ping-1B-x64");
+        assert_eq!(some.paths(), [Path::Direct, Path::CulvertOther]);
+        let names: Vec<String> = some.works().into_iter().map(Work::name).collect();
+        assert_eq!(names, ["ping-1B-x64", "connect-x1", "connect-x16", "bulk-x8"]);
+        assert_eq!(args("bench").paths().len(), Path::value_variants().len());
+    }
+
+    #[test]
+    fn the_quick_ones_end_in_two_minutes() {
+        let quick = args("bench --quick");
+        let loads = quick.rounds() * quick.works().len() * quick.paths().len();
+        // What a load takes beyond its time: a process, and streams that drain.
+        let each = quick.times().warm + quick.times().measure + Duration::from_millis(100);
+        assert!(each * u32::try_from(loads).unwrap() < Duration::from_secs(100));
+    }
+}

@@ -1,0 +1,233 @@
+//! Where it is measured: a sandbox with the benchmark's pods, the mesh on it, the bare relays, and where each path begins.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use sandbox::{
+    Binaries, Direction, Family, Mesh, MeshOptions, Options, Pod, Process, Program, Redirection, Sandbox,
+};
+
+use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, THERE};
+use super::path::Path;
+use super::sample::{self, Sample};
+use super::work::{ECHO, ONCE, SINK, Times, Work};
+use crate::cargo::Built;
+use crate::progress::Progress;
+
+/// Where the relay of the same-node path listens, and the first one of the other-node path: both are in the client's pod.
+const RELAY_AT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const FIRST_RELAY_AT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+/// The second relay of the other-node path has its ports at the server's pod so much above the server's.
+const SECOND_RELAY_OFFSET: u16 = 100;
+
+/// How long a load may take beyond its own time: streams that drain, and 2 cores that are shared.
+const LOAD_GRACE: Duration = Duration::from_secs(45);
+
+/// How long ztunnel may take to write of a connection that has ended.
+const LOG_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a relay may take to listen.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Everything that runs. Its processes end when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    relays: Vec<Process>,
+    mesh: Option<Mesh>,
+    sandbox: Sandbox,
+    echo: PathBuf,
+}
+
+/// Where a path begins, and whose cost is counted on it beside the client's.
+struct Route<'a> {
+    client: &'a Pod,
+    to: IpAddr,
+    accounts: Vec<(String, PathBuf)>,
+}
+
+impl Stage {
+    /// Makes what these paths need.
+    pub(crate) fn set(built: &Built, paths: &[Path], log: &str) -> anyhow::Result<Self> {
+        let progress = Progress::begin("making two nodes and their pods");
+        let directory = tempfile::tempdir().context("making a directory for the manifests")?;
+        std::fs::write(directory.path().join("bench.yaml"), manifests::all())?;
+        let options = Options {
+            parent: crate::sandboxes(),
+            manifests: directory.path().to_owned(),
+            images: [(manifests::IMAGE.to_owned(), built.echo.clone())].into(),
+            pause: Program::new(&built.echo).arg("pause"),
+        };
+        let sandbox = Sandbox::start(&options)?;
+        progress.done(&format!("{} pods", sandbox.pods().count()));
+        let mut stage = Self { relays: Vec::new(), mesh: None, sandbox, echo: built.echo.clone() };
+        if paths.iter().any(|path| path.meshed()) {
+            stage.start_mesh(built, log)?;
+        }
+        if paths.contains(&Path::Relay) {
+            stage.start_relay()?;
+        }
+        if paths.contains(&Path::TwoRelays) {
+            stage.start_two_relays()?;
+        }
+        for path in paths {
+            stage.check(*path).with_context(|| format!("looking at the path {}", path.name()))?;
+        }
+        Ok(stage)
+    }
+
+    /// Makes one load on a path.
+    pub(crate) fn measure(&self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
+        let route = self.route(path)?;
+        let place = route.client.place("load")?;
+        let mut accounts = route.accounts;
+        accounts.push((sample::CLIENT.to_owned(), place.cgroup.path().to_owned()));
+        let mut program = Program::new(&self.echo).named(work.name()).args(work.arguments(route.to, times));
+        for (name, cgroup) in accounts {
+            program = program.arg("--account").arg(format!("{name}={}", cgroup.display()));
+        }
+        let output = program.output(&place, times.warm + times.measure + LOAD_GRACE)?;
+        if !output.status.success() {
+            bail!("{} on {}: {}", work.name(), path.name(), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Sample::read(&output.stdout, work)
+    }
+
+    /// Takes everything down.
+    pub(crate) fn end(self) -> anyhow::Result<()> {
+        drop(self.relays);
+        drop(self.mesh);
+        self.sandbox.end()?;
+        Ok(())
+    }
+
+    /// Leaves the logs, and says where.
+    pub(crate) fn keep_logs(&self) -> String {
+        self.sandbox.keep_files();
+        format!("the logs are in {}", self.sandbox.directory().display())
+    }
+
+    fn start_mesh(&mut self, built: &Built, log: &str) -> anyhow::Result<()> {
+        let mut progress = Progress::begin("starting the mesh");
+        let binaries = Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() };
+        let options = MeshOptions {
+            binaries,
+            redirection: Redirection::Auto,
+            log: log.to_owned(),
+            control: Vec::new(),
+        };
+        let mesh = Mesh::start(&self.sandbox, options, |step| progress.at(step));
+        self.mesh = Some(mesh.map_err(|error| anyhow::Error::new(error).context(self.keep_logs()))?);
+        progress.done("control plane, two agents and two ztunnels are ready");
+        Ok(())
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> anyhow::Result<&Pod> {
+        Ok(self.sandbox.pod(&format!("{namespace}/{name}"))?)
+    }
+
+    /// One process with a socket in each pod, as a node's proxy has them.
+    fn start_relay(&mut self) -> anyhow::Result<()> {
+        let (client, server) = (self.pod(PLAIN, CLIENT)?, self.pod(PLAIN, NEAR)?);
+        let from = format!("/proc/{}/ns/net", server.pid());
+        let address = server.address(Family::V4)?;
+        let relay = self.relay(client, "relay", RELAY_AT.into(), 0, address, 0, &["--dial-from", &from])?;
+        self.relays.push(relay);
+        Ok(())
+    }
+
+    /// A process at each pod.
+    fn start_two_relays(&mut self) -> anyhow::Result<()> {
+        let (client, server) = (self.pod(PLAIN, CLIENT)?, self.pod(PLAIN, FAR)?);
+        let address = server.address(Family::V4)?;
+        let second = self.relay(server, "second-relay", address, SECOND_RELAY_OFFSET, address, 0, &[])?;
+        let first =
+            self.relay(client, "first-relay", FIRST_RELAY_AT.into(), 0, address, SECOND_RELAY_OFFSET, &[])?;
+        self.relays.extend([first, second]);
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "two addresses, each with what is added to its ports")]
+    fn relay(
+        &self,
+        pod: &Pod,
+        name: &str,
+        listen: IpAddr,
+        listen_offset: u16,
+        to: IpAddr,
+        to_offset: u16,
+        more: &[&str],
+    ) -> anyhow::Result<Process> {
+        let mut program = Program::new(&self.echo).named(name).arg("relay").args(more);
+        for port in [ECHO, ONCE, SINK] {
+            let route = format!("{listen}:{}={to}:{}", port + listen_offset, port + to_offset);
+            program = program.args(["--route", &route]);
+        }
+        let log = self.sandbox.directory().join(format!("{name}.log"));
+        let mut process = program.spawn(&pod.place(name)?, &log)?;
+        sandbox::wait::try_until(
+            LISTEN_DEADLINE,
+            || format!("the start of {name}"),
+            || {
+                process.check_alive().map_err(|error| error.to_string())?;
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                if text.contains("relaying") { Ok(()) } else { Err(text) }
+            },
+        )?;
+        Ok(process)
+    }
+
+    fn route(&self, path: Path) -> anyhow::Result<Route<'_>> {
+        let namespace = if path.meshed() { MESHED } else { PLAIN };
+        let client = self.pod(namespace, CLIENT)?;
+        let server = self.pod(namespace, if path.same_node() { NEAR } else { FAR })?;
+        let to = match path {
+            Path::Relay => RELAY_AT.into(),
+            Path::TwoRelays => FIRST_RELAY_AT.into(),
+            _ => server.address(Family::V4)?,
+        };
+        let mut places = vec![(sample::SERVER, server.place("echo")?)];
+        match path {
+            Path::Direct | Path::DirectOther => {}
+            Path::Relay => places.push(("relay", client.place("relay")?)),
+            Path::TwoRelays => {
+                places.push(("first relay", client.place("first-relay")?));
+                places.push(("second relay", server.place("second-relay")?));
+            }
+            Path::CulvertSame | Path::CulvertOther => {
+                places.push(("ztunnel here", self.sandbox.node(HERE)?.place("ztunnel")?));
+                if path == Path::CulvertOther {
+                    places.push(("ztunnel there", self.sandbox.node(THERE)?.place("ztunnel")?));
+                }
+            }
+        }
+        let accounts =
+            places.into_iter().map(|(name, place)| (name.to_owned(), place.cgroup.path().to_owned()));
+        Ok(Route { client, to, accounts: accounts.collect() })
+    }
+
+    /// That a path is the one it is called: both ends must be able to talk, and of the mesh's paths its log must say the same.
+    fn check(&self, path: Path) -> anyhow::Result<()> {
+        let log = self.mesh.as_ref().map(|mesh| mesh.access_log().from_now());
+        let times = Times { warm: Duration::ZERO, measure: Duration::from_millis(1) };
+        let sample = self.measure(path, Work::Connects { connections: 1 }, times)?;
+        if sample.histogram.is_empty() {
+            bail!("nobody answers: {:?}", sample.failures);
+        }
+        let (Some(log), true) = (log, path.meshed()) else { return Ok(()) };
+        let client = self.pod(MESHED, CLIENT)?.address(Family::V4)?;
+        let entry = log.find(
+            LOG_DEADLINE,
+            || format!("an access log entry of a connection from {client}"),
+            |entry| entry.direction == Some(Direction::Outbound) && entry.source.ip() == client,
+        )?;
+        let expected = if path.same_node() { "same_node" } else { "other_node" };
+        let sealed = entry.tls_version.is_some();
+        if entry.path.as_deref() != Some(expected) || sealed == path.same_node() {
+            bail!("ztunnel calls it {:?}, with TLS {:?}", entry.path, entry.tls_version);
+        }
+        Ok(())
+    }
+}

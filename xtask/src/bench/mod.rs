@@ -3,6 +3,7 @@
 //! Everything is measured in one run. A round measures each work on all paths, one after the other and each time beginning with
 //! another one, so that whatever else the machine does meets all of them alike; figures are medians and ranges over the rounds.
 
+mod compare;
 mod machine;
 mod manifests;
 mod path;
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Write the figures, and the latencies behind them, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Show the ratios to the figures of an earlier run, from the file it wrote.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// A ztunnel to measure in place of the one that is built here.
     #[arg(long, value_name = "FILE")]
     ztunnel: Option<PathBuf>,
@@ -91,7 +95,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         let names: Vec<String> = work::all(false).into_iter().map(Work::name).collect();
         bail!("no work is named so; there are {}", names.join(", "));
     }
-    // Before minutes of building, not after them.
+    // Before minutes of building, not after them; and the old file before the new one, which may take its place.
+    let old = args.compare.as_deref().map(earlier).transpose()?;
     let json = args.json.as_ref();
     let json = json.map(|path| File::create(path).with_context(|| format!("making {}", path.display())));
     let json = json.transpose()?;
@@ -114,6 +119,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         skipped: Vec::new(),
     };
     report.print();
+    if let Some(old) = &old {
+        compare::print(old, &report);
+    }
     if let Some(file) = json {
         report.write_json(file).context("writing the figures")?;
     }
@@ -123,6 +131,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     stage.end()?;
     println!("Bench: {} in all, and everything is taken down again.", seconds(begin.elapsed()));
     Ok(report.ok())
+}
+
+/// What an earlier run wrote.
+fn earlier(path: &std::path::Path) -> anyhow::Result<Report> {
+    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{} is no report of this benchmark", path.display()))
 }
 
 /// The rounds of a path, by the places of work and path in their lists.

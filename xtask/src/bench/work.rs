@@ -11,7 +11,8 @@ pub(crate) const SINK: u16 = 7003;
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Work {
-    /// Requests and responses of `size` bytes, one in flight on each connection.
+    /// Requests and responses of `size` bytes, one in flight on each connection: as fast as they come back, or begun at so many a second
+    /// in all, each latency from when it was due.
     Ping { size: u32, connections: u32, rate: Option<u32> },
     /// A connection for each request.
     Connects { connections: u32 },
@@ -87,6 +88,8 @@ pub(crate) fn all(quick: bool) -> Vec<Work> {
         works.extend([ping(1, 16), ping(1, 64)]);
     }
     works.extend([ping(1024, 1), ping(1024, 16), ping(1024, 64)]);
+    let rates: &[u32] = if quick { &[2000] } else { &[500, 2000, 8000] };
+    works.extend(rates.iter().map(|rate| Work::Ping { size: 1024, connections: 16, rate: Some(*rate) }));
     works.extend([1, 16].map(|connections| Work::Connects { connections }));
     works.extend([1, 8].map(|connections| Work::Bulk { connections }));
     works

@@ -4,9 +4,11 @@
 //! another one, so that whatever else the machine does meets all of them alike; figures are medians and ranges over the rounds.
 
 mod compare;
+mod html;
 mod machine;
 mod manifests;
 mod path;
+mod plot;
 mod report;
 mod rounds;
 mod sample;
@@ -51,6 +53,9 @@ pub(crate) struct Args {
     /// Write the figures, and the latencies behind them, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a report with plots, for a browser, to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Show the ratios to the figures of an earlier run, from the file it wrote.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
@@ -124,6 +129,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     }
     if let Some(file) = json {
         report.write_json(file).context("writing the figures")?;
+    }
+    if let Some(path) = &args.html {
+        let page = html::page(&report).context("drawing the report")?;
+        std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
     if !report.ok() {
         println!("{}", stage.keep_logs());

@@ -16,9 +16,9 @@ use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError as AyaMapError};
 use tracing::{info, warn};
 
+use super::directory::{create_directory, entries, subdirectories};
 use super::error::{AttachError, LinkError, LoadError, MapError};
 use super::object::Maps;
-use super::pod::{create_directory, entries, subdirectories};
 use super::{CgroupId, PodKey, Programs, SocketCookie, absent_is_fine, in_map, link, node};
 
 /// What is left of another layout's pins after the pods' were taken.

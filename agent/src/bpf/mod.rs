@@ -13,6 +13,7 @@
 //!   `&mut self`, so one caller at a time changes the kernel.
 
 mod device;
+mod directory;
 mod error;
 mod fill;
 mod filter;

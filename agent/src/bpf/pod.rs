@@ -9,8 +9,6 @@
 //! is so and removed after it has ceased to be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +16,9 @@ use aya::programs::TcAttachType;
 use ebpf_common::LOOPBACK_INDEX;
 
 use super::device::{self, Device, LinkLayer};
+use super::directory::{
+    JOINING, OPEN, create_directory, pins, remove_directory, remove_namespace, subdirectories,
+};
 use super::error::AttachError;
 use super::link::{self, LinkChange, LoadedProgram};
 use super::object::{self, program};
@@ -60,11 +61,6 @@ pub(crate) struct PodLinks {
     /// Whether connections may have been learnt that nobody has accounted for: see [`Programs::accounted_for`].
     pub(crate) open: bool,
 }
-
-/// The outbound programs let everything pass.
-const JOINING: &str = "joining";
-/// Connections may run past the mesh that nobody has accounted for.
-const OPEN: &str = "open";
 
 impl Programs {
     /// Makes new connections from outside to this pod go to its listeners, which must have been set before. Repeating it repairs what
@@ -461,44 +457,4 @@ fn remove_pin(
     let ours = devices.is_some() && !pin.is_filter && is_standing(directory, pin);
     let removed = if ours { link::remove(&path) } else { link::unpin(&path) };
     removed.map_err(|source| AttachError::Link { hook: pin.name(), source })
-}
-
-fn pins(directory: &Path) -> Result<Vec<Pin>, AttachError> {
-    Ok(entries(directory)?.iter().filter_map(|path| Pin::parse(path.file_name()?.to_str()?)).collect())
-}
-
-pub(super) fn subdirectories(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
-    Ok(entries(directory)?.into_iter().filter(|path| path.is_dir()).collect())
-}
-
-/// What is in a directory; nothing, if there is none.
-pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, AttachError> {
-    let failed = |source| AttachError::Directory { path: directory.to_owned(), source };
-    match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(failed(source)),
-        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect(),
-    }
-}
-
-pub(super) fn create_directory(directory: &Path) -> Result<(), AttachError> {
-    fs::create_dir_all(directory)
-        .map_err(|source| AttachError::Directory { path: directory.to_owned(), source })
-}
-
-/// Removes the directory of a namespace in which nothing is pinned any more, with what it says.
-fn remove_namespace(directory: &Path) -> Result<(), AttachError> {
-    for name in [JOINING, OPEN] {
-        remove_directory(&directory.join(name))?;
-    }
-    remove_directory(directory)
-}
-
-fn remove_directory(directory: &Path) -> Result<(), AttachError> {
-    match fs::remove_dir(directory) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AttachError::Directory { path: directory.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
 }

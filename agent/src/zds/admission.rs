@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::hub::Hub;
 use super::process::{Process, ProcessId};
-use crate::bpf::CgroupId;
+use crate::bpf::{AttachError, CgroupId, MapError};
 use crate::cgroup::{self, CgroupError};
 use crate::enroll::pod::PodUid;
 use crate::kernel::Kernel;
@@ -47,9 +47,15 @@ pub(crate) enum Unfit {
     /// It ended or moved to another cgroup while it was looked at.
     #[error("it ended or moved to another cgroup meanwhile")]
     Moved,
-    /// The kernel's maps or pins failed.
+    /// Its traffic could not be exempted.
     #[error("its traffic could not be exempted from capture: {0}")]
-    Kernel(String),
+    Exempt(#[from] MapError),
+    /// It is not known which namespaces are pods'.
+    #[error("the pods that are captured could not be read: {0}")]
+    Captured(#[from] AttachError),
+    /// The thread that examined it panicked: a fault of the agent.
+    #[error("a fault of the agent: {0}")]
+    Fault(#[from] tokio::task::JoinError),
 }
 
 impl Unfit {
@@ -61,7 +67,8 @@ impl Unfit {
             Self::Elsewhere { .. } => "elsewhere",
             Self::Cgroup(_) => "cgroup",
             Self::Process(_) | Self::Moved => "process",
-            Self::Kernel(_) => "kernel",
+            Self::Exempt(_) | Self::Captured(_) => "kernel",
+            Self::Fault(_) => "fault",
         }
     }
 }
@@ -69,31 +76,30 @@ impl Unfit {
 /// What stands in the kernel.
 pub(crate) trait Capture: Send + Sync + 'static {
     /// Exempts what sockets of this cgroup send; whether they were not before.
-    fn exempt(&self, id: CgroupId) -> Result<bool, String>;
+    fn exempt(&self, id: CgroupId) -> Result<bool, MapError>;
     /// Takes that back.
-    fn unexempt(&self, id: CgroupId) -> Result<(), String>;
+    fn unexempt(&self, id: CgroupId) -> Result<(), MapError>;
     /// The pods that are captured, and the inodes of their namespaces.
-    fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, String>;
+    fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError>;
 }
 
 impl Capture for Kernel {
-    fn exempt(&self, id: CgroupId) -> Result<bool, String> {
-        let stood = self.exempt_cgroups().map_err(|error| error.to_string())?.contains(&id);
-        self.exempt_cgroup(id).map_err(|error| error.to_string())?;
+    fn exempt(&self, id: CgroupId) -> Result<bool, MapError> {
+        let stood = self.exempt_cgroups()?.contains(&id);
+        self.exempt_cgroup(id)?;
         Ok(!stood)
     }
 
-    fn unexempt(&self, id: CgroupId) -> Result<(), String> {
-        self.unexempt_cgroup(id).map_err(|error| error.to_string())
+    fn unexempt(&self, id: CgroupId) -> Result<(), MapError> {
+        self.unexempt_cgroup(id)
     }
 
-    fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, String> {
-        let pods = self.attached_pods().map_err(|error| error.to_string())?;
+    fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError> {
         let with_namespaces = |uid: PodUid| {
-            let namespaces = self.namespaces(&uid).map_err(|error| error.to_string())?;
+            let namespaces = self.namespaces(&uid)?;
             Ok((uid, namespaces))
         };
-        pods.into_iter().map(with_namespaces).collect()
+        self.attached_pods()?.into_iter().map(with_namespaces).collect()
     }
 }
 
@@ -147,7 +153,7 @@ impl Admissions {
 
     /// Exempts the process's cgroup and counts a session of it. Blocks: it reads procfs and waits for the kernel's maps.
     pub(super) fn admit(&self, process: &Process) -> Result<Admitted, Unfit> {
-        let captured = self.capture.captured().map_err(Unfit::Kernel)?;
+        let captured = self.capture.captured()?;
         let (cgroup, id) = self.examine(process, captured)?;
         self.exempt(cgroup, id)
     }
@@ -207,7 +213,7 @@ impl Admissions {
         let exemption = match exemptions.entry(cgroup) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let removable = self.capture.exempt(cgroup).map_err(Unfit::Kernel)?;
+                let removable = self.capture.exempt(cgroup)?;
                 entry.insert(Exemption { removable, ..Exemption::default() })
             }
         };
@@ -251,7 +257,7 @@ impl Admissions {
             }
             // It is kept, so that the next ztunnel in the cgroup that ends takes it along.
             Err(error) => {
-                warn!(cgroup = cgroup.0, error, "a cgroup without a ztunnel stays exempt from capture");
+                warn!(cgroup = cgroup.0, %error, "a cgroup without a ztunnel stays exempt from capture");
             }
         }
     }
@@ -276,16 +282,16 @@ mod tests {
     }
 
     impl Capture for Fake {
-        fn exempt(&self, id: CgroupId) -> Result<bool, String> {
+        fn exempt(&self, id: CgroupId) -> Result<bool, MapError> {
             Ok(self.exempt.lock().unwrap().insert(id.0))
         }
 
-        fn unexempt(&self, id: CgroupId) -> Result<(), String> {
+        fn unexempt(&self, id: CgroupId) -> Result<(), MapError> {
             self.exempt.lock().unwrap().remove(&id.0);
             Ok(())
         }
 
-        fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, String> {
+        fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError> {
             Ok(Vec::new())
         }
     }

@@ -173,8 +173,7 @@ impl Service {
         work: impl FnOnce(&Admissions) -> Result<T, Unfit> + Send + 'static,
     ) -> Result<T, Unfit> {
         let admissions = Arc::clone(&self.admissions);
-        let done = task::spawn_blocking(move || work(&admissions)).await;
-        done.unwrap_or_else(|panic| Err(Unfit::Kernel(panic.to_string())))
+        task::spawn_blocking(move || work(&admissions)).await?
     }
 
     /// Resolves when a pod that the agent has come to know turns out to be where this process is.
@@ -204,7 +203,7 @@ mod tests {
     use api::zds::Hello;
 
     use super::*;
-    use crate::bpf::CgroupId;
+    use crate::bpf::{AttachError, CgroupId, MapError};
     use crate::enroll::pod::PodUid;
     use crate::zds::admission::Capture;
 
@@ -212,15 +211,15 @@ mod tests {
     struct OwnNetnsIsAPods;
 
     impl Capture for OwnNetnsIsAPods {
-        fn exempt(&self, _: CgroupId) -> Result<bool, String> {
+        fn exempt(&self, _: CgroupId) -> Result<bool, MapError> {
             unreachable!("nobody is admitted")
         }
 
-        fn unexempt(&self, _: CgroupId) -> Result<(), String> {
+        fn unexempt(&self, _: CgroupId) -> Result<(), MapError> {
             unreachable!("nobody was admitted")
         }
 
-        fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, String> {
+        fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError> {
             let own = std::fs::read_link("/proc/self/ns/net").unwrap();
             let inode = own.to_str().unwrap().trim_start_matches("net:[").trim_end_matches(']').parse();
             Ok(vec![(PodUid::from("a"), BTreeSet::from([inode.unwrap()]))])

@@ -163,7 +163,7 @@ impl Failure {
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
             Self::Unroutable(refused) => unroutable(refused),
             Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),
-            Self::Dial(DialError::Failed { .. }) => (Blame::Destination, "CONNECT", 503),
+            Self::Dial(DialError::Failed { error, .. }) => connect(error),
             Self::Dial(DialError::Timeout { .. }) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
             Self::Tunnel { error, .. } => tunnel(error),
             Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
@@ -241,7 +241,7 @@ fn unroutable(refused: &Refused) -> Row {
 fn tunnel(error: &OpenError) -> Row {
     match error {
         OpenError::PoolFull(_) => (Blame::Node, "TUNNELS_EXHAUSTED", 503),
-        OpenError::Dial(_) => (Blame::Destination, "CONNECT", 503),
+        OpenError::Dial(error) => connect(error),
         OpenError::DialTimeout(_) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
         OpenError::Tls(TlsError::Timeout(_)) => (Blame::Destination, "TLS_TIMEOUT", 503),
         OpenError::Tls(_) => (Blame::Destination, "TLS_FAILURE", 503),
@@ -254,9 +254,25 @@ fn tunnel(error: &OpenError) -> Row {
     }
 }
 
+/// The kernel of this node may refuse as well as the destination: no descriptors, no memory, no permission.
+fn connect(error: &io::Error) -> Row {
+    match error.raw_os_error() {
+        Some(
+            libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOMEM
+            | libc::ENOBUFS
+            | libc::EPERM
+            | libc::EACCES
+            | libc::EADDRNOTAVAIL,
+        ) => (Blame::Node, "CONNECT_LOCAL", 503),
+        _ => (Blame::Destination, "CONNECT", 503),
+    }
+}
+
 fn application(error: &ApplicationDialError) -> Row {
     match error {
-        ApplicationDialError::Failed { .. } => (Blame::Destination, "CONNECT", 503),
+        ApplicationDialError::Failed { error, .. } => connect(error),
         ApplicationDialError::Timeout { .. } => (Blame::Destination, "APPLICATION_TIMEOUT", 503),
         ApplicationDialError::PortsExhausted { .. } => (Blame::Node, "SOURCE_PORTS", 503),
         ApplicationDialError::Family { .. } => (Blame::Client, "ADDRESS_FAMILY", 400),
@@ -275,6 +291,7 @@ fn denier(refusal: &Refusal) -> Blame {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -290,6 +307,28 @@ mod tests {
         assert!(cut.to_string().starts_with("closed due to policy change: "), "{cut}");
         assert!(cut.to_string().ends_with("shop/only-web"), "{cut}");
         assert_ne!(cut.meaning().flag, refused.meaning().flag);
+    }
+
+    #[test]
+    fn a_dial_that_fails_on_this_node_is_not_the_destinations_fault() {
+        let to: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        for (code, expected) in [
+            (libc::EMFILE, (Blame::Node, "CONNECT_LOCAL")),
+            (libc::EPERM, (Blame::Node, "CONNECT_LOCAL")),
+            (libc::ECONNREFUSED, (Blame::Destination, "CONNECT")),
+            (libc::EHOSTUNREACH, (Blame::Destination, "CONNECT")),
+        ] {
+            let error = || io::Error::from_raw_os_error(code);
+            let failures = [
+                Failure::Dial(DialError::Failed { to, error: error() }),
+                Failure::Application(ApplicationDialError::Failed { to, error: error() }),
+                Failure::Tunnel { peer: to, error: OpenError::Dial(Arc::new(error())) },
+            ];
+            for failure in failures {
+                let Meaning { blame, flag, .. } = failure.meaning();
+                assert_eq!((blame, flag), expected, "{failure}");
+            }
+        }
     }
 
     #[test]

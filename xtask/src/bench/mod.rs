@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::cargo;
 use crate::progress::{Progress, seconds};
@@ -80,14 +81,14 @@ impl Args {
         Path::value_variants().iter().copied().filter(chosen).collect()
     }
 
-    fn works(&self) -> Vec<Work> {
+    fn works(&self, idle: u32) -> Vec<Work> {
         let named = |work: &Work| {
             let name = work.name();
             let is = |part: &String| name == *part || name.starts_with(&format!("{part}-"));
             self.work.is_empty() || self.work.iter().any(is)
         };
         // Who asks for one by name gets it, quick or not.
-        work::all(self.quick && self.work.is_empty()).into_iter().filter(named).collect()
+        work::all(self.quick && self.work.is_empty(), idle).into_iter().filter(named).collect()
     }
 }
 
@@ -95,9 +96,12 @@ impl Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let begin = Instant::now();
     sandbox::check_requirements()?;
-    let (paths, works) = (args.paths(), args.works());
+    // Which it hands on to everything it starts.
+    let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let idle = work::idle(descriptors);
+    let (paths, works) = (args.paths(), args.works(idle));
     if works.is_empty() {
-        let names: Vec<String> = work::all(false).into_iter().map(Work::name).collect();
+        let names: Vec<String> = work::all(false, idle).into_iter().map(Work::name).collect();
         bail!("no work is named so; there are {}", names.join(", "));
     }
     // Before minutes of building, not after them; and the old file before the new one, which may take its place.
@@ -114,8 +118,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let machine = Machine::look();
     // What a mesh in use logs: the access log is part of what a connection costs.
     let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let stage = Stage::set(&built, &paths, &log)?;
-    let measured = measure(&stage, &paths, &works, args).with_context(|| stage.keep_logs())?;
+    let mut stage = Stage::set(&built, &paths, &log)?;
+    let measured = measure(&mut stage, &paths, &works, args).with_context(|| stage.keep_logs())?;
     let report = Report {
         machine,
         rounds: args.rounds(),
@@ -152,7 +156,7 @@ fn earlier(path: &std::path::Path) -> anyhow::Result<Report> {
 /// The rounds of a path, by the places of work and path in their lists.
 type Measured = BTreeMap<(usize, usize), Rounds>;
 
-fn measure(stage: &Stage, paths: &[Path], works: &[Work], args: &Args) -> anyhow::Result<Measured> {
+fn measure(stage: &mut Stage, paths: &[Path], works: &[Work], args: &Args) -> anyhow::Result<Measured> {
     let mut progress = Progress::begin("measuring");
     let mut measured = Measured::new();
     let rounds = args.rounds();
@@ -202,7 +206,7 @@ mod tests {
         let some =
             args("bench --quick --path direct,culvert-other --work connect,bulk-x8,ping-1B-x6,ping-1B-x64");
         assert_eq!(some.paths(), [Path::Direct, Path::CulvertOther]);
-        let names: Vec<String> = some.works().into_iter().map(Work::name).collect();
+        let names: Vec<String> = some.works(10_000).into_iter().map(Work::name).collect();
         assert_eq!(names, ["ping-1B-x64", "connect-x1", "connect-x16", "bulk-x8"]);
         assert_eq!(args("bench").paths().len(), Path::value_variants().len());
     }
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn the_quick_ones_end_in_two_minutes() {
         let quick = args("bench --quick");
-        let loads = quick.rounds() * quick.works().len() * quick.paths().len();
+        let loads = quick.rounds() * quick.works(10_000).len() * quick.paths().len();
         // What a load takes beyond its time: a process, and streams that drain.
         let each = quick.times().warm + quick.times().measure + Duration::from_millis(100);
         assert!(each * u32::try_from(loads).unwrap() < Duration::from_secs(100));

@@ -89,7 +89,7 @@ impl Row {
         vec![
             self.work.clone(),
             self.path.clone(),
-            with_range(rate) + if bulk { " Gbit/s" } else { "/s" },
+            rate.map_or_else(String::new, |_| with_range(rate) + if bulk { " Gbit/s" } else { "/s" }),
             with_range(figure(Figure::P50)),
             plain(figure(Figure::P90)),
             plain(figure(Figure::P99)),
@@ -98,7 +98,10 @@ impl Row {
             plain(figure(Figure::CpuOfAll)),
             plain(figure(Figure::CpuOfProxies)),
             plain(figure(Figure::SwitchesOfProxies)),
-            plain(figure(Figure::MemoryOfProxies)),
+            match figure(Figure::MemoryOfConnection) {
+                Some(spread) => format!("{} KiB each", short(spread.median)),
+                None => plain(figure(Figure::MemoryOfProxies)),
+            },
             match self.failures.values().sum::<u64>() {
                 0 => String::new(),
                 count => count.to_string(),
@@ -126,7 +129,7 @@ impl Report {
         println!(
             "Medians over {} rounds of {} ms, [least-most]; latencies in microseconds, of streams none. A hop is a proxy a byte passes; added\n\
              latency is against the same pods without proxies, in the same round. CPU: seconds per 1,000 requests, or per GiB, of all\n\
-             (client, server, proxies) and of the proxies; switches: the proxies', per request, or per MiB; memory: theirs, in MiB.",
+             (client, server, proxies) and of the proxies; switches: the proxies', per request, or per MiB; memory: theirs, in MiB, or of a connection.",
             self.rounds, self.measured_ms
         );
         println!("{}", self.machine);

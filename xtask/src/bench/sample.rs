@@ -33,6 +33,7 @@ struct Cost {
     cpu_seconds: f64,
     context_switches: u64,
     resident_bytes: u64,
+    resident_growth_bytes: u64,
 }
 
 /// What came of one load.
@@ -61,6 +62,8 @@ pub(crate) enum Figure {
     SwitchesOfProxies,
     /// MiB, at the load's end.
     MemoryOfProxies,
+    /// KiB, where connections are held.
+    MemoryOfConnection,
 }
 
 impl Figure {
@@ -79,6 +82,7 @@ impl Figure {
             (Self::CpuOfProxies, true) => "proxies_cpu_seconds_per_gib",
             (Self::SwitchesOfProxies, false) => "proxies_context_switches_per_request",
             (Self::SwitchesOfProxies, true) => "proxies_context_switches_per_mib",
+            (Self::MemoryOfConnection, _) => "proxies_resident_kib_per_connection",
             (Self::MemoryOfProxies, _) => "proxies_resident_mib",
         }
     }
@@ -95,18 +99,21 @@ impl Sample {
         if histogram.len() != report.requests {
             bail!("a load counts {} requests and {} latencies", report.requests, histogram.len());
         }
-        let figures = figures(&report, &histogram, work.is_bulk());
+        let figures = figures(&report, &histogram, work);
         Ok(Self { histogram, failures: report.failures, figures })
     }
 }
 
-fn figures(report: &Report, histogram: &Histogram<u64>, bulk: bool) -> BTreeMap<Figure, f64> {
+fn figures(report: &Report, histogram: &Histogram<u64>, work: Work) -> BTreeMap<Figure, f64> {
     let mut figures = BTreeMap::new();
-    let units = if bulk {
+    let units = if work.is_bulk() {
         figures.insert(Figure::GigabitsPerSecond, report.bytes as f64 * 8.0 / report.seconds / 1e9);
         (report.bytes as f64 / f64::from(1 << 30), report.bytes as f64 / f64::from(1 << 20))
     } else {
-        figures.insert(Figure::RequestsPerSecond, report.requests as f64 / report.seconds);
+        // Works that are one request have no rate.
+        if !matches!(work, Work::First | Work::Second) {
+            figures.insert(Figure::RequestsPerSecond, report.requests as f64 / report.seconds);
+        }
         for (figure, quantile) in
             [(Figure::P50, 0.5), (Figure::P90, 0.9), (Figure::P99, 0.99), (Figure::P999, 0.999)]
         {
@@ -128,6 +135,10 @@ fn figures(report: &Report, histogram: &Histogram<u64>, bulk: bool) -> BTreeMap<
         figures.insert(Figure::SwitchesOfProxies, switches / units.1);
         let resident = sum(false, |cost| cost.resident_bytes as f64);
         figures.insert(Figure::MemoryOfProxies, resident / f64::from(1 << 20));
+        if matches!(work, Work::Idle { .. }) {
+            let growth = sum(false, |cost| cost.resident_growth_bytes as f64);
+            figures.insert(Figure::MemoryOfConnection, growth / 1024.0 / units.1);
+        }
     }
     figures
 }
@@ -145,7 +156,7 @@ pub(crate) mod tests {
         latencies.iter().for_each(|latency| histogram.record(latency * 1000).unwrap());
         let mut encoded = Vec::new();
         V2DeflateSerializer::new().serialize(&histogram, &mut encoded).unwrap();
-        let cost = |cpu: f64| json!({"cpu_seconds": cpu, "context_switches": 8, "resident_bytes": 3 << 20});
+        let cost = |cpu: f64| json!({"cpu_seconds": cpu, "context_switches": 8, "resident_bytes": 3 << 20, "resident_growth_bytes": 1 << 20});
         let report = json!({
             "requests": latencies.len(), "bytes": bytes, "seconds": 2.0, "failures": {"no": 1},
             "histogram": STANDARD.encode(encoded),
@@ -165,6 +176,12 @@ pub(crate) mod tests {
         assert_eq!((figure(Figure::CpuOfAll), figure(Figure::CpuOfProxies)), (3750.0, 3000.0));
         assert_eq!((figure(Figure::SwitchesOfProxies), figure(Figure::MemoryOfProxies)), (4.0, 6.0));
         assert_eq!(sample.failures["no"], 1);
+    }
+
+    #[test]
+    fn held_connections_are_measured_by_what_the_proxies_grew() {
+        let sample = Sample::read(&report(&[10; 1024], 8), Work::Idle { connections: 1024 }).unwrap();
+        assert_eq!(sample.figures[&Figure::MemoryOfConnection], 2.0);
     }
 
     #[test]

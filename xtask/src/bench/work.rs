@@ -8,6 +8,9 @@ pub(crate) const ECHO: u16 = 7001;
 pub(crate) const ONCE: u16 = 7002;
 pub(crate) const SINK: u16 = 7003;
 
+/// The time limit of works that go by count.
+const COUNTED: Duration = Duration::from_secs(10);
+
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Work {
@@ -16,6 +19,13 @@ pub(crate) enum Work {
     Ping { size: u32, connections: u32, rate: Option<u32> },
     /// A connection for each request.
     Connects { connections: u32 },
+    /// The first connection and request after everything between the pods has been forgotten: on a path through the mesh, a full
+    /// handshake.
+    First,
+    /// The second one.
+    Second,
+    /// Connections that are held and say nothing.
+    Idle { connections: u32 },
     /// Streams in one direction.
     Bulk { connections: u32 },
 }
@@ -30,6 +40,9 @@ impl Work {
                 format!("ping-{size}-x{connections}{rate}")
             }
             Self::Connects { connections } => format!("connect-x{connections}"),
+            Self::First => "first".to_owned(),
+            Self::Second => "second".to_owned(),
+            Self::Idle { connections } => format!("idle-x{connections}"),
             Self::Bulk { connections } => format!("bulk-x{connections}"),
         }
     }
@@ -38,8 +51,10 @@ impl Work {
     pub(crate) fn arguments(self, to: IpAddr, times: Times) -> Vec<String> {
         let mut arguments = vec!["load".to_owned()];
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        add("--warm", times.warm.as_millis().to_string());
-        add("--measure", times.measure.as_millis().to_string());
+        let (warm, measure) =
+            if self.begins_anew() { (Duration::ZERO, COUNTED) } else { (times.warm, times.measure) };
+        add("--warm", warm.as_millis().to_string());
+        add("--measure", measure.as_millis().to_string());
         let to = |port: u16, connections: u32| {
             [
                 "--to".to_owned(),
@@ -59,12 +74,27 @@ impl Work {
                 arguments.push("connects".into());
                 arguments.extend(to(ONCE, connections));
             }
+            Self::First | Self::Second => {
+                arguments.push("connects".into());
+                arguments.extend(to(ONCE, 1));
+                let (count, skip) = if self == Self::First { ("1", "0") } else { ("2", "1") };
+                arguments.extend(["--count", count, "--skip", skip].map(str::to_owned));
+            }
+            Self::Idle { connections } => {
+                arguments.push("idle".into());
+                arguments.extend(to(ECHO, connections));
+            }
             Self::Bulk { connections } => {
                 arguments.push("bulk".into());
                 arguments.extend(to(SINK, connections));
             }
         }
         arguments
+    }
+
+    /// Whether it is done by proxies that have just been started, and by count in place of time.
+    pub(crate) fn begins_anew(self) -> bool {
+        matches!(self, Self::First | Self::Second | Self::Idle { .. })
     }
 
     /// Whether its figure is bytes in a second, not requests.
@@ -80,8 +110,13 @@ pub(crate) struct Times {
     pub(crate) measure: Duration,
 }
 
-/// Everything that is measured, in its order; `quick` leaves out what says little that the rest does not.
-pub(crate) fn all(quick: bool) -> Vec<Work> {
+/// How many idle connections are held where processes may have so many descriptors: a proxy needs two for each, and gives one pod a share only.
+pub(crate) fn idle(descriptors: u64) -> u32 {
+    u32::try_from(descriptors / 8).unwrap_or(u32::MAX).min(10_000)
+}
+
+/// Everything that is measured, in its order, with so many connections where they are `idle`; `quick` leaves out what says little that the rest does not.
+pub(crate) fn all(quick: bool, idle: u32) -> Vec<Work> {
     let ping = |size, connections| Work::Ping { size, connections, rate: None };
     let mut works = vec![ping(1, 1)];
     if !quick {
@@ -92,6 +127,9 @@ pub(crate) fn all(quick: bool) -> Vec<Work> {
     works.extend(rates.iter().map(|rate| Work::Ping { size: 1024, connections: 16, rate: Some(*rate) }));
     works.extend([1, 16].map(|connections| Work::Connects { connections }));
     works.extend([1, 8].map(|connections| Work::Bulk { connections }));
+    if !quick {
+        works.extend([Work::First, Work::Second, Work::Idle { connections: idle }]);
+    }
     works
 }
 
@@ -101,7 +139,7 @@ mod tests {
 
     #[test]
     fn every_work_has_a_name_of_its_own() {
-        let mut names: Vec<String> = all(false).into_iter().map(Work::name).collect();
+        let mut names: Vec<String> = all(false, 10_000).into_iter().map(Work::name).collect();
         let count = names.len();
         names.sort();
         names.dedup();
@@ -110,7 +148,12 @@ mod tests {
     }
 
     #[test]
+    fn idle_connections_fit_into_the_limit_of_descriptors() {
+        assert_eq!((idle(1 << 20), idle(20_000), idle(u64::MAX)), (10_000, 2500, 10_000));
+    }
+
+    #[test]
     fn the_quick_ones_are_among_all() {
-        assert!(all(true).iter().all(|work| all(false).contains(work)));
+        assert!(all(true, 10_000).iter().all(|work| all(false, 10_000).contains(work)));
     }
 }

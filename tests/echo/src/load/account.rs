@@ -35,32 +35,51 @@ pub(super) struct Cost {
     context_switches: u64,
     /// At the end; not a difference.
     resident_bytes: u64,
+    /// What it is more than at the beginning; what an ended process had is not subtracted.
+    resident_growth_bytes: u64,
 }
 
 /// The accounts with their state at the beginning.
 pub(super) struct Meter {
     accounts: Vec<Account>,
-    /// Reads the state when the warm-up is over.
-    before: JoinHandle<anyhow::Result<Vec<Cost>>>,
+    before: Before,
+}
+
+enum Before {
+    /// It was read at the start: there is no warm-up.
+    Read(Vec<Cost>),
+    /// A thread reads it when the warm-up is over.
+    Waiting(JoinHandle<anyhow::Result<Vec<Cost>>>),
 }
 
 impl Meter {
-    /// Measures from `from` on.
-    pub(super) fn start(accounts: Vec<Account>, from: Instant) -> Self {
+    /// Measures from `from` on; at once if that has passed, before this returns.
+    pub(super) fn start(accounts: Vec<Account>, from: Instant) -> anyhow::Result<Self> {
         let all = accounts.clone();
-        let before = std::thread::spawn(move || {
-            #[expect(clippy::disallowed_methods, reason = "the warm-up is a time, not an event")]
-            std::thread::sleep(from.saturating_duration_since(Instant::now()));
-            all.iter().map(|account| read(&account.cgroup)).collect()
-        });
-        Self { accounts, before }
+        let look = move || all.iter().map(|account| read(&account.cgroup)).collect();
+        let wait = from.saturating_duration_since(Instant::now());
+        let before = if wait.is_zero() {
+            Before::Read(look()?)
+        } else {
+            Before::Waiting(std::thread::spawn(move || {
+                #[expect(clippy::disallowed_methods, reason = "the warm-up is a time, not an event")]
+                std::thread::sleep(wait);
+                look()
+            }))
+        };
+        Ok(Self { accounts, before })
     }
 
     /// The difference to now.
     pub(super) fn finish(self) -> anyhow::Result<Costs> {
         let after: Vec<Cost> =
             self.accounts.iter().map(|account| read(&account.cgroup)).collect::<anyhow::Result<_>>()?;
-        let before = self.before.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let before = match self.before {
+            Before::Read(before) => before,
+            Before::Waiting(thread) => {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?
+            }
+        };
         let costs = self.accounts.into_iter().zip(before.into_iter().zip(after));
         Ok(costs.map(|(account, (before, after))| (account.name, after.since(before))).collect())
     }
@@ -73,6 +92,7 @@ impl Cost {
             // Threads that ended meanwhile took their count with them.
             context_switches: self.context_switches.saturating_sub(before.context_switches),
             resident_bytes: self.resident_bytes,
+            resident_growth_bytes: self.resident_bytes.saturating_sub(before.resident_bytes),
         }
     }
 }
@@ -127,7 +147,9 @@ mod tests {
             cpu_seconds,
             context_switches,
             resident_bytes,
+            resident_growth_bytes: 0,
         };
-        assert_eq!(at(5.0, 70, 300).since(at(2.0, 20, 100)), at(3.0, 50, 300));
+        let expected = Cost { resident_growth_bytes: 200, ..at(3.0, 50, 300) };
+        assert_eq!(at(5.0, 70, 300).since(at(2.0, 20, 100)), expected);
     }
 }

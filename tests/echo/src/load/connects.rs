@@ -23,6 +23,9 @@ pub(super) struct Connects {
     /// End after that many on each thread, in place of the time's end.
     #[arg(long)]
     count: Option<u64>,
+    /// Do not record the first ones on each thread.
+    #[arg(long, default_value_t = 0)]
+    skip: u64,
 }
 
 impl Connects {
@@ -36,8 +39,9 @@ impl Connects {
                     return Ok(outcomes);
                 }
                 made += 1;
+                let counts = made > self.skip && (begin >= window.from || self.count.is_some());
                 match self.one() {
-                    Ok(()) if begin >= window.from || self.count.is_some() => {
+                    Ok(()) if counts => {
                         outcomes.record(begin.elapsed(), 2);
                     }
                     Ok(()) => {}
@@ -69,7 +73,7 @@ mod tests {
     fn run(service: Service, count: Option<u64>) -> Outcomes {
         let to = answer::serve_for_test(service);
         let window = Window::new(Duration::ZERO, Duration::from_secs(if count.is_some() { 60 } else { 0 }));
-        Connects { target: Target { to }, connections: 2, count }.run(window).unwrap()
+        Connects { target: Target { to }, connections: 2, count, skip: 0 }.run(window).unwrap()
     }
 
     #[test]
@@ -77,6 +81,14 @@ mod tests {
         let outcomes = run(Service::Once, Some(20));
         assert_eq!((outcomes.histogram.len(), outcomes.bytes), (40, 80));
         assert!(outcomes.failures.is_empty(), "{:?}", outcomes.failures);
+    }
+
+    #[test]
+    fn the_first_ones_can_be_left_out() {
+        let to = answer::serve_for_test(Service::Once);
+        let window = Window::new(Duration::ZERO, Duration::from_secs(60));
+        let connects = Connects { target: Target { to }, connections: 2, count: Some(5), skip: 4 };
+        assert_eq!(connects.run(window).unwrap().histogram.len(), 2);
     }
 
     #[test]
@@ -88,7 +100,7 @@ mod tests {
     fn a_closed_port_is_a_failure() {
         let to = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let window = Window::new(Duration::ZERO, Duration::from_secs(60));
-        let connects = Connects { target: Target { to }, connections: 1, count: Some(1) };
+        let connects = Connects { target: Target { to }, connections: 1, count: Some(1), skip: 0 };
         assert_eq!(connects.run(window).unwrap().failures.values().sum::<u64>(), 1);
     }
 }

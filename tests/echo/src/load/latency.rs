@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use base64::Engine;
@@ -20,11 +21,19 @@ pub(super) struct Outcomes {
     /// How long the bytes took, where that is not the time of the run.
     pub(super) seconds: Option<Duration>,
     pub(super) failures: BTreeMap<String, u64>,
+    /// Connections that are not to end before the costs have been read.
+    pub(super) held: Vec<TcpStream>,
 }
 
 impl Outcomes {
     pub(super) fn new() -> anyhow::Result<Self> {
-        Ok(Self { histogram: Histogram::new(DIGITS)?, bytes: 0, seconds: None, failures: BTreeMap::new() })
+        Ok(Self {
+            histogram: Histogram::new(DIGITS)?,
+            bytes: 0,
+            seconds: None,
+            failures: BTreeMap::new(),
+            held: Vec::new(),
+        })
     }
 
     pub(super) fn record(&mut self, latency: Duration, bytes: usize) {
@@ -40,13 +49,14 @@ impl Outcomes {
     }
 
     /// Adds another thread's part. The longest time counts: the parts go on side by side.
-    pub(super) fn add(&mut self, other: &Self) -> anyhow::Result<()> {
+    pub(super) fn add(&mut self, other: Self) -> anyhow::Result<()> {
         self.histogram.add(&other.histogram)?;
         self.bytes += other.bytes;
         self.seconds = self.seconds.max(other.seconds);
-        for (error, count) in &other.failures {
-            *self.failures.entry(error.clone()).or_default() += count;
+        for (error, count) in other.failures {
+            *self.failures.entry(error).or_default() += count;
         }
+        self.held.extend(other.held);
         Ok(())
     }
 }
@@ -61,7 +71,7 @@ pub(super) fn on_threads(
         let parts: Vec<_> = (0..threads).map(|number| scope.spawn(move || part(number))).collect();
         let mut all = Outcomes::new()?;
         for one in parts {
-            all.add(&one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)?;
+            all.add(one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)?;
         }
         Ok(all)
     })

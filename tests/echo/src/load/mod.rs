@@ -7,6 +7,7 @@ mod account;
 mod answer;
 mod bulk;
 mod connects;
+mod idle;
 mod latency;
 mod ping;
 mod relay;
@@ -45,6 +46,8 @@ enum Work {
     Ping(ping::Ping),
     /// Connections for one request each.
     Connects(connects::Connects),
+    /// Connections that stay and say nothing more.
+    Idle(idle::Idle),
     /// Streams to a sink.
     Bulk(bulk::Bulk),
 }
@@ -81,14 +84,15 @@ impl Load {
         raise_descriptor_limit()?;
         let (warm, measure) = (Duration::from_millis(self.warm), Duration::from_millis(self.measure));
         let window = Window::new(warm, measure);
-        let meter = account::Meter::start(self.accounts, window.from);
+        let meter = account::Meter::start(self.accounts, window.from)?;
         let outcomes = match &self.work {
             Work::Ping(ping) => ping.run(window)?,
             Work::Connects(connects) => connects.run(window)?,
+            Work::Idle(idle) => idle.run()?,
             Work::Bulk(bulk) => bulk.run(window)?,
         };
         let costs = meter.finish()?;
-        let Outcomes { histogram, bytes, seconds, failures } = outcomes;
+        let Outcomes { histogram, bytes, seconds, failures, held: _ } = outcomes;
         let seconds = seconds.unwrap_or(measure).as_secs_f64();
         let report = Report {
             requests: histogram.len(),

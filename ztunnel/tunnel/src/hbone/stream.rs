@@ -15,6 +15,12 @@ use super::SEND_BUFFER;
 use super::unsent::{Chunk, Unsent};
 use super::window::Place;
 
+/// Bytes of a DATA frame at most. With its head of 9 bytes (RFC 9113 4.1) it fills four TLS records, which is what rustls
+/// takes at once: 9 bytes more are a record and a system call of their own for each frame.
+const LARGEST_FRAME: usize = 4 * (16 << 10) - 9;
+
+const _: () = assert!(LARGEST_FRAME <= SEND_BUFFER);
+
 /// How a tunnelled connection broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
@@ -176,7 +182,7 @@ impl TunnelWriter<'_> {
         cx: &mut Context<'_>,
         wanted: usize,
     ) -> Poll<Result<usize, StreamError>> {
-        let wanted = wanted.min(SEND_BUFFER);
+        let wanted = wanted.min(LARGEST_FRAME);
         self.send.reserve_capacity(wanted);
         loop {
             match self.send.capacity() {

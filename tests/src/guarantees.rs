@@ -252,7 +252,8 @@ fn dead_ztunnel(world: &mut World) -> anyhow::Result<()> {
 fn sealed(world: &mut World) -> anyhow::Result<()> {
     let traffic = world.capture.take().context("the capture has ended before")?.finish()?;
     ensure!(traffic.missed == 0, "packets were not looked at: {traffic:?}");
-    ensure!(traffic.packets > 1000, "the run sent hardly anything: {traffic:?}");
+    // A quick run, and what segmentation offload makes of large writes, are few packets.
+    ensure!(traffic.packets > 100 && traffic.bytes > 1 << 20, "the run sent hardly anything: {traffic:?}");
     ensure!(traffic.markers == 0, "plaintext on the wire: {traffic:?}");
     Ok(())
 }

@@ -135,6 +135,10 @@ async fn room_that_is_given_back_is_the_other_streams() {
     let (_, mut waiting) = first.split();
     assert!(poll_fn(|cx| waiting.poll_room(cx, 1 << 20)).await.unwrap() > 60_000);
     waiting.write(bytes(10)).unwrap();
+    // A frame does not take quite all of it, so that a third has what is left and wants no more.
+    let mut third = world.open_at(key(1), &remote).await.unwrap().stream;
+    let (_, mut rest) = third.split();
+    assert_eq!(poll_fn(|cx| rest.poll_room(cx, 8)).await.unwrap(), 8);
     let (_, mut writer) = second.split();
     let mut room = pin!(poll_fn(|cx| writer.poll_room(cx, 60_000)));
     assert!(futures::poll!(&mut room).is_pending(), "there was room for both");

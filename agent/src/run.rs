@@ -317,6 +317,10 @@ fn follow_kubelet(config: &AgentConfig, cgroup_root: &Path, kernel: &Kernel, tas
     };
     let path = cgroup_root.join(path);
     if let Err(reason) = expect_kubelet(kernel, &path) {
+        // What an earlier agent was told may be another path, at which somebody else may make a cgroup.
+        if let Err(error) = block_in_place(|| kernel.expect_no_kubelet()) {
+            error!(%error, "an earlier agent's kubelet cannot be forgotten");
+        }
         warn!(%reason, "a new kubelet's probes are captured, and under STRICT refused, for its first milliseconds");
     }
     let kernel = kernel.clone();

@@ -9,6 +9,7 @@ use sandbox::{Direction, Family, Fetch, Program, wait};
 
 use crate::Case;
 use crate::packets;
+use crate::stranger::Stranger;
 use crate::world::{MARKER, SETTLE, STRICT, World, echoes, identity, pods, ports};
 
 /// What holds whichever way packets are taken. The last one looks at the whole run.
@@ -16,6 +17,7 @@ pub const BYPASS: &[Case<World>] = &[
     ("a_device_that_appears_carries_nothing_until_it_is_captured", late_device),
     ("packets_that_are_or_may_be_tcp_are_captured_or_dropped_for_a_reason_of_their_own", tricks),
     ("pins_that_name_another_pods_links_or_none_are_not_trusted", foreign_pins),
+    ("pins_that_name_a_strangers_namespace_cut_nothing_of_the_strangers", stranger),
     ("pins_of_nobody_that_name_a_pods_namespace_do_not_touch_the_pod", ghost),
     ("rules_routes_and_settings_that_lead_elsewhere_are_put_right", strays),
     ("a_pod_with_the_address_of_one_that_has_just_ended_takes_its_place", heir),
@@ -141,6 +143,16 @@ fn foreign_pins(world: &mut World) -> anyhow::Result<()> {
             "for pin in egress-2 ingress-2; do mv -f {near}/net-*/*$pin {client}/net-*/; done; ln -f ../maps/COUNTERS {near}/net-*/lookup"
         ),
     )?;
+    whole(world)
+}
+
+fn stranger(world: &mut World) -> anyhow::Result<()> {
+    world.mesh.agent("east")?.kill()?;
+    let mut stranger = Stranger::named_by_the_pins_of_near(world)?;
+    let node = world.sandbox.node("east")?;
+    world.mesh.start_agent(node)?;
+    world.mesh.wait_ready(node)?;
+    stranger.ensure_alive()?;
     whole(world)
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::Case;
 use crate::places::binaries;
+use crate::stranger::Stranger;
 use crate::world::{MARKER, SETTLE, World, pods, ports};
 use anyhow::{Context, bail, ensure};
 use sandbox::{Family, Program, wait};
@@ -139,9 +140,11 @@ fn uninstall(world: &mut World) -> anyhow::Result<()> {
         captured.push(stream);
     }
     world.mesh.agent("east")?.kill()?;
+    let mut stranger = Stranger::named_by_the_pins_of_near(world)?;
     let program = Program::new(binaries()?.culvert).args(["uninstall", "--bpffs", "/sys/fs/bpf"]);
     let output = node.exec(&program, SETTLE)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stranger.ensure_alive()?;
     for stream in &mut captured {
         // What was captured does not go on in plaintext: it is cut, and its next bytes stay here.
         let end = stream.write_all(MARKER.as_bytes()).and_then(|()| stream.read(&mut [0; 1]).map(drop));

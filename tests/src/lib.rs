@@ -23,6 +23,7 @@ mod select;
 pub mod soak;
 pub mod steady;
 pub mod stories;
+mod stranger;
 mod talk;
 pub mod world;
 

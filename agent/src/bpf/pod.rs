@@ -142,18 +142,9 @@ impl Programs {
         Ok(pins(&directory)?.into_iter().filter_map(egress).collect())
     }
 
-    /// Whether something of what is pinned for this pod and this namespace stands there: the inode of a namespace that is gone is used
-    /// again, for that of another pod.
+    /// Whether something of what is pinned for this pod and this namespace [`stands`] there.
     pub(crate) fn holds(&self, pod: &PodKey, netns: &Netns) -> Result<bool, AttachError> {
-        let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
-        let pins = pins(&directory)?;
-        // Nothing but the pin tells whose a filter is; it comes with a link where the kernel has one (Linux 5.17).
-        if !pins.is_empty() && pins.iter().all(|pin| pin.is_filter) {
-            return Ok(true);
-        }
-        let mut links = pins.into_iter().filter(|pin| !pin.is_filter);
-        let stands = || links.any(|pin| is_standing(&directory, pin));
-        netns.run(stands).map_err(AttachError::Netns)
+        stands(&self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?)), netns)
     }
 
     /// Removes what is pinned of this pod for other namespaces than this one: its sandbox was made anew while no agent was there.
@@ -403,6 +394,18 @@ fn place(point: Point, netns: u64) -> LinkPlace {
         None => LinkPlace::Netns(u32::try_from(netns).unwrap_or(0)),
         Some((index, _)) => LinkPlace::Device(index),
     }
+}
+
+/// Whether something of what is pinned in this directory stands in this namespace: the inode of a namespace that is gone is used
+/// again, for that of another pod.
+pub(crate) fn stands(directory: &Path, netns: &Netns) -> Result<bool, AttachError> {
+    let pins = pins(directory)?;
+    // Nothing but the pin tells whose a filter is; it comes with a link where the kernel has one (Linux 5.17).
+    if !pins.is_empty() && pins.iter().all(|pin| pin.is_filter) {
+        return Ok(true);
+    }
+    let mut links = pins.into_iter().filter(|pin| !pin.is_filter);
+    netns.run(|| links.any(|pin| is_standing(directory, pin))).map_err(AttachError::Netns)
 }
 
 /// Whether a pin names the link it stands for. To be asked on a thread in the namespace.

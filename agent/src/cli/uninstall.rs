@@ -24,10 +24,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let own = Netns::own()?.id();
     let mut missed = 0;
     for (directory, inode) in bpf::pinned(&args.bpffs)? {
-        let Some(found) = find::pinned(&[inode].into(), own, Path::new("/proc")) else {
+        let Some(found) = find::pinned(&[inode].into(), own, Path::new("/proc"))? else {
             missed += 1;
             continue;
         };
+        // Else its inode is another pod's by now, which has nothing of ours.
+        if !bpf::stands(&directory, &found.netns)? {
+            continue;
+        }
         release(&directory, &found.netns).with_context(|| format!("in {}", found.netns.id()))?;
     }
     bpf::remove_pins(&args.bpffs)?;

@@ -37,25 +37,27 @@ impl PodTask {
         let member = self.leaving_since.is_none();
         if member {
             self.follow_sandbox().await?;
-        } else if self.found.is_none() && self.spec.is_none() && !self.sought {
+        } else if self.found.is_none() && !self.sought {
             context.turns.blocking(|| self.find_what_an_earlier_agent_captured()).await?;
         }
         self.keep_watching().await?;
         context.turns.blocking(|| self.read(member)).await
     }
 
-    /// A pod that left while no agent was there: nobody describes it any more, but its pins name its namespace, in which it is then
+    /// A pod that left before this agent found it: nobody need describe it any more, but its pins name its namespace, in which it is then
     /// drained and put in order like any other, if what they stand for is there.
     fn find_what_an_earlier_agent_captured(&mut self) -> Result<(), EnrollError> {
-        let inodes = self.context.kernel.namespaces(&self.uid)?;
-        // Once only: fewer of its pins say less the next time.
-        self.sought = true;
-        let found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root);
+        let kernel = &self.context.kernel;
+        let inodes = kernel.namespaces(&self.uid)?;
+        let found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root)?;
         if let Some(found) = found
-            && self.context.kernel.holds(&self.uid, &found.netns)?
+            && kernel.holds(&self.uid, &found.netns)?
         {
+            kernel.name_addresses(&self.uid, &found.routable_addresses())?;
             self.found = Some(found);
         }
+        // Once only, if it was answered: fewer of its pins say less the next time.
+        self.sought = true;
         Ok(())
     }
 

@@ -95,9 +95,9 @@ impl PodTask {
     fn let_go_elsewhere(&self, netns: &Netns) -> Result<(), EnrollError> {
         let Context { kernel, own_netns, proc_root, .. } = &*self.context;
         for inode in kernel.namespaces(&self.uid)? {
-            match find::pinned(&[inode].into(), *own_netns, proc_root) {
-                Some(other) if other.netns.id() != netns.id() => self.end_captured(&other.netns)?,
-                _ => {}
+            let other = find::pinned(&[inode].into(), *own_netns, proc_root)?;
+            if let Some(other) = other.filter(|other| other.netns.id() != netns.id()) {
+                self.end_captured(&other.netns)?;
             }
         }
         Ok(kernel.detach_elsewhere(&self.uid, netns)?)
@@ -309,13 +309,16 @@ impl PodTask {
         Ok(())
     }
 
-    /// Ends what is left of captured connections: the drain's deadline has passed, or their ztunnel is gone.
+    /// Ends what is left of captured connections: the drain's deadline has passed, or their ztunnel is gone. Nothing more is captured
+    /// from then on: an application connects again within the moment, and what was captured then would go on in plaintext.
     pub(super) fn end_captured(&self, netns: &Netns) -> Result<(), EnrollError> {
         let kernel = &self.context.kernel;
         let links = kernel.links(&self.uid)?;
-        if !links.outbound || links.joining {
+        // The inode of a namespace that is gone is used again: then these are another pod's connections.
+        if !links.outbound || links.joining || !kernel.holds(&self.uid, netns)? {
             return Ok(());
         }
+        kernel.ensure_outbound(&self.uid, netns, PodMode::Draining)?;
         let ended = end_captured(netns, &kernel.exempt_cgroups()?, |all| Ok(kernel.passing(all)?))?;
         if ended > 0 {
             info!(pod = %self.uid, connections = ended, "captured connections that did not end are cut");

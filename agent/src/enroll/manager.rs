@@ -94,11 +94,15 @@ impl Manager {
         if let Err(error) = block_in_place(|| self.context.kernel.keep_probe_targets(&targets)) {
             warn!(%error, "probe targets of pods that are gone stay in the map");
         }
-        self.context.sweep.wait_for(self.intents.keys().cloned().collect(), &self.context);
         let attached = match block_in_place(|| self.context.kernel.attached_pods()) {
             Ok(attached) => attached,
-            Err(error) => return warn!(%error, "what an earlier agent captured cannot be listed"),
+            Err(error) => {
+                return error!(%error, "what an earlier agent captured cannot be listed: it stays, and the agent does not become ready");
+            }
         };
+        // Those that leave, too: what passes and whose addresses are which is theirs until they are drained.
+        let pods = self.intents.keys().chain(&attached).cloned().collect();
+        self.context.sweep.wait_for(pods, &self.context);
         for uid in attached {
             if !self.intents.contains_key(&uid) {
                 info!(pod = %uid, "a pod that an earlier agent captured is no longer in the mesh");

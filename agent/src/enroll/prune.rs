@@ -7,9 +7,10 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use tracing::{debug, info};
+use tracing::info;
 
 use super::Context;
+use super::pod::PodUid;
 use crate::bpf::{AttachError, CgroupId, MapError, cgroups_of_sockets};
 use crate::cgroup;
 
@@ -22,17 +23,22 @@ pub(super) enum PruneError {
     /// What is pinned cannot be read.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A pod is captured and not served, as while it drains: its sockets are not known.
+    #[error("the pod {0} is captured and not served")]
+    NotServed(PodUid),
     /// The tree of cgroups, or the sockets of a pod.
     #[error("cgroups in use cannot be listed: {0}")]
     Cgroups(#[from] io::Error),
 }
 
 impl Context {
-    /// To be called when all pods have been taken over, on a blocking thread. While any pod that is attached is not known by its
-    /// namespace, nothing is removed.
+    /// To be called when all pods have been taken over, on a blocking thread.
+    ///
+    /// # Errors
+    /// Nothing is removed while a pod that is captured is not known by its namespace ([`PruneError::NotServed`]).
     pub(super) fn prune_exemptions(&self) -> Result<(), PruneError> {
         let exempt = self.kernel.exempt_cgroups()?;
-        let Some(in_use) = self.in_use()? else { return Ok(()) };
+        let in_use = self.in_use()?;
         for id in exempt.difference(&in_use) {
             self.kernel.unexempt_cgroup(*id)?;
             info!(
@@ -43,14 +49,13 @@ impl Context {
         Ok(())
     }
 
-    fn in_use(&self) -> Result<Option<BTreeSet<CgroupId>>, PruneError> {
+    fn in_use(&self) -> Result<BTreeSet<CgroupId>, PruneError> {
         let namespaces = self.hub.namespaces();
         let attached = self.kernel.attached_pods()?;
         for unknown in attached.iter().filter(|uid| !namespaces.contains_key(*uid)) {
             // What is captured inward only is refused: no ztunnel has a socket in it.
             if self.kernel.links(unknown)?.outbound {
-                debug!(pod = %unknown, "a pod is captured and not served: exemptions stay as they are");
-                return Ok(None);
+                return Err(PruneError::NotServed(unknown.clone()));
             }
         }
         let root = cgroup::mount_point()?.ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?;
@@ -58,6 +63,6 @@ impl Context {
         for netns in namespaces.values() {
             known.extend(cgroups_of_sockets(netns)?);
         }
-        Ok(Some(known))
+        Ok(known)
     }
 }

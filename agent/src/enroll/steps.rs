@@ -220,10 +220,6 @@ fn leaving(facts: &Facts) -> Step {
 }
 
 fn taking_down(facts: &Facts) -> Step {
-    if facts.netns && matches!(facts.outbound, Outbound::Capturing | Outbound::Partial) {
-        // What would be captured between the end of the captured ones and the detaching would go on in plaintext.
-        return Step::StartDraining;
-    }
     if facts.inbound {
         return Step::DetachInbound;
     }
@@ -333,25 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_gone_is_not_waited_for_and_captures_nothing_more_once_its_connections_are_cut() {
-        for outbound in [Outbound::Capturing, Outbound::Partial] {
-            let expected = [
-                Step::StartDraining,
-                Step::DetachInbound,
-                Step::Withdraw,
-                Step::DetachOutbound,
-                Step::Unplumb,
-                Step::Forget,
-            ];
-            let facts = Facts { wanted: Wanted::Gone, captured_connections: true, outbound, ..WHOLE };
-            assert_eq!(walk(facts), expected);
-        }
-    }
-
-    #[test]
-    fn a_pod_that_is_gone_with_its_namespace_has_nothing_to_drain() {
-        let expected = [Step::DetachInbound, Step::Withdraw, Step::DetachOutbound, Step::Forget];
-        assert_eq!(walk(Facts { wanted: Wanted::Gone, netns: false, ..WHOLE }), expected);
+    fn a_pod_that_is_gone_is_not_waited_for() {
+        let expected =
+            [Step::DetachInbound, Step::Withdraw, Step::DetachOutbound, Step::Unplumb, Step::Forget];
+        assert_eq!(walk(Facts { wanted: Wanted::Gone, captured_connections: true, ..WHOLE }), expected);
     }
 
     #[test]

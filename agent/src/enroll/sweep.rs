@@ -133,6 +133,11 @@ impl Sweep {
         let Waiting { unclaimed, left, .. } = &mut *waiting;
         left.retain(|left| match left.remove(context, unclaimed) {
             Ok(()) => false,
+            // A matter of waiting.
+            Err(SweepError::Exemptions(PruneError::NotServed(pod))) => {
+                debug!(%pod, "exemptions stay until the pod is served or gone");
+                true
+            }
             Err(error) => {
                 warn!(%error, "it is tried again");
                 true

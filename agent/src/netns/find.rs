@@ -84,6 +84,13 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// The addresses of its devices but those that count on the device or on the link alone.
+    pub(crate) fn routable_addresses(&self) -> Vec<IpAddr> {
+        let devices = self.devices.iter().filter(|device| !device.loopback);
+        let is_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        devices.flat_map(|device| &device.addresses).filter(|address| !is_local(address)).copied().collect()
+    }
+
     /// Whether what led here still leads here: else the pod may live elsewhere now (its sandbox was made anew).
     pub(crate) fn still_leads_here(&self, pod: &PodSpec) -> bool {
         let (path, is_stated) = match &self.origin {
@@ -120,20 +127,50 @@ pub(crate) fn find(pod: &PodSpec, own: NetnsId, proc_root: &Path) -> Result<Foun
     Err(last)
 }
 
-/// The namespace with one of these inodes, if a process is in it.
-pub(crate) fn pinned(inodes: &BTreeSet<u64>, own: NetnsId, proc_root: &Path) -> Option<Found> {
+/// The namespace with one of these inodes, if a process is in it. Whose it is now is not said: inodes are used again.
+///
+/// # Errors
+/// It cannot be told whether there is one, or what is in it.
+pub(crate) fn pinned(
+    inodes: &BTreeSet<u64>,
+    own: NetnsId,
+    proc_root: &Path,
+) -> Result<Option<Found>, FindError> {
     if inodes.is_empty() {
-        return None;
+        return Ok(None);
     }
-    std::fs::read_dir(proc_root).ok()?.flatten().find_map(|entry| {
-        let path = entry.path().join("ns/net");
-        // The name says the inode without opening what it names.
-        let name = std::fs::read_link(&path).ok()?;
-        let inode = name.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
-        let netns = inodes.contains(&inode).then(|| Netns::open(&path).ok())??;
-        let devices = devices::list(&netns).ok()?;
-        (netns.id() != own).then(|| Found { netns: Arc::new(netns), devices, origin: Origin::Process(path) })
-    })
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| FindError::Open { path, source }
+    };
+    for entry in std::fs::read_dir(proc_root).map_err(failed(proc_root))? {
+        let path = entry.map_err(failed(proc_root))?.path().join("ns/net");
+        // The name says the inode without opening what it names. Entries that are no processes, or none any more, have none.
+        let Some(inode) = std::fs::read_link(&path).ok().and_then(|name| inode_of(&name)) else { continue };
+        if !inodes.contains(&inode) {
+            continue;
+        }
+        let netns = match Netns::open(&path) {
+            // It ended meanwhile; another may be in the namespace.
+            Err(error) if has_ended(&error) => continue,
+            opened => opened.map_err(failed(&path))?,
+        };
+        if netns.id() != own {
+            let devices = devices::list(&netns).map_err(FindError::Examine)?;
+            return Ok(Some(Found { netns: Arc::new(netns), devices, origin: Origin::Process(path) }));
+        }
+    }
+    Ok(None)
+}
+
+/// The inode in a name such as `net:[4026531840]`.
+fn inode_of(name: &Path) -> Option<u64> {
+    name.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What procfs says of a process that is gone, or of which only the exit status is left.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Checks that `netns` is another namespace than the agent's and carries `addresses`.

@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod output;
 mod progress;
 mod soak;
 mod testing;

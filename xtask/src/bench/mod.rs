@@ -25,6 +25,7 @@ use clap::ValueEnum;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::cargo;
+use crate::output;
 use crate::progress::{Progress, seconds};
 use crate::{toolchain, workspace};
 use machine::Machine;
@@ -132,7 +133,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         compare::print(old, &report);
     }
     if let Some(file) = json {
-        report.write_json(file).context("writing the figures")?;
+        output::write_json(&report, file).context("writing the figures")?;
     }
     if let Some(path) = &args.html {
         let page = html::page(&report).context("drawing the report")?;

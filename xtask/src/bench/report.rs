@@ -1,12 +1,10 @@
 //! What the benchmark prints and writes.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
+use comfy_table::{CellAlignment, Table};
 use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +13,7 @@ use super::path::Path;
 use super::rounds::{Rounds, Spread};
 use super::sample::Figure;
 use super::work::Work;
-
-/// The table's width where there is no terminal to ask.
-const DEFAULT_WIDTH: u16 = 190;
+use crate::output;
 
 /// All of a run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,21 +143,8 @@ impl Report {
         self.rows.iter().all(|row| row.failures.is_empty())
     }
 
-    pub(crate) fn write_json(&self, mut file: File) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut file, self)?;
-        writeln!(file)
-    }
-
     fn table(&self) -> Table {
-        let mut table = Table::new();
-        table
-            .load_preset(presets::NOTHING)
-            .set_style(TableComponent::HeaderLines, '─')
-            .set_style(TableComponent::MiddleHeaderIntersections, '─')
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        if !table.is_tty() {
-            table.set_width(DEFAULT_WIDTH);
-        }
+        let mut table = output::table();
         table.set_header([
             "work",
             "path",

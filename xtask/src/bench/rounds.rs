@@ -59,6 +59,10 @@ impl Rounds {
     /// both of a round.
     pub(crate) fn added_per_hop(&self, baseline: &Self, hops: u32) -> Option<Spread> {
         let (here, there) = (self.values.get(&Figure::P50)?, baseline.values.get(&Figure::P50)?);
+        // A round that got nothing has no latency, and no partner.
+        if here.len() != self.samples || there.len() != baseline.samples {
+            return None;
+        }
         let added: Vec<f64> =
             here.iter().zip(there).map(|(here, there)| (here - there) / f64::from(hops)).collect();
         (hops > 0 && !added.is_empty()).then(|| Spread::of(&added))

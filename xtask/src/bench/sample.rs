@@ -16,6 +16,9 @@ pub(crate) const CLIENT: &str = "client";
 /// The account of the server.
 pub(crate) const SERVER: &str = "server";
 
+/// The failure of a load that got nothing and says of no failure.
+const NOTHING: &str = "nothing was answered";
+
 /// As `echo load` prints it.
 #[derive(Debug, Deserialize)]
 struct Report {
@@ -99,6 +102,13 @@ impl Sample {
         if histogram.len() != report.requests {
             bail!("a load counts {} requests and {} latencies", report.requests, histogram.len());
         }
+        let answered = if work.is_bulk() { report.bytes } else { report.requests };
+        if answered == 0 {
+            // No figure of it would be true, and no success either.
+            let failures = BTreeMap::from([(NOTHING.to_owned(), 1)]);
+            let failures = if report.failures.is_empty() { failures } else { report.failures };
+            return Ok(Self { histogram, failures, figures: BTreeMap::new() });
+        }
         let figures = figures(&report, &histogram, work);
         Ok(Self { histogram, failures: report.failures, figures })
     }
@@ -176,6 +186,17 @@ pub(crate) mod tests {
         assert_eq!((figure(Figure::CpuOfAll), figure(Figure::CpuOfProxies)), (3750.0, 3000.0));
         assert_eq!((figure(Figure::SwitchesOfProxies), figure(Figure::MemoryOfProxies)), (4.0, 6.0));
         assert_eq!(sample.failures["no"], 1);
+    }
+
+    #[test]
+    fn a_load_that_got_nothing_has_failed_and_has_no_figures() {
+        let text = String::from_utf8(report(&[], 0)).unwrap().replace(r#"{"no":1}"#, "{}");
+        let works = [Work::Ping { size: 1, connections: 1, rate: None }, Work::Bulk { connections: 1 }];
+        for work in works {
+            let sample = Sample::read(text.as_bytes(), work).unwrap();
+            assert_eq!(sample.failures, BTreeMap::from([(NOTHING.to_owned(), 1)]));
+            assert!(sample.figures.is_empty(), "{:?}", sample.figures);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use anyhow::Context;
 use sandbox::{Mesh, MeshOptions, Options, Program, Redirection, Sandbox};
 
 use crate::cargo::{self, Built};
+use crate::output;
 use crate::progress::{Progress, seconds};
 use crate::{sandboxes, toolchain, workspace};
 
@@ -96,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let report = report::Report::new(facts, capture.finish()?);
     report.print();
     if let Some(file) = json {
-        report.write_json(file).context("writing the facts")?;
+        output::write_json(&report, file).context("writing the facts")?;
     }
     if !report.ok {
         sandbox.keep_files();

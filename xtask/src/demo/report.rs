@@ -1,20 +1,15 @@
 //! What the demo prints and writes at its end.
 
-use std::fs::File;
-use std::io::{self, Write};
-
-use comfy_table::{ContentArrangement, Table, TableComponent, presets};
+use comfy_table::Table;
 use sandbox::Traffic;
 use serde::Serialize;
 
 use super::call::STRICT;
 use super::observe::Fact;
+use crate::output;
 
 /// Shown short in the table; the caption says so.
 const IDENTITY_PREFIX: &str = "spiffe://cluster.local/";
-
-/// The table's width where there is no terminal to ask.
-const DEFAULT_WIDTH: u16 = 190;
 
 /// The demo's facts.
 #[derive(Debug, Serialize)]
@@ -63,21 +58,8 @@ impl Report {
         }
     }
 
-    pub(crate) fn write_json(&self, mut file: File) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut file, self)?;
-        writeln!(file)
-    }
-
     fn table(&self) -> Table {
-        let mut table = Table::new();
-        table
-            .load_preset(presets::NOTHING)
-            .set_style(TableComponent::HeaderLines, '─')
-            .set_style(TableComponent::MiddleHeaderIntersections, '─')
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        if !table.is_tty() {
-            table.set_width(DEFAULT_WIDTH);
-        }
+        let mut table = output::table();
         let heads = [
             "",
             "source",

@@ -4,18 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
 
 use anyhow::Context;
-use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token};
+use mio::net::TcpStream;
 use slab::Slab;
 
-/// Events taken at a time.
-const EVENTS: usize = 256;
-
-/// What is read at a time.
-const BUFFER_BYTES: usize = 128 << 10;
-
-/// Tokens of listeners begin here; those of connections are below.
-const LISTENERS: usize = 1 << 32;
+use super::sockets::{BUFFER_BYTES, Ready, Sockets};
 
 /// Serve loads, on all addresses of both families.
 #[derive(clap::Args)]
@@ -48,7 +40,10 @@ impl Answer {
         {
             for port in ports {
                 let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-                server.listen(address, service).with_context(|| format!("listening on port {port}"))?;
+                server
+                    .sockets
+                    .listen(address, service)
+                    .with_context(|| format!("listening on port {port}"))?;
             }
         }
         println!("serving");
@@ -58,8 +53,7 @@ impl Answer {
 }
 
 struct Server {
-    poll: Poll,
-    listeners: Vec<(TcpListener, Service)>,
+    sockets: Sockets<Service>,
     connections: Slab<Connection>,
     buffer: Vec<u8>,
 }
@@ -86,29 +80,17 @@ enum State {
 impl Server {
     fn new() -> io::Result<Self> {
         let buffer = vec![0; BUFFER_BYTES];
-        Ok(Self { poll: Poll::new()?, listeners: Vec::new(), connections: Slab::new(), buffer })
-    }
-
-    fn listen(&mut self, address: SocketAddr, service: Service) -> io::Result<SocketAddr> {
-        let mut listener = TcpListener::bind(address)?;
-        let address = listener.local_addr()?;
-        let token = Token(LISTENERS + self.listeners.len());
-        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        self.listeners.push((listener, service));
-        Ok(address)
+        Ok(Self { sockets: Sockets::new()?, connections: Slab::new(), buffer })
     }
 
     fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
+        let mut events = Sockets::<Service>::events();
         loop {
-            match self.poll.poll(&mut events, None) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            }
+            self.sockets.wait(&mut events)?;
             for event in &events {
-                match event.token().0.checked_sub(LISTENERS) {
-                    Some(number) => self.accept(number)?,
-                    None => self.serve(event.token().0, event.is_read_closed()),
+                match Sockets::<Service>::ready(event) {
+                    Ready::Listener(number) => self.accept(number)?,
+                    Ready::Connection(key, closed) => self.serve(key, closed),
                 }
             }
         }
@@ -116,20 +98,16 @@ impl Server {
 
     fn accept(&mut self, number: usize) -> io::Result<()> {
         loop {
-            let (listener, service) = &self.listeners[number];
-            let service = *service;
-            let mut stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            let (mut stream, service) = match self.sockets.accept(number) {
+                Ok(Some(accepted)) => accepted,
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     eprintln!("accept: {error}");
                     return Ok(());
                 }
             };
-            stream.set_nodelay(true)?;
             let place = self.connections.vacant_entry();
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(&mut stream, Token(place.key()), interest)?;
+            self.sockets.watch(&mut stream, place.key())?;
             place.insert(Connection {
                 stream,
                 service,
@@ -226,7 +204,7 @@ impl Connection {
 #[cfg(test)]
 pub(super) fn serve_for_test(service: Service) -> SocketAddr {
     let mut server = Server::new().unwrap();
-    let address = server.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
+    let address = server.sockets.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
     std::thread::spawn(move || server.run());
     address
 }

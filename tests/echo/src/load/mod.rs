@@ -11,6 +11,7 @@ mod idle;
 mod latency;
 mod ping;
 mod relay;
+mod sockets;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -11,19 +11,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Context;
-use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token};
+use mio::net::TcpStream;
 use nix::sched::{CloneFlags, setns};
 use slab::Slab;
 
-/// Events taken at a time.
-const EVENTS: usize = 256;
-
-/// What is read at a time.
-const BUFFER_BYTES: usize = 128 << 10;
-
-/// Tokens of listeners begin here. Each pair has two tokens below: twice its key, and one more for the dialled side.
-const LISTENERS: usize = 1 << 32;
+use super::sockets::{BUFFER_BYTES, Ready, Sockets};
 
 /// Copy bytes between who connects and who is dialled for it.
 #[derive(clap::Args)]
@@ -57,7 +49,10 @@ impl Relay {
         super::raise_descriptor_limit()?;
         let mut copier = Copier::new()?;
         for route in &self.routes {
-            copier.listen(*route).with_context(|| format!("listening at {}", route.listen))?;
+            copier
+                .sockets
+                .listen(route.listen, route.to)
+                .with_context(|| format!("listening at {}", route.listen))?;
         }
         if let Some(path) = &self.dial_from {
             let namespace = File::open(path).with_context(|| format!("opening {}", path.display()))?;
@@ -71,8 +66,9 @@ impl Relay {
 }
 
 struct Copier {
-    poll: Poll,
-    listeners: Vec<(TcpListener, SocketAddr)>,
+    /// For each listener whom to dial.
+    sockets: Sockets<SocketAddr>,
+    /// Each has two tokens: twice its key, and one more for the dialled side.
     pairs: Slab<Pair>,
     buffer: Vec<u8>,
 }
@@ -95,29 +91,17 @@ struct Side {
 impl Copier {
     fn new() -> io::Result<Self> {
         let buffer = vec![0; BUFFER_BYTES];
-        Ok(Self { poll: Poll::new()?, listeners: Vec::new(), pairs: Slab::new(), buffer })
-    }
-
-    fn listen(&mut self, route: Route) -> io::Result<SocketAddr> {
-        let mut listener = TcpListener::bind(route.listen)?;
-        let address = listener.local_addr()?;
-        let token = Token(LISTENERS + self.listeners.len());
-        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        self.listeners.push((listener, route.to));
-        Ok(address)
+        Ok(Self { sockets: Sockets::new()?, pairs: Slab::new(), buffer })
     }
 
     fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
+        let mut events = Sockets::<SocketAddr>::events();
         loop {
-            match self.poll.poll(&mut events, None) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            }
+            self.sockets.wait(&mut events)?;
             for event in &events {
-                match event.token().0.checked_sub(LISTENERS) {
-                    Some(number) => self.accept(number),
-                    None => self.copy(event.token().0, event.is_read_closed()),
+                match Sockets::<SocketAddr>::ready(event) {
+                    Ready::Listener(number) => self.accept(number),
+                    Ready::Connection(token, closed) => self.copy(token, closed),
                 }
             }
         }
@@ -125,15 +109,13 @@ impl Copier {
 
     fn accept(&mut self, number: usize) {
         loop {
-            let (listener, to) = &self.listeners[number];
-            let pair = match listener.accept() {
-                Ok((near, _)) => TcpStream::connect(*to).map(|far| (near, far)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            let added = match self.sockets.accept(number) {
+                Ok(Some((near, to))) => TcpStream::connect(to).and_then(|far| self.add(near, far)),
+                Ok(None) => return,
                 Err(error) => Err(error),
             };
-            if let Err(error) = pair.and_then(|(near, far)| self.add(near, far)) {
-                eprintln!("connection to {to}: {error}", to = self.listeners[number].1);
-                return;
+            if let Err(error) = added {
+                return eprintln!("a connection is not relayed: {error}");
             }
         }
     }
@@ -141,9 +123,7 @@ impl Copier {
     fn add(&mut self, mut near: TcpStream, mut far: TcpStream) -> io::Result<()> {
         let place = self.pairs.vacant_entry();
         for (offset, stream) in [&mut near, &mut far].into_iter().enumerate() {
-            stream.set_nodelay(true)?;
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(stream, Token(2 * place.key() + offset), interest)?;
+            self.sockets.watch(stream, 2 * place.key() + offset)?;
         }
         place.insert(Pair { near: Side::new(near), far: Side::new(far) });
         Ok(())
@@ -218,8 +198,7 @@ mod tests {
 
     fn relay_to(to: SocketAddr) -> SocketAddr {
         let mut copier = Copier::new().unwrap();
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let address = copier.listen(Route { listen, to }).unwrap();
+        let address = copier.sockets.listen("127.0.0.1:0".parse().unwrap(), to).unwrap();
         std::thread::spawn(move || copier.run());
         address
     }

@@ -23,6 +23,9 @@ pub const OLD_CONNECTIONS: &[Case<World>] = &[
     ("they_are_cut_when_the_agent_is_told_so_unless_the_pods_annotation_keeps_them", |world| {
         world.while_permissive(cut_by_the_agent)
     }),
+    ("they_live_on_when_the_agent_is_replaced_while_the_nodes_only_pod_leaves", |world| {
+        world.while_permissive(replaced_while_leaving)
+    }),
     ("what_uninstallation_broke_is_not_listed_as_open_before", |world| world.while_permissive(closing)),
 ];
 
@@ -126,6 +129,49 @@ fn cut_by_the_agent(world: &mut World) -> anyhow::Result<()> {
     world.edit("shop.yaml", KEEP, IN)?;
     restart_agent(world, &[])?;
     Ok(())
+}
+
+/// Nobody states `shop/far` to the next agent, nor any other pod of its node; what passes in it is known from what it inherits.
+fn replaced_while_leaving(world: &mut World) -> anyhow::Result<()> {
+    const IN: &str = "labels: {app: far}";
+    const OUT: &str = "labels: {app: far, istio.io/dataplane-mode: none}";
+    world.edit("shop.yaml", IN, OUT)?;
+    world.until_pod_is("west", "far", None)?;
+    let connect = |to, family| world.connect(pods::FAR, world.address(to, family, ports::ECHO)?);
+    let both =
+        |to| Family::BOTH.into_iter().map(|family| connect(to, family)).collect::<anyhow::Result<Vec<_>>>();
+    let mut before = both(pods::OUTSIDER_EAST)?;
+    before.iter_mut().try_for_each(|stream| exchange(stream, 0))?;
+    world.edit("shop.yaml", OUT, IN)?;
+    world.until_pod_is("west", "far", Some("enrolled"))?;
+    // What is captured keeps the pod from having left.
+    let mut captured = both(pods::NEAR)?;
+    captured.iter_mut().try_for_each(|stream| exchange(stream, 1))?;
+    world.edit("shop.yaml", IN, OUT)?;
+    world.until_pod_is("west", "far", Some("draining"))?;
+    world.mesh.agent("west")?.kill()?;
+    let node = world.sandbox.node("west")?;
+    world.mesh.start_agent(node)?;
+    until_west_has(world, &["draining"])?;
+    before.iter_mut().try_for_each(|stream| exchange(stream, 2)).context("from before, while it leaves")?;
+    captured.iter_mut().try_for_each(|stream| exchange(stream, 3)).context("captured, while it leaves")?;
+    drop(captured);
+    until_west_has(world, &[])?;
+    before.iter_mut().try_for_each(|stream| exchange(stream, 4)).context("from before, when it has left")?;
+    world.edit("shop.yaml", OUT, IN)?;
+    world.until_pod_is("west", "far", Some("enrolled"))
+}
+
+/// The states of the node's pods; nobody tells its agent the name of one that leaves.
+fn until_west_has(world: &World, states: &[&str]) -> anyhow::Result<()> {
+    let node = world.sandbox.node("west")?;
+    let look = || {
+        let status = world.mesh.status(node).map_err(|error| error.to_string())?;
+        let pods = status["pods"].as_object().map(|pods| pods.values().cloned().collect::<Vec<_>>());
+        let found: Vec<_> = pods.iter().flatten().filter_map(|pod| pod["state"].as_str()).collect();
+        if found == states { Ok(()) } else { Err(format!("{found:?}")) }
+    };
+    Ok(wait::try_until(SETTLE, || format!("the pods of west to be {states:?}"), look)?)
 }
 
 /// Uninstallation breaks what is captured: the applications' ends stay behind for a while, closing, with nobody at the other end.

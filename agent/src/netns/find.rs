@@ -365,4 +365,17 @@ mod tests {
         assert!(matches!(find(&pod(&["10.0.0.1"]), own, proc.path()), Err(FindError::NoProcess)));
         assert!(matches!(find(&pod(&[]), own, proc.path()), Err(FindError::NoAddress)));
     }
+
+    #[test]
+    fn a_namespace_that_cannot_be_opened_is_not_taken_for_none() {
+        let proc = tempfile::tempdir().unwrap();
+        let own = Netns::own().unwrap().id();
+        let search = || pinned(&[42].into(), own, proc.path());
+        std::fs::create_dir_all(proc.path().join("1/ns")).unwrap();
+        assert!(search().unwrap().is_none(), "a process without a namespace has ended");
+        std::os::unix::fs::symlink("net:[42]", proc.path().join("1/ns/net")).unwrap();
+        assert!(search().unwrap().is_none(), "so has one whose namespace is gone");
+        std::fs::write(proc.path().join("1/ns/net:[42]"), "no namespace").unwrap();
+        assert!(matches!(search(), Err(FindError::Open { .. } | FindError::Examine(_))));
+    }
 }

@@ -126,7 +126,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         rounds: args.rounds(),
         measured_ms: args.times().measure.as_millis(),
         rows: rows(&paths, &works, &measured)?,
-        skipped: Vec::new(),
     };
     report.print();
     if let Some(old) = &old {

@@ -22,8 +22,6 @@ pub(crate) struct Report {
     pub(crate) rounds: usize,
     pub(crate) measured_ms: u128,
     pub(crate) rows: Vec<Row>,
-    /// Rows that were asked for and not measured, with the reason.
-    pub(crate) skipped: Vec<String>,
 }
 
 /// A path and a work.
@@ -131,10 +129,6 @@ impl Report {
         println!("{}", self.machine);
         for row in self.rows.iter().filter(|row| !row.failures.is_empty()) {
             println!("Failures of {} on {}: {:?}", row.work, row.path, row.failures);
-        }
-        if !self.skipped.is_empty() {
-            println!("Skipped: {}", self.skipped.len());
-            self.skipped.iter().for_each(|reason| println!("  - {reason}"));
         }
     }
 

@@ -283,7 +283,14 @@ impl Programs {
                 Err(error) => return Err(in_map("OUTSIDE")(error)),
             }
             self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH"))?;
-            absent_is_fine(self.maps.outside.remove(&cookie.0)).map_err(in_map("OUTSIDE"))?;
+            match self.maps.outside.remove(&cookie.0) {
+                Ok(()) => {}
+                // The programs have forgotten the socket in this very moment: what it opened then is captured.
+                Err(error) if is_absent(&error) => {
+                    absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
+                }
+                Err(error) => return Err(in_map("OUTSIDE")(error)),
+            }
         }
         Ok(())
     }
@@ -373,10 +380,15 @@ fn in_map(map: &'static str) -> impl Fn(AyaMapError) -> MapError + Copy {
 /// Removal of what is not there has reached its aim.
 fn absent_is_fine(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
     match result {
-        Err(AyaMapError::KeyNotFound) => Ok(()),
-        Err(AyaMapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
-            Ok(())
-        }
+        Err(error) if is_absent(&error) => Ok(()),
         other => other,
+    }
+}
+
+fn is_absent(error: &AyaMapError) -> bool {
+    match error {
+        AyaMapError::KeyNotFound => true,
+        AyaMapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
     }
 }

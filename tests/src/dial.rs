@@ -1,9 +1,9 @@
 //! Connections from a chosen port.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::libc::linger;
@@ -15,9 +15,26 @@ use sandbox::NetNamespace;
 /// How long a connection may take to be made, and each answer. Longer than a lost SYN takes to be sent again (1 s) would hide a loss.
 pub(crate) const AT_ONCE: Duration = Duration::from_millis(900);
 
-/// Connects from `from` to `to` inside of a namespace.
+/// Connects from `from` to `to` inside of a namespace, as soon as the client's kernel has done with an earlier connection of the same
+/// ends: until the last acknowledgement of its end has come, it has no such address to give (`LAST_ACK`).
 pub(crate) fn dial(net: &NetNamespace, from: SocketAddr, to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let stream = net.run(|| -> std::io::Result<TcpStream> {
+    let begun = Instant::now();
+    loop {
+        match dial_now(net, from, to)? {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && begun.elapsed() < AT_ONCE => {
+                std::thread::yield_now();
+            }
+            dialled => return dialled.with_context(|| format!("connecting from {from} to {to}")),
+        }
+    }
+}
+
+fn dial_now(
+    net: &NetNamespace,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> anyhow::Result<std::io::Result<TcpStream>> {
+    Ok(net.run(|| -> std::io::Result<TcpStream> {
         let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -28,8 +45,7 @@ pub(crate) fn dial(net: &NetNamespace, from: SocketAddr, to: SocketAddr) -> anyh
         stream.set_read_timeout(Some(AT_ONCE))?;
         connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
         Ok(stream)
-    })?;
-    stream.with_context(|| format!("connecting from {from} to {to}"))
+    })?)
 }
 
 /// Sends what names this connection and nothing else, and expects it back.

@@ -8,7 +8,9 @@
 //! source looked up with that mark too.
 //!
 //! Exchanging the ends changes neither the checksum of the IP header nor TCP's, so that only sequence, acknowledgement and flags have
-//! to be accounted for. The options and payload of the SYN stay; receivers of a reset do not mind them.
+//! to be accounted for, and the options. These must not be read: a SYN from a port whose former connection is in TIME_WAIT echoes a
+//! timestamp of that one, and its sender ignores a reset that echoes the same (RFC 7323 4.3; Linux `tcp_rcv_synsent_state_process`). So
+//! their list ends where it begins. A header without them would make them payload, which the kernel's own resets do not have.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -25,6 +27,10 @@ pub const ETHERNET: usize = 14;
 const V6_HEADER: usize = 40;
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
+/// Where options begin, behind the five words of the header (RFC 9293 3.1).
+const OPTIONS: usize = 20;
+/// Four ends of the list of options (RFC 9293 3.2).
+const END_OF_OPTIONS: u32 = 0;
 /// RST and ACK (RFC 9293 3.5.2: a reset in answer to a segment without ACK).
 const RST_ACK: u8 = 0x14;
 
@@ -80,7 +86,13 @@ fn turn(ctx: &TcContext, is_v4: bool, link: usize) -> Option<()> {
     let checksum = tcp + 16;
     ctx.l4_csum_replace(checksum, sequence.into(), 0, 4).ok()?;
     ctx.l4_csum_replace(checksum, acknowledgement.into(), expected.into(), 4).ok()?;
-    ctx.l4_csum_replace(checksum, word(flags), word(RST_ACK), 2).ok()
+    ctx.l4_csum_replace(checksum, word(flags), word(RST_ACK), 2).ok()?;
+    if usize::from(offset >> 4) * 4 > OPTIONS {
+        let first = load::<u32>(ctx, tcp + OPTIONS)?;
+        store(ctx, tcp + OPTIONS, &END_OF_OPTIONS)?;
+        ctx.l4_csum_replace(checksum, first.into(), END_OF_OPTIONS.into(), 4).ok()?;
+    }
+    Some(())
 }
 
 /// Length of what precedes the IP header: that of Ethernet, or nothing on devices such as `tun`, which do not pad packets.

@@ -4,6 +4,7 @@
 //! It knows nothing of the mesh. With the mesh's data path it has only rustls and h2 in common, for HTTPS and gRPC.
 #![forbid(unsafe_code)]
 
+mod certify;
 mod client;
 mod dial;
 mod grpc;
@@ -52,6 +53,8 @@ enum Command {
     Answer(load::Answer),
     /// Relay connections, and nothing else.
     Relay(load::Relay),
+    /// Make certificates.
+    Certify(certify::Certify),
     /// Wait for ever.
     Pause,
 }
@@ -94,6 +97,7 @@ fn main() -> anyhow::Result<()> {
         Some(Command::Load(load)) => load.run(),
         Some(Command::Answer(answer)) => answer.run(),
         Some(Command::Relay(relay)) => relay.run(),
+        Some(Command::Certify(certify)) => certify.run(),
         Some(Command::Pause) => pause(),
     }
 }

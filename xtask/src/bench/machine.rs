@@ -15,6 +15,9 @@ pub(crate) struct Machine {
     /// Of the last minute when the run began: whatever else ran.
     pub(crate) load_before: f64,
     pub(crate) version: String,
+    /// HAProxy's version, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) haproxy: Option<String>,
 }
 
 impl Machine {
@@ -35,17 +38,19 @@ impl Machine {
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            haproxy: None,
         }
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, processor, cores, memory_mib, load_before, version } = self;
-        write!(
-            f,
-            "Culvert {version}, Linux {kernel}, {cores} x {processor}, {memory_mib} MiB; load before: {load_before}"
-        )
+        let Self { kernel, processor, cores, memory_mib, load_before, version, haproxy } = self;
+        write!(f, "Culvert {version}, ")?;
+        if let Some(haproxy) = haproxy {
+            write!(f, "HAProxy {haproxy}, ")?;
+        }
+        write!(f, "Linux {kernel}, {cores} x {processor}, {memory_mib} MiB; load before: {load_before}")
     }
 }
 

@@ -1,4 +1,5 @@
-//! The pods of the benchmark: the same three in the mesh and outside of it, a client and a server on one node and a server on another.
+//! The pods of the benchmark: the same three in the mesh and outside of it, a client and a server on one node and a server on another;
+//! and the client and the other node's server once more, for sidecars.
 
 use std::net::Ipv4Addr;
 
@@ -11,6 +12,8 @@ pub(crate) const IMAGE: &str = "localhost/culvert-echo";
 pub(crate) const PLAIN: &str = "plain";
 /// The namespace in the mesh.
 pub(crate) const MESHED: &str = "meshed";
+/// The namespace whose pods have sidecars.
+pub(crate) const SIDECARS: &str = "sidecars";
 
 /// Where the client and one server run.
 pub(crate) const HERE: &str = "east";
@@ -26,10 +29,14 @@ pub(crate) const FAR: &str = "far";
 
 /// All of them, as one text.
 pub(crate) fn all() -> String {
-    let mut text = namespace(PLAIN, false) + &namespace(MESHED, true);
-    for (number, namespace) in (1_u8..).zip([PLAIN, MESHED]) {
-        for (place, (name, node)) in (1_u8..).zip([(CLIENT, HERE), (NEAR, HERE), (FAR, THERE)]) {
-            let subnet = if node == HERE { 1 } else { 2 };
+    let mut text = String::new();
+    let pods = [(CLIENT, HERE), (FAR, THERE), (NEAR, HERE)];
+    for (number, (namespace, meshed, pods)) in
+        (1_u8..).zip([(PLAIN, false, &pods[..]), (MESHED, true, &pods), (SIDECARS, false, &pods[..2])])
+    {
+        text.push_str(&self::namespace(namespace, meshed));
+        for (place, (name, node)) in (1_u8..).zip(pods) {
+            let subnet = if *node == HERE { 1 } else { 2 };
             let address = Ipv4Addr::new(10, 42, subnet, 10 * number + place);
             text.push_str(&pod(namespace, name, node, address));
         }
@@ -104,9 +111,12 @@ mod tests {
                 assert!(places.contains(&(format!("{namespace}/{name}"), node)), "{places:?}");
             }
         }
+        for (name, node) in [(CLIENT, HERE), (FAR, THERE)] {
+            assert!(places.contains(&(format!("{SIDECARS}/{name}"), node)), "{places:?}");
+        }
         let mut uids: Vec<_> = pods.iter().map(|pod| &pod.uid).collect();
         uids.sort();
         uids.dedup();
-        assert_eq!(uids.len(), 6);
+        assert_eq!(uids.len(), 8);
     }
 }

@@ -12,6 +12,7 @@ mod plot;
 mod report;
 mod rounds;
 mod sample;
+mod sidecars;
 mod stage;
 mod work;
 
@@ -46,7 +47,7 @@ pub(crate) struct Args {
     /// How long each load is measured; a second, or a third of it with `--quick`, without it.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=600_000))]
     measure: Option<u64>,
-    /// Only these paths; all without it.
+    /// Only these paths; all without it. `sidecars` installs Debian's packages `haproxy` and `iptables` where they are missing.
     #[arg(long, value_enum, value_name = "PATH", value_delimiter = ',')]
     path: Vec<Path>,
     /// Only works whose names are one of these or begin with it: ping-1KiB-x16, ping-1KiB, connect and so on.
@@ -116,7 +117,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         built.ztunnel =
             ztunnel.canonicalize().with_context(|| format!("looking for {}", ztunnel.display()))?;
     }
-    let machine = Machine::look();
+    let mut machine = Machine::look();
+    if paths.contains(&Path::Sidecars) {
+        sidecars::ensure(&workspace())?;
+        machine.haproxy = sidecars::version();
+    }
     // What a mesh in use logs: the access log is part of what a connection costs.
     let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
     let mut stage = Stage::set(&built, &paths, &log)?;

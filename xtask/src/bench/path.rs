@@ -14,6 +14,8 @@ pub(crate) enum Path {
     Relay,
     /// By two of them, one at each pod: the floor of the other-node path.
     TwoRelays,
+    /// The traditional way: by a sidecar in each pod, HAProxy, to which iptables lead, with mutual TLS between the two.
+    Sidecars,
     /// Through the mesh, between two pods of a node.
     CulvertSame,
     /// Through the mesh, between pods of two nodes: HBONE over HTTP/2.
@@ -31,7 +33,7 @@ impl Path {
         match self {
             Self::Direct | Self::DirectOther => None,
             Self::Relay | Self::CulvertSame => Some(Self::Direct),
-            Self::TwoRelays | Self::CulvertOther => Some(Self::DirectOther),
+            Self::TwoRelays | Self::Sidecars | Self::CulvertOther => Some(Self::DirectOther),
         }
     }
 
@@ -40,7 +42,7 @@ impl Path {
         match self {
             Self::Direct | Self::DirectOther => 0,
             Self::Relay | Self::CulvertSame => 1,
-            Self::TwoRelays | Self::CulvertOther => 2,
+            Self::TwoRelays | Self::Sidecars | Self::CulvertOther => 2,
         }
     }
 

@@ -9,9 +9,10 @@ use sandbox::{
     Binaries, Direction, Family, Mesh, MeshOptions, Options, Pod, Process, Program, Redirection, Sandbox,
 };
 
-use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, THERE};
+use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, SIDECARS, THERE};
 use super::path::Path;
 use super::sample::{self, Sample};
+use super::sidecars::{self, Sidecars};
 use super::work::{ECHO, ONCE, SINK, Times, Work};
 use crate::cargo::Built;
 use crate::progress::Progress;
@@ -36,6 +37,7 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Stage {
     relays: Vec<Process>,
+    sidecars: Option<Sidecars>,
     mesh: Option<Mesh>,
     sandbox: Sandbox,
     echo: PathBuf,
@@ -62,7 +64,8 @@ impl Stage {
         };
         let sandbox = Sandbox::start(&options)?;
         progress.done(&format!("{} pods", sandbox.pods().count()));
-        let mut stage = Self { relays: Vec::new(), mesh: None, sandbox, echo: built.echo.clone() };
+        let mut stage =
+            Self { relays: Vec::new(), sidecars: None, mesh: None, sandbox, echo: built.echo.clone() };
         if paths.iter().any(|path| path.meshed()) {
             stage.start_mesh(built, log)?;
         }
@@ -72,14 +75,20 @@ impl Stage {
         if paths.contains(&Path::TwoRelays) {
             stage.start_two_relays()?;
         }
+        if paths.contains(&Path::Sidecars) {
+            stage.sidecars = Some(Sidecars::start(&stage.sandbox, &stage.echo)?);
+        }
         for path in paths {
             stage.check(*path).with_context(|| format!("looking at the path {}", path.name()))?;
         }
         Ok(stage)
     }
 
-    /// Makes one load on a path, first putting new ztunnels in the place of those that run if the work is to meet such.
+    /// Makes one load on a path, first putting new proxies in the place of those that run if the work is to meet such.
     pub(crate) fn measure(&mut self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
+        if let (Some(sidecars), true) = (&mut self.sidecars, path == Path::Sidecars && work.begins_anew()) {
+            sidecars.restart(&self.sandbox)?;
+        }
         if let (Some(mesh), true) = (&mut self.mesh, path.meshed() && work.begins_anew()) {
             for name in [HERE, THERE] {
                 let node = self.sandbox.node(name)?;
@@ -110,6 +119,7 @@ impl Stage {
     /// Takes everything down.
     pub(crate) fn end(self) -> anyhow::Result<()> {
         drop(self.relays);
+        drop(self.sidecars);
         drop(self.mesh);
         self.sandbox.end()?;
         Ok(())
@@ -192,7 +202,11 @@ impl Stage {
     }
 
     fn route(&self, path: Path) -> anyhow::Result<Route<'_>> {
-        let namespace = if path.meshed() { MESHED } else { PLAIN };
+        let namespace = match path {
+            Path::Sidecars => SIDECARS,
+            path if path.meshed() => MESHED,
+            _ => PLAIN,
+        };
         let client = self.pod(namespace, CLIENT)?;
         let server = self.pod(namespace, if path.same_node() { NEAR } else { FAR })?;
         let to = match path {
@@ -208,6 +222,10 @@ impl Stage {
                 places.push(("first relay", client.place("first-relay")?));
                 places.push(("second relay", server.place("second-relay")?));
             }
+            Path::Sidecars => {
+                places.push(("client's sidecar", client.place(sidecars::CGROUP)?));
+                places.push(("server's sidecar", server.place(sidecars::CGROUP)?));
+            }
             Path::CulvertSame | Path::CulvertOther => {
                 places.push(("ztunnel here", self.sandbox.node(HERE)?.place("ztunnel")?));
                 if path == Path::CulvertOther {
@@ -220,13 +238,20 @@ impl Stage {
         Ok(Route { client, to, accounts: accounts.collect() })
     }
 
-    /// That a path is the one it is called: both ends must be able to talk, and of the mesh's paths its log must say the same.
+    /// That a path is the one it is called: both ends must be able to talk, and the proxies must say the same: the mesh's by its log,
+    /// sidecars by their counts.
     fn check(&self, path: Path) -> anyhow::Result<()> {
         let log = self.mesh.as_ref().map(|mesh| mesh.access_log().from_now());
         let times = Times { warm: Duration::ZERO, measure: Duration::ZERO };
         let sample = self.load(path, Work::First, times)?;
         if sample.histogram.is_empty() {
             bail!("nobody answers: {:?}", sample.failures);
+        }
+        if path == Path::Sidecars {
+            let carried = Sidecars::carried(&self.sandbox)?;
+            if carried != [1, 1] {
+                bail!("the sidecars have carried {carried:?} connections, not one each");
+            }
         }
         let (Some(log), true) = (log, path.meshed()) else { return Ok(()) };
         let client = self.pod(MESHED, CLIENT)?.address(Family::V4)?;

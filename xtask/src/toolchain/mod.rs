@@ -43,6 +43,19 @@ pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Installs packages of Debian's that nothing is built with.
+///
+/// # Errors
+/// One is missing and cannot be installed.
+pub(crate) fn ensure_packages(workspace: &Path, packages: &[String]) -> anyhow::Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let directory = directory(workspace);
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    debian::install(&directory, packages)
+}
+
 /// What builds the kernel programs.
 struct Toolchain {
     way: Way,

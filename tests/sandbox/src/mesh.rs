@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -17,25 +17,18 @@ use serde_json::Value;
 
 use crate::access_log::AccessLog;
 use crate::error::{During, Error, Result};
-use crate::namespace::NetNamespace;
 use crate::node::Node;
 use crate::process::{Process, Program, tail};
+use crate::readiness::READY_DEADLINE;
 use crate::wait;
 use crate::world::{CONTROL_NODE, Sandbox};
 
 const CONTROL_PORT: u16 = 15012;
 const AGENT_READINESS_PORT: u16 = 15012;
 const ZTUNNEL_READINESS_PORT: u16 = 15021;
-const READINESS_PATH: &str = "/healthz/ready";
 
 /// The file of the roots that agents are given.
 const GIVEN_ROOTS: &str = "control-ca.pem";
-
-/// How long a program may take to become ready; on a busy 2-core machine an agent needs about a second.
-const READY_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long one probe may take.
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a short-lived command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(15);
@@ -141,8 +134,8 @@ impl Mesh {
 
     /// Waits until agent and ztunnel of a node are ready, and every pod of the node that belongs into the mesh is in it.
     pub fn wait_ready(&mut self, node: &Node) -> Result<()> {
-        wait_ready(process(&mut self.ztunnels, node.name())?, || ready(node.net(), ZTUNNEL_READINESS_PORT))?;
-        wait_ready(process(&mut self.agents, node.name())?, || ready(node.net(), AGENT_READINESS_PORT))?;
+        self.ztunnel(node.name())?.wait_until(|| node.net().ready(ZTUNNEL_READINESS_PORT))?;
+        self.agent(node.name())?.wait_until(|| node.net().ready(AGENT_READINESS_PORT))?;
         let what = || format!("enrolment of the pods on {}", node.name());
         wait::try_until(READY_DEADLINE, what, || {
             let status = self.status(node).map_err(|error| error.to_string())?;
@@ -350,7 +343,7 @@ fn start_control(
         .args(&options.control)
         .env("RUST_LOG", &options.log);
     let mut control = program.spawn(&node.place("control")?, &directory.join("control.log"))?;
-    wait_ready(&mut control, || accepts(node.net(), address))?;
+    control.wait_until(|| node.net().accepts(address))?;
     Ok(control)
 }
 
@@ -358,49 +351,4 @@ fn process<'a>(processes: &'a mut BTreeMap<String, Process>, node: &str) -> Resu
     processes
         .get_mut(node)
         .ok_or_else(|| Error::Unknown { what: format!("program of the mesh on node {node}") })
-}
-
-/// Waits until `look` succeeds; an end of the program meanwhile is an error with its log.
-fn wait_ready(
-    process: &mut Process,
-    mut look: impl FnMut() -> Result<std::result::Result<(), String>>,
-) -> Result<()> {
-    let (name, log) = (process.name().to_owned(), process.log().to_owned());
-    wait::try_until(
-        READY_DEADLINE,
-        || format!("readiness of {name}"),
-        || match process.check_alive().and_then(|()| look()) {
-            Ok(Ok(())) => Ok(Ok(())),
-            Ok(Err(reason)) => Err(format!("{reason}; its log {} ends with:\n{}", log.display(), tail(&log))),
-            Err(error) => Ok(Err(error)),
-        },
-    )?
-}
-
-/// Whether something listens at an address, as seen from a namespace.
-fn accepts(net: &NetNamespace, address: SocketAddr) -> Result<std::result::Result<(), String>> {
-    net.run(|| {
-        TcpStream::connect_timeout(&address, PROBE_DEADLINE).map(|_| ()).map_err(|error| error.to_string())
-    })
-}
-
-/// Asks a readiness endpoint on the node's loopback.
-fn ready(net: &NetNamespace, port: u16) -> Result<std::result::Result<(), String>> {
-    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    net.run(|| match get(address, READINESS_PATH) {
-        Ok(answer) if answer.starts_with("HTTP/1.1 200") => Ok(()),
-        Ok(answer) => Err(format!("{address}{READINESS_PATH} says {:?}", answer.trim())),
-        Err(error) => Err(format!("{address}{READINESS_PATH}: {error}")),
-    })
-}
-
-fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PROBE_DEADLINE)?;
-    stream.set_read_timeout(Some(PROBE_DEADLINE))?;
-    stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes(),
-    )?;
-    let mut answer = Vec::new();
-    stream.take(64 << 10).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -27,13 +27,32 @@ pub(crate) const NEAR: &str = "near";
 /// The server on the other node.
 pub(crate) const FAR: &str = "far";
 
+/// The pods of a namespace, and their nodes.
+const PODS: &[(&str, &str)] = &[(CLIENT, HERE), (FAR, THERE), (NEAR, HERE)];
+
 /// All of them, as one text.
 pub(crate) fn all() -> String {
+    text([
+        Namespace { name: PLAIN, meshed: false, pods: PODS },
+        Namespace { name: MESHED, meshed: true, pods: PODS },
+        Namespace { name: SIDECARS, meshed: false, pods: &PODS[..2] },
+    ])
+}
+
+/// The namespace in the mesh alone.
+pub(crate) fn meshed() -> String {
+    text([Namespace { name: MESHED, meshed: true, pods: PODS }])
+}
+
+struct Namespace {
+    name: &'static str,
+    meshed: bool,
+    pods: &'static [(&'static str, &'static str)],
+}
+
+fn text(namespaces: impl IntoIterator<Item = Namespace>) -> String {
     let mut text = String::new();
-    let pods = [(CLIENT, HERE), (FAR, THERE), (NEAR, HERE)];
-    for (number, (namespace, meshed, pods)) in
-        (1_u8..).zip([(PLAIN, false, &pods[..]), (MESHED, true, &pods), (SIDECARS, false, &pods[..2])])
-    {
+    for (number, Namespace { name: namespace, meshed, pods }) in (1_u8..).zip(namespaces) {
         text.push_str(&self::namespace(namespace, meshed));
         for (place, (name, node)) in (1_u8..).zip(pods) {
             let subnet = if *node == HERE { 1 } else { 2 };

@@ -8,6 +8,7 @@ mod html;
 mod machine;
 mod manifests;
 mod path;
+mod peer;
 mod plot;
 mod report;
 mod rounds;
@@ -65,6 +66,9 @@ pub(crate) struct Args {
     /// A ztunnel to measure in place of the one that is built here.
     #[arg(long, value_name = "FILE")]
     ztunnel: Option<PathBuf>,
+    /// Another ztunnel to measure beside it, such as Istio's: on nodes of its own, with the rules of iptables that it needs in its pods.
+    #[arg(long, value_name = "FILE")]
+    peer_ztunnel: Option<PathBuf>,
 }
 
 impl Args {
@@ -79,7 +83,10 @@ impl Args {
     }
 
     fn paths(&self) -> Vec<Path> {
-        let chosen = |path: &Path| self.path.is_empty() || self.path.contains(path);
+        let chosen = |path: &Path| {
+            let can_be = self.peer_ztunnel.is_some() || !path.of_peer();
+            if self.path.is_empty() { can_be } else { self.path.contains(path) }
+        };
         Path::value_variants().iter().copied().filter(chosen).collect()
     }
 
@@ -111,11 +118,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let json = args.json.as_ref();
     let json = json.map(|path| File::create(path).with_context(|| format!("making {}", path.display())));
     let json = json.transpose()?;
+    let (own, peer) = (found(args.ztunnel.as_ref())?, found(args.peer_ztunnel.as_ref())?);
+    if peer.is_none() && paths.iter().any(|path| path.of_peer()) {
+        bail!("the paths of another ztunnel need --peer-ztunnel");
+    }
     toolchain::ensure(&workspace())?;
     let mut built = cargo::build()?;
-    if let Some(ztunnel) = &args.ztunnel {
-        built.ztunnel =
-            ztunnel.canonicalize().with_context(|| format!("looking for {}", ztunnel.display()))?;
+    if let Some(ztunnel) = own {
+        built.ztunnel = ztunnel;
     }
     let mut machine = Machine::look();
     if paths.contains(&Path::Sidecars) {
@@ -124,7 +134,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     }
     // What a mesh in use logs: the access log is part of what a connection costs.
     let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let mut stage = Stage::set(&built, &paths, &log)?;
+    let mut stage = Stage::set(&built, &paths, peer.as_deref(), &log)?;
     let measured = measure(&mut stage, &paths, &works, args).with_context(|| stage.keep_logs())?;
     let report = Report {
         machine,
@@ -149,6 +159,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     stage.end()?;
     println!("Bench: {} in all, and everything is taken down again.", seconds(begin.elapsed()));
     Ok(report.ok())
+}
+
+/// Where a program is, from the root.
+fn found(path: Option<&PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+    let look =
+        |path: &PathBuf| path.canonicalize().with_context(|| format!("looking for {}", path.display()));
+    path.map(look).transpose()
 }
 
 /// What an earlier run wrote.
@@ -213,7 +230,14 @@ mod tests {
         assert_eq!(some.paths(), [Path::Direct, Path::CulvertOther]);
         let names: Vec<String> = some.works(10_000).into_iter().map(Work::name).collect();
         assert_eq!(names, ["ping-1B-x64", "connect-x1", "connect-x16", "bulk-x8"]);
-        assert_eq!(args("bench").paths().len(), Path::value_variants().len());
+    }
+
+    #[test]
+    fn paths_of_another_ztunnel_are_measured_where_one_is_given() {
+        let peers = |text: &str| args(text).paths().into_iter().filter(|path| path.of_peer()).count();
+        assert_eq!((peers("bench"), peers("bench --peer-ztunnel z")), (0, 2));
+        assert_eq!(args("bench --peer-ztunnel z").paths().len(), Path::value_variants().len());
+        assert_eq!(args("bench --peer-ztunnel z --path direct").paths(), [Path::Direct]);
     }
 
     #[test]

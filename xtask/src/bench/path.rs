@@ -20,6 +20,10 @@ pub(crate) enum Path {
     CulvertSame,
     /// Through the mesh, between pods of two nodes: HBONE over HTTP/2.
     CulvertOther,
+    /// With another ztunnel in the place of ours, between two pods of a node.
+    PeerSame,
+    /// With it, between pods of two nodes.
+    PeerOther,
 }
 
 impl Path {
@@ -32,8 +36,10 @@ impl Path {
     pub(crate) fn baseline(self) -> Option<Self> {
         match self {
             Self::Direct | Self::DirectOther => None,
-            Self::Relay | Self::CulvertSame => Some(Self::Direct),
-            Self::TwoRelays | Self::Sidecars | Self::CulvertOther => Some(Self::DirectOther),
+            Self::Relay | Self::CulvertSame | Self::PeerSame => Some(Self::Direct),
+            Self::TwoRelays | Self::Sidecars | Self::CulvertOther | Self::PeerOther => {
+                Some(Self::DirectOther)
+            }
         }
     }
 
@@ -41,19 +47,24 @@ impl Path {
     pub(crate) fn hops(self) -> u32 {
         match self {
             Self::Direct | Self::DirectOther => 0,
-            Self::Relay | Self::CulvertSame => 1,
-            Self::TwoRelays | Self::Sidecars | Self::CulvertOther => 2,
+            Self::Relay | Self::CulvertSame | Self::PeerSame => 1,
+            Self::TwoRelays | Self::Sidecars | Self::CulvertOther | Self::PeerOther => 2,
         }
     }
 
     /// Whether the client and the server are pods of one node.
     pub(crate) fn same_node(self) -> bool {
-        matches!(self, Self::Direct | Self::Relay | Self::CulvertSame)
+        matches!(self, Self::Direct | Self::Relay | Self::CulvertSame | Self::PeerSame)
     }
 
     /// Whether it goes through the mesh.
     pub(crate) fn meshed(self) -> bool {
         matches!(self, Self::CulvertSame | Self::CulvertOther)
+    }
+
+    /// Whether it goes through another ztunnel, which somebody must give.
+    pub(crate) fn of_peer(self) -> bool {
+        matches!(self, Self::PeerSame | Self::PeerOther)
     }
 }
 

@@ -13,13 +13,12 @@ use anyhow::{Context, bail};
 use sandbox::{Pod, Process, Program, Sandbox};
 
 use super::manifests::{CLIENT, FAR, SIDECARS};
-use crate::toolchain;
+use crate::toolchain::{self, find_program};
 
 /// The control group of a sidecar within its pod's.
 pub(crate) const CGROUP: &str = "sidecar";
 
-/// Debian's packages, and their programs.
-const PACKAGES: [&str; 2] = [HAPROXY, IPTABLES];
+/// The programs, named as their packages.
 const HAPROXY: &str = "haproxy";
 const IPTABLES: &str = "iptables";
 
@@ -39,26 +38,18 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Makes sure that the programs are there.
 pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
-    let missing: Vec<String> =
-        PACKAGES.into_iter().filter(|name| find(name).is_none()).map(str::to_owned).collect();
-    toolchain::ensure_packages(workspace, &missing)
+    toolchain::ensure_programs(workspace, &[HAPROXY, IPTABLES].map(|name| (name, name)))
         .context("the path `sidecars` needs HAProxy and iptables; --path leaves it out")
 }
 
 /// What the proxy calls its version.
 pub(crate) fn version() -> Option<String> {
-    let output = std::process::Command::new(find(HAPROXY)?).arg("-v").output().ok()?;
+    let output = std::process::Command::new(find_program(HAPROXY).ok()?).arg("-v").output().ok()?;
     Some(parse_version(&String::from_utf8_lossy(&output.stdout))?.to_owned())
 }
 
 fn parse_version(text: &str) -> Option<&str> {
     text.lines().next()?.split(' ').skip_while(|word| *word != "version").nth(1)
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    directories.map(|directory| directory.join(program)).find(|path| path.is_file())
 }
 
 /// What a sidecar of the pair does.
@@ -168,8 +159,7 @@ impl Sidecars {
             let file = configuration_file(&directory, role);
             std::fs::write(&file, role.configuration(&directory))
                 .with_context(|| format!("writing {}", file.display()))?;
-            let iptables = find(IPTABLES).context("there is no iptables")?;
-            run(role.pod(sandbox)?, &Program::new(iptables).args(role.rule()))?;
+            run(role.pod(sandbox)?, &Program::new(find_program(IPTABLES)?).args(role.rule()))?;
         }
         let mut sidecars = Self { processes: Vec::new(), directory };
         sidecars.restart(sandbox)?;
@@ -182,7 +172,7 @@ impl Sidecars {
         for role in Role::BOTH {
             let pod = role.pod(sandbox)?;
             // In the foreground.
-            let program = Program::new(find(HAPROXY).context("there is no HAProxy")?)
+            let program = Program::new(find_program(HAPROXY)?)
                 .named(role.name())
                 .args(["-db", "-f"])
                 .arg(configuration_file(&self.directory, role));

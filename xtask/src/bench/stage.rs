@@ -11,6 +11,7 @@ use sandbox::{
 
 use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, SIDECARS, THERE};
 use super::path::Path;
+use super::peer::Peer;
 use super::sample::{self, Sample};
 use super::sidecars::{self, Sidecars};
 use super::work::{ECHO, ONCE, SINK, Times, Work};
@@ -39,8 +40,22 @@ pub(crate) struct Stage {
     relays: Vec<Process>,
     sidecars: Option<Sidecars>,
     mesh: Option<Mesh>,
+    peer: Option<Peer>,
     sandbox: Sandbox,
     echo: PathBuf,
+}
+
+/// Two nodes with the pods of some manifests.
+pub(super) fn sandbox(built: &Built, text: &str) -> anyhow::Result<Sandbox> {
+    let directory = tempfile::tempdir().context("making a directory for the manifests")?;
+    std::fs::write(directory.path().join("bench.yaml"), text)?;
+    let options = Options {
+        parent: crate::sandboxes(),
+        manifests: directory.path().to_owned(),
+        images: [(manifests::IMAGE.to_owned(), built.echo.clone())].into(),
+        pause: Program::new(&built.echo).arg("pause"),
+    };
+    Ok(Sandbox::start(&options)?)
 }
 
 /// Where a path begins, and whose cost is counted on it beside the client's.
@@ -52,20 +67,17 @@ struct Route<'a> {
 
 impl Stage {
     /// Makes what these paths need.
-    pub(crate) fn set(built: &Built, paths: &[Path], log: &str) -> anyhow::Result<Self> {
+    pub(crate) fn set(
+        built: &Built,
+        paths: &[Path],
+        peer: Option<&std::path::Path>,
+        log: &str,
+    ) -> anyhow::Result<Self> {
         let progress = Progress::begin("making two nodes and their pods");
-        let directory = tempfile::tempdir().context("making a directory for the manifests")?;
-        std::fs::write(directory.path().join("bench.yaml"), manifests::all())?;
-        let options = Options {
-            parent: crate::sandboxes(),
-            manifests: directory.path().to_owned(),
-            images: [(manifests::IMAGE.to_owned(), built.echo.clone())].into(),
-            pause: Program::new(&built.echo).arg("pause"),
-        };
-        let sandbox = Sandbox::start(&options)?;
+        let sandbox = sandbox(built, &manifests::all())?;
         progress.done(&format!("{} pods", sandbox.pods().count()));
-        let mut stage =
-            Self { relays: Vec::new(), sidecars: None, mesh: None, sandbox, echo: built.echo.clone() };
+        let (relays, echo) = (Vec::new(), built.echo.clone());
+        let mut stage = Self { relays, sidecars: None, mesh: None, peer: None, sandbox, echo };
         if paths.iter().any(|path| path.meshed()) {
             stage.start_mesh(built, log)?;
         }
@@ -77,6 +89,9 @@ impl Stage {
         }
         if paths.contains(&Path::Sidecars) {
             stage.sidecars = Some(Sidecars::start(&stage.sandbox, &stage.echo)?);
+        }
+        if let (Some(ztunnel), true) = (peer, paths.iter().any(|path| path.of_peer())) {
+            stage.peer = Some(Peer::start(built, ztunnel, log)?);
         }
         for path in paths {
             stage.check(*path).with_context(|| format!("looking at the path {}", path.name()))?;
@@ -96,6 +111,9 @@ impl Stage {
                 mesh.start_ztunnel(node)?;
                 mesh.wait_ready(node)?;
             }
+        }
+        if let (Some(peer), true) = (&mut self.peer, path.of_peer() && work.begins_anew()) {
+            peer.restart()?;
         }
         self.load(path, work, times)
     }
@@ -121,6 +139,7 @@ impl Stage {
         drop(self.relays);
         drop(self.sidecars);
         drop(self.mesh);
+        self.peer.map_or(Ok(()), Peer::end)?;
         self.sandbox.end()?;
         Ok(())
     }
@@ -128,7 +147,8 @@ impl Stage {
     /// Leaves the logs, and says where.
     pub(crate) fn keep_logs(&self) -> String {
         self.sandbox.keep_files();
-        format!("the logs are in {}", self.sandbox.directory().display())
+        let peer = self.peer.as_ref().map(|peer| format!("; {}", peer.keep_logs())).unwrap_or_default();
+        format!("the logs are in {}{peer}", self.sandbox.directory().display())
     }
 
     fn start_mesh(&mut self, built: &Built, log: &str) -> anyhow::Result<()> {
@@ -201,7 +221,14 @@ impl Stage {
         Ok(process)
     }
 
+    fn peer(&self) -> anyhow::Result<&Peer> {
+        self.peer.as_ref().context("there is no other ztunnel")
+    }
+
     fn route(&self, path: Path) -> anyhow::Result<Route<'_>> {
+        if path.of_peer() {
+            return self.route_of_peer(path);
+        }
         let namespace = match path {
             Path::Sidecars => SIDECARS,
             path if path.meshed() => MESHED,
@@ -216,7 +243,7 @@ impl Stage {
         };
         let mut places = vec![(sample::SERVER, server.place("echo")?)];
         match path {
-            Path::Direct | Path::DirectOther => {}
+            Path::Direct | Path::DirectOther | Path::PeerSame | Path::PeerOther => {}
             Path::Relay => places.push(("relay", client.place("relay")?)),
             Path::TwoRelays => {
                 places.push(("first relay", client.place("first-relay")?));
@@ -238,10 +265,21 @@ impl Stage {
         Ok(Route { client, to, accounts: accounts.collect() })
     }
 
-    /// That a path is the one it is called: both ends must be able to talk, and the proxies must say the same: the mesh's by its log,
+    fn route_of_peer(&self, path: Path) -> anyhow::Result<Route<'_>> {
+        let (client, server, nodes) = self.peer()?.ends(path)?;
+        let mut accounts = vec![(sample::SERVER.to_owned(), server.place("echo")?.cgroup.path().to_owned())];
+        for node in nodes {
+            let name = format!("other ztunnel {}", node.name());
+            accounts.push((name, node.place("ztunnel")?.cgroup.path().to_owned()));
+        }
+        Ok(Route { client, to: server.address(Family::V4)?, accounts })
+    }
+
+    /// That a path is the one it is called: both ends must be able to talk, and the proxies must say the same: ztunnels by their logs,
     /// sidecars by their counts.
     fn check(&self, path: Path) -> anyhow::Result<()> {
         let log = self.mesh.as_ref().map(|mesh| mesh.access_log().from_now());
+        let log_of_peer = self.peer.as_ref().map(Peer::log);
         let times = Times { warm: Duration::ZERO, measure: Duration::ZERO };
         let sample = self.load(path, Work::First, times)?;
         if sample.histogram.is_empty() {
@@ -252,6 +290,9 @@ impl Stage {
             if carried != [1, 1] {
                 bail!("the sidecars have carried {carried:?} connections, not one each");
             }
+        }
+        if let (Some(log), true) = (log_of_peer, path.of_peer()) {
+            return self.peer()?.check(path, &log, LOG_DEADLINE);
         }
         let (Some(log), true) = (log, path.meshed()) else { return Ok(()) };
         let client = self.pod(MESHED, CLIENT)?.address(Family::V4)?;

@@ -43,17 +43,30 @@ pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs packages of Debian's that nothing is built with.
+/// Installs Debian's packages of those programs, each named with its package, that are missing.
 ///
 /// # Errors
 /// One is missing and cannot be installed.
-pub(crate) fn ensure_packages(workspace: &Path, packages: &[String]) -> anyhow::Result<()> {
+pub(crate) fn ensure_programs(workspace: &Path, programs: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing = programs.iter().filter(|(program, _)| find_program(program).is_err());
+    let packages: Vec<String> = missing.map(|(_, package)| (*package).to_owned()).collect();
     if packages.is_empty() {
         return Ok(());
     }
     let directory = directory(workspace);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    debian::install(&directory, packages)
+    debian::install(&directory, &packages)
+}
+
+/// Where a program is, looked for also where only root's `PATH` leads.
+///
+/// # Errors
+/// It is nowhere.
+pub(crate) fn find_program(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let mut candidates = directories.map(|directory| directory.join(name));
+    candidates.find(|path| path.is_file()).with_context(|| format!("there is no program {name}"))
 }
 
 /// What builds the kernel programs.

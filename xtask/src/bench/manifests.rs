@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::capture::Way;
 use super::work::{ECHO, ONCE, SINK};
 
 /// The image the manifests name.
@@ -59,6 +60,16 @@ fn text(namespaces: impl IntoIterator<Item = Namespace>) -> String {
             let address = Ipv4Addr::new(10, 42, subnet, 10 * number + place);
             text.push_str(&pod(namespace, name, node, address));
         }
+    }
+    text
+}
+
+/// A pod on one node for each way to be captured, in a namespace that is called like it.
+pub(crate) fn capture() -> String {
+    let mut text = String::new();
+    for (place, way) in (1_u8..).zip(Way::ALL) {
+        text.push_str(&namespace(way.name(), way == Way::Culvert));
+        text.push_str(&pod(way.name(), CLIENT, HERE, Ipv4Addr::new(10, 42, 1, place)));
     }
     text
 }

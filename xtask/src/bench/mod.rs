@@ -3,6 +3,7 @@
 //! Everything is measured in one run. A round measures each work on all paths, one after the other and each time beginning with
 //! another one, so that whatever else the machine does meets all of them alike; figures are medians and ranges over the rounds.
 
+mod capture;
 mod compare;
 mod html;
 mod machine;
@@ -12,6 +13,8 @@ mod peer;
 mod plot;
 mod report;
 mod rounds;
+mod route;
+mod rules;
 mod sample;
 mod sidecars;
 mod stage;
@@ -26,7 +29,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::cargo;
+use crate::cargo::{self, Built};
 use crate::output;
 use crate::progress::{Progress, seconds};
 use crate::{toolchain, workspace};
@@ -45,13 +48,14 @@ pub(crate) struct Args {
     /// How many rounds; 7, or 3 of the quick ones, without it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// How long each load is measured; a second, or a third of it with `--quick`, without it.
+    /// How long each load is measured; 1000, or 300 with `--quick`, without it. Of capture alone 200 at most.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=600_000))]
     measure: Option<u64>,
-    /// Only these paths; all without it. `sidecars` installs Debian's packages `haproxy` and `iptables` where they are missing.
+    /// Only these paths; all, and capture alone, without it. `sidecars` installs Debian's packages `haproxy` and `iptables` where they are
+    /// missing, capture alone `iptables`.
     #[arg(long, value_enum, value_name = "PATH", value_delimiter = ',')]
     path: Vec<Path>,
-    /// Only works whose names are one of these or begin with it: ping-1KiB-x16, ping-1KiB, connect and so on.
+    /// Only works whose names are one of these or begin with it: ping-1KiB-x16, ping-1KiB, connect, capture and so on.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     work: Vec<String>,
     /// Write the figures, and the latencies behind them, to this file.
@@ -77,7 +81,7 @@ impl Args {
     }
 
     fn times(&self) -> Times {
-        let default = if self.quick { 333 } else { 1000 };
+        let default = if self.quick { 300 } else { 1000 };
         let measure = Duration::from_millis(self.measure.unwrap_or(default));
         Times { warm: measure / 5, measure }
     }
@@ -90,14 +94,20 @@ impl Args {
         Path::value_variants().iter().copied().filter(chosen).collect()
     }
 
+    fn named(&self, name: &str) -> bool {
+        self.work.iter().any(|part| name == part || name.starts_with(&format!("{part}-")))
+    }
+
     fn works(&self, idle: u32) -> Vec<Work> {
-        let named = |work: &Work| {
-            let name = work.name();
-            let is = |part: &String| name == *part || name.starts_with(&format!("{part}-"));
-            self.work.is_empty() || self.work.iter().any(is)
-        };
+        let chosen = |work: &Work| self.work.is_empty() || self.named(&work.name());
         // Who asks for one by name gets it, quick or not.
-        work::all(self.quick && self.work.is_empty(), idle).into_iter().filter(named).collect()
+        work::all(self.quick && self.work.is_empty(), idle).into_iter().filter(chosen).collect()
+    }
+
+    /// The works of capture alone, which is on no path: with everything, and by name.
+    fn captures(&self) -> Vec<Work> {
+        let all = self.path.is_empty() && self.work.is_empty();
+        capture::works(|name| all || self.named(name))
     }
 }
 
@@ -108,10 +118,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     // Which it hands on to everything it starts.
     let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let idle = work::idle(descriptors);
-    let (paths, works) = (args.paths(), args.works(idle));
-    if works.is_empty() {
-        let names: Vec<String> = work::all(false, idle).into_iter().map(Work::name).collect();
-        bail!("no work is named so; there are {}", names.join(", "));
+    let (works, captures) = (args.works(idle), args.captures());
+    let paths = if works.is_empty() { Vec::new() } else { args.paths() };
+    if works.is_empty() && captures.is_empty() {
+        let names = work::all(false, idle).into_iter().map(Work::name).chain(capture::names());
+        bail!("no work is named so; there are {}", names.collect::<Vec<_>>().join(", "));
     }
     // Before minutes of building, not after them; and the old file before the new one, which may take its place.
     let old = args.compare.as_deref().map(earlier).transpose()?;
@@ -123,25 +134,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         bail!("the paths of another ztunnel need --peer-ztunnel");
     }
     toolchain::ensure(&workspace())?;
+    let haproxy = paths.contains(&Path::Sidecars).then_some(sidecars::HAPROXY);
+    let iptables = (haproxy.is_some() || !captures.is_empty()).then_some(rules::IPTABLES);
+    // Each is named like its package.
+    let programs: Vec<_> = [haproxy, iptables].into_iter().flatten().map(|name| (name, name)).collect();
+    toolchain::ensure_programs(&workspace(), &programs)
+        .context("HAProxy and iptables are for the path `sidecars`, iptables also for capture alone; --path leaves them out")?;
     let mut built = cargo::build()?;
     if let Some(ztunnel) = own {
         built.ztunnel = ztunnel;
     }
     let mut machine = Machine::look();
-    if paths.contains(&Path::Sidecars) {
-        sidecars::ensure(&workspace())?;
-        machine.haproxy = sidecars::version();
-    }
+    machine.haproxy = haproxy.and_then(|_| sidecars::version());
     // What a mesh in use logs: the access log is part of what a connection costs.
     let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let mut stage = Stage::set(&built, &paths, peer.as_deref(), &log)?;
-    let measured = measure(&mut stage, &paths, &works, args).with_context(|| stage.keep_logs())?;
-    let report = Report {
-        machine,
-        rounds: args.rounds(),
-        measured_ms: args.times().measure.as_millis(),
-        rows: rows(&paths, &works, &measured)?,
-    };
+    let mut rows = Vec::new();
+    if !works.is_empty() {
+        rows.extend(on_paths(&built, &paths, &works, peer.as_deref(), args, &log)?);
+    }
+    if !captures.is_empty() {
+        rows.extend(capture::measure(&built, &captures, args.rounds(), args.times(), &log)?);
+    }
+    let report =
+        Report { machine, rounds: args.rounds(), measured_ms: args.times().measure.as_millis(), rows };
     report.print();
     if let Some(old) = &old {
         compare::print(old, &report);
@@ -153,12 +168,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         let page = html::page(&report).context("drawing the report")?;
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
-    if !report.ok() {
+    println!("Bench: {} in all, and everything is taken down again.", seconds(begin.elapsed()));
+    Ok(report.ok())
+}
+
+/// Measures the works on the paths.
+fn on_paths(
+    built: &Built,
+    paths: &[Path],
+    works: &[Work],
+    peer: Option<&std::path::Path>,
+    args: &Args,
+    log: &str,
+) -> anyhow::Result<Vec<Row>> {
+    let mut stage = Stage::set(built, paths, peer, log)?;
+    let measured = measure(&mut stage, paths, works, args).with_context(|| stage.keep_logs())?;
+    let rows = rows(paths, works, &measured)?;
+    if rows.iter().any(|row| !row.failures.is_empty()) {
         println!("{}", stage.keep_logs());
     }
     stage.end()?;
-    println!("Bench: {} in all, and everything is taken down again.", seconds(begin.elapsed()));
-    Ok(report.ok())
+    Ok(rows)
 }
 
 /// Where a program is, from the root.
@@ -241,11 +271,27 @@ mod tests {
     }
 
     #[test]
+    fn capture_alone_is_measured_with_everything_and_by_name() {
+        for (text, expected) in [
+            ("bench", 2),
+            ("bench --quick", 2),
+            ("bench --path direct", 0),
+            ("bench --work ping-1B", 0),
+            ("bench --work capture", 2),
+            ("bench --path direct --work capture-connect,connect", 1),
+        ] {
+            assert_eq!(args(text).captures().len(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn the_quick_ones_end_in_two_minutes() {
         let quick = args("bench --quick");
         let loads = quick.rounds() * quick.works(10_000).len() * quick.paths().len();
         // What a load takes beyond its time: a process, and streams that drain.
         let each = quick.times().warm + quick.times().measure + Duration::from_millis(100);
-        assert!(each * u32::try_from(loads).unwrap() < Duration::from_secs(100));
+        let captures = quick.rounds() * quick.captures().len() * capture::Way::ALL.len();
+        let all = each * u32::try_from(loads + captures).unwrap();
+        assert!(all < Duration::from_secs(100), "{all:?}");
     }
 }

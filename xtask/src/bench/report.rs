@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table};
 use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
+use super::capture;
 use super::machine::Machine;
 use super::path::Path;
 use super::rounds::{Rounds, Spread};
@@ -47,21 +48,29 @@ impl Row {
         rounds: &Rounds,
         baseline: Option<&Rounds>,
     ) -> anyhow::Result<Self> {
+        let added = baseline.and_then(|baseline| rounds.added_per_hop(baseline, path.hops()));
+        Self::named(work.name(), path.name(), work.is_bulk(), rounds, added)
+    }
+
+    /// Of what is no work of [`Work`] or no path of [`Path`].
+    pub(crate) fn named(
+        work: String,
+        path: String,
+        is_bulk: bool,
+        rounds: &Rounds,
+        added: Option<Spread>,
+    ) -> anyhow::Result<Self> {
         let spreads = rounds.spreads();
-        let mut figures: BTreeMap<String, Spread> = spreads
-            .into_iter()
-            .map(|(figure, spread)| (figure.name(work.is_bulk()).to_owned(), spread))
-            .collect();
-        if let Some(added) = baseline.and_then(|baseline| rounds.added_per_hop(baseline, path.hops())) {
-            figures.insert(ADDED.to_owned(), added);
-        }
+        let mut figures: BTreeMap<String, Spread> =
+            spreads.into_iter().map(|(figure, spread)| (figure.name(is_bulk).to_owned(), spread)).collect();
+        figures.extend(added.map(|added| (ADDED.to_owned(), added)));
         let histogram = rounds.histogram.as_ref().filter(|all| !all.is_empty()).map(|all| {
             let mut bytes = Vec::new();
             V2DeflateSerializer::new().serialize(all, &mut bytes).map(|_| STANDARD.encode(bytes))
         });
         Ok(Self {
-            work: work.name(),
-            path: path.name(),
+            work,
+            path,
             rounds: rounds.samples,
             failures: rounds.failures.clone(),
             figures,
@@ -122,10 +131,17 @@ impl Report {
         println!("\n{}", self.table());
         println!(
             "Medians over {} rounds of {} ms, [least-most]; latencies in microseconds, of streams none. A hop is a proxy a byte passes; added\n\
-             latency is against the same pods without proxies, in the same round. CPU: seconds per 1,000 requests, or per GiB, of all\n\
+             latency is against the same pods without proxies (or who dials the server itself), in the same round. CPU: seconds per 1,000 requests, or per GiB, of all\n\
              (client, server, proxies) and of the proxies; switches: the proxies', per request, or per MiB; memory: theirs, in MiB, or of a connection.",
             self.rounds, self.measured_ms
         );
+        if self.rows.iter().any(|row| row.work.starts_with(capture::PREFIX)) {
+            println!(
+                "{}...: a client and a bare server in its proxy's place, on one processor; loads of {} ms at most.",
+                capture::PREFIX,
+                capture::LONGEST.measure.as_millis()
+            );
+        }
         println!("{}", self.machine);
         for row in self.rows.iter().filter(|row| !row.failures.is_empty()) {
             println!("Failures of {} on {}: {:?}", row.work, row.path, row.failures);

@@ -9,18 +9,18 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use sandbox::{Pod, Process, Program, Sandbox};
 
 use super::manifests::{CLIENT, FAR, SIDECARS};
-use crate::toolchain::{self, find_program};
+use super::rules;
+use crate::toolchain::find_program;
 
 /// The control group of a sidecar within its pod's.
 pub(crate) const CGROUP: &str = "sidecar";
 
-/// The programs, named as their packages.
-const HAPROXY: &str = "haproxy";
-const IPTABLES: &str = "iptables";
+/// The proxy, and its package.
+pub(crate) const HAPROXY: &str = "haproxy";
 
 /// Who the sidecars run as, so that the rules know what they send.
 const USER: u32 = 1337;
@@ -33,14 +33,8 @@ const STATUS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 /// More than any work needs: without a bound the processes size themselves by the machine's limit, which may be a million.
 const MAX_DESCRIPTORS: u32 = 50_000;
 
-/// How long a short program may take, and a sidecar to answer.
+/// How long a sidecar may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Makes sure that the programs are there.
-pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
-    toolchain::ensure_programs(workspace, &[HAPROXY, IPTABLES].map(|name| (name, name)))
-        .context("the path `sidecars` needs HAProxy and iptables; --path leaves it out")
-}
 
 /// What the proxy calls its version.
 pub(crate) fn version() -> Option<String> {
@@ -80,17 +74,16 @@ impl Role {
         }
     }
 
-    /// The rule that leads to it.
-    fn rule(self) -> Vec<String> {
-        let (chain, those, port) = match self {
-            Self::Client => ("OUTPUT", format!("-m owner ! --uid-owner {USER} ! -d 127.0.0.0/8"), OUTBOUND),
+    /// Leads to it what it is for.
+    fn redirect(self, pod: &Pod) -> anyhow::Result<()> {
+        match self {
+            Self::Client => {
+                let those = format!("-m owner ! --uid-owner {USER} ! -d 127.0.0.0/8");
+                rules::redirect(pod, "OUTPUT", &those, OUTBOUND)
+            }
             // What the sidecar sends to its own pod passes this chain too, over `lo`.
-            Self::Server => ("PREROUTING", "! -i lo".to_owned(), INBOUND),
-        };
-        let rule = format!(
-            "--wait --table nat --append {chain} --protocol tcp {those} --jump REDIRECT --to-ports {port}"
-        );
-        rule.split(' ').map(str::to_owned).collect()
+            Self::Server => rules::redirect(pod, "PREROUTING", "! -i lo", INBOUND),
+        }
     }
 
     /// The configuration. Who dials the port itself would be sent back to it for ever, and is refused.
@@ -154,12 +147,12 @@ impl Sidecars {
             .arg("certify")
             .arg(&directory)
             .args(Role::BOTH.map(Role::name));
-        run(Role::Client.pod(sandbox)?, &certify)?;
+        rules::run(Role::Client.pod(sandbox)?, &certify)?;
         for role in Role::BOTH {
             let file = configuration_file(&directory, role);
             std::fs::write(&file, role.configuration(&directory))
                 .with_context(|| format!("writing {}", file.display()))?;
-            run(role.pod(sandbox)?, &Program::new(find_program(IPTABLES)?).args(role.rule()))?;
+            role.redirect(role.pod(sandbox)?)?;
         }
         let mut sidecars = Self { processes: Vec::new(), directory };
         sidecars.restart(sandbox)?;
@@ -206,15 +199,6 @@ impl Sidecars {
 
 fn configuration_file(directory: &Path, role: Role) -> PathBuf {
     directory.join(format!("{}.cfg", role.name()))
-}
-
-/// Runs a short program in a pod.
-fn run(pod: &Pod, program: &Program) -> anyhow::Result<()> {
-    let output = pod.exec(program, DEADLINE)?;
-    if !output.status.success() {
-        bail!("{program:?} in {}: {}", pod.name(), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }
 
 /// Asks the sidecar of a pod of itself.

@@ -12,6 +12,7 @@ use sandbox::{
 use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, SIDECARS, THERE};
 use super::path::Path;
 use super::peer::Peer;
+use super::route::{self, Route};
 use super::sample::{self, Sample};
 use super::sidecars::{self, Sidecars};
 use super::work::{ECHO, ONCE, SINK, Times, Work};
@@ -25,14 +26,8 @@ const FIRST_RELAY_AT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The second relay of the other-node path has its ports at the server's pod so much above the server's.
 const SECOND_RELAY_OFFSET: u16 = 100;
 
-/// How long a load may take beyond its own time: streams that drain, and 2 cores that are shared.
-const LOAD_GRACE: Duration = Duration::from_secs(45);
-
 /// How long ztunnel may take to write of a connection that has ended.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How long a relay may take to listen.
-const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Everything that runs. Its processes end when it is dropped.
 #[derive(Debug)]
@@ -45,7 +40,7 @@ pub(crate) struct Stage {
     echo: PathBuf,
 }
 
-/// Two nodes with the pods of some manifests.
+/// Nodes with the pods of some manifests.
 pub(super) fn sandbox(built: &Built, text: &str) -> anyhow::Result<Sandbox> {
     let directory = tempfile::tempdir().context("making a directory for the manifests")?;
     std::fs::write(directory.path().join("bench.yaml"), text)?;
@@ -56,13 +51,6 @@ pub(super) fn sandbox(built: &Built, text: &str) -> anyhow::Result<Sandbox> {
         pause: Program::new(&built.echo).arg("pause"),
     };
     Ok(Sandbox::start(&options)?)
-}
-
-/// Where a path begins, and whose cost is counted on it beside the client's.
-struct Route<'a> {
-    client: &'a Pod,
-    to: IpAddr,
-    accounts: Vec<(String, PathBuf)>,
 }
 
 impl Stage {
@@ -119,19 +107,8 @@ impl Stage {
     }
 
     fn load(&self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
-        let route = self.route(path)?;
-        let place = route.client.place("load")?;
-        let mut accounts = route.accounts;
-        accounts.push((sample::CLIENT.to_owned(), place.cgroup.path().to_owned()));
-        let mut program = Program::new(&self.echo).named(work.name()).args(work.arguments(route.to, times));
-        for (name, cgroup) in accounts {
-            program = program.arg("--account").arg(format!("{name}={}", cgroup.display()));
-        }
-        let output = program.output(&place, times.warm + times.measure + LOAD_GRACE)?;
-        if !output.status.success() {
-            bail!("{} on {}: {}", work.name(), path.name(), String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Sample::read(&output.stdout, work)
+        let name = format!("{} on {}", work.name(), path.name());
+        self.route(path)?.load(&self.echo, &name, work, times, &[])
     }
 
     /// Takes everything down.
@@ -208,17 +185,7 @@ impl Stage {
             program = program.args(["--route", &route]);
         }
         let log = self.sandbox.directory().join(format!("{name}.log"));
-        let mut process = program.spawn(&pod.place(name)?, &log)?;
-        sandbox::wait::try_until(
-            LISTEN_DEADLINE,
-            || format!("the start of {name}"),
-            || {
-                process.check_alive().map_err(|error| error.to_string())?;
-                let text = std::fs::read_to_string(&log).unwrap_or_default();
-                if text.contains("relaying") { Ok(()) } else { Err(text) }
-            },
-        )?;
-        Ok(process)
+        route::start(&program, &pod.place(name)?, &log, "relaying")
     }
 
     fn peer(&self) -> anyhow::Result<&Peer> {
@@ -260,17 +227,16 @@ impl Stage {
                 }
             }
         }
-        let accounts =
-            places.into_iter().map(|(name, place)| (name.to_owned(), place.cgroup.path().to_owned()));
-        Ok(Route { client, to, accounts: accounts.collect() })
+        let accounts = places.into_iter().map(|(name, place)| (name.to_owned(), place)).collect();
+        Ok(Route { client, to, accounts })
     }
 
     fn route_of_peer(&self, path: Path) -> anyhow::Result<Route<'_>> {
         let (client, server, nodes) = self.peer()?.ends(path)?;
-        let mut accounts = vec![(sample::SERVER.to_owned(), server.place("echo")?.cgroup.path().to_owned())];
+        let mut accounts = vec![(sample::SERVER.to_owned(), server.place("echo")?)];
         for node in nodes {
             let name = format!("other ztunnel {}", node.name());
-            accounts.push((name, node.place("ztunnel")?.cgroup.path().to_owned()));
+            accounts.push((name, node.place("ztunnel")?));
         }
         Ok(Route { client, to: server.address(Family::V4)?, accounts })
     }

@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
 
 use anyhow::Context;
-use mio::net::TcpStream;
+use mio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use slab::Slab;
 
 use super::sockets::{BUFFER_BYTES, Ready, Sockets};
@@ -21,6 +22,15 @@ pub(crate) struct Answer {
     /// Takes everything and answers at the client's end with how many bytes it was.
     #[arg(long, value_name = "PORT")]
     sink: Vec<u16>,
+    /// Listens at this port alone, to which connections are led that were for the others: their near end says for which.
+    #[arg(long, value_name = "PORT", conflicts_with = "redirected")]
+    captured: Option<u16>,
+    /// The same where iptables lead them: `SO_ORIGINAL_DST` says for which.
+    #[arg(long, value_name = "PORT")]
+    redirected: Option<u16>,
+    /// Stay on one processor.
+    #[arg(long)]
+    pin: bool,
 }
 
 /// What becomes of a connection's bytes.
@@ -31,20 +41,37 @@ pub(super) enum Service {
     Sink,
 }
 
+/// How it is known what a listener's connections are for.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Service(Service),
+    /// By the port of their near end.
+    Captured,
+    /// By the port that connection tracking has for their destination.
+    Redirected,
+}
+
 impl Answer {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         super::raise_descriptor_limit()?;
+        if self.pin {
+            super::stay_on_one_processor()?;
+        }
+        let led = self.captured.map(|port| (port, Purpose::Captured));
+        let led = led.or(self.redirected.map(|port| (port, Purpose::Redirected)));
+        let all = [(Service::Echo, self.echo), (Service::Once, self.once), (Service::Sink, self.sink)];
+        let all =
+            all.into_iter().flat_map(|(service, ports)| ports.into_iter().map(move |port| (port, service)));
         let mut server = Server::new()?;
-        for (service, ports) in
-            [(Service::Echo, self.echo), (Service::Once, self.once), (Service::Sink, self.sink)]
-        {
-            for port in ports {
-                let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-                server
-                    .sockets
-                    .listen(address, service)
-                    .with_context(|| format!("listening on port {port}"))?;
+        server.services = all.collect();
+        let listeners = match led {
+            Some(led) => vec![led],
+            None => {
+                server.services.iter().map(|(port, service)| (*port, Purpose::Service(*service))).collect()
             }
+        };
+        for (port, purpose) in listeners {
+            server.listen(port, purpose).with_context(|| format!("listening on port {port}"))?;
         }
         println!("serving");
         server.run()?;
@@ -53,7 +80,9 @@ impl Answer {
 }
 
 struct Server {
-    sockets: Sockets<Service>,
+    sockets: Sockets<Purpose>,
+    /// By their ports.
+    services: Vec<(u16, Service)>,
     connections: Slab<Connection>,
     buffer: Vec<u8>,
 }
@@ -80,15 +109,25 @@ enum State {
 impl Server {
     fn new() -> io::Result<Self> {
         let buffer = vec![0; BUFFER_BYTES];
-        Ok(Self { sockets: Sockets::new()?, connections: Slab::new(), buffer })
+        Ok(Self { sockets: Sockets::new()?, services: Vec::new(), connections: Slab::new(), buffer })
+    }
+
+    fn listen(&mut self, port: u16, purpose: Purpose) -> io::Result<()> {
+        let listener = TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
+        if matches!(purpose, Purpose::Captured) {
+            // The near end is then an address that is not this host's.
+            setsockopt(&listener, sockopt::IpTransparent, &true)?;
+        }
+        self.sockets.add(listener, purpose)?;
+        Ok(())
     }
 
     fn run(mut self) -> io::Result<()> {
-        let mut events = Sockets::<Service>::events();
+        let mut events = Sockets::<Purpose>::events();
         loop {
             self.sockets.wait(&mut events)?;
             for event in &events {
-                match Sockets::<Service>::ready(event) {
+                match Sockets::<Purpose>::ready(event) {
                     Ready::Listener(number) => self.accept(number)?,
                     Ready::Connection(key, closed) => self.serve(key, closed),
                 }
@@ -98,12 +137,19 @@ impl Server {
 
     fn accept(&mut self, number: usize) -> io::Result<()> {
         loop {
-            let (mut stream, service) = match self.sockets.accept(number) {
+            let (mut stream, purpose) = match self.sockets.accept(number) {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => return Ok(()),
                 Err(error) => {
                     eprintln!("accept: {error}");
                     return Ok(());
+                }
+            };
+            let service = match self.service(&stream, purpose) {
+                Ok(service) => service,
+                Err(error) => {
+                    eprintln!("a connection is ended: {error}");
+                    continue;
                 }
             };
             let place = self.connections.vacant_entry();
@@ -117,6 +163,18 @@ impl Server {
                 state: State::Open,
             });
         }
+    }
+
+    fn service(&self, stream: &TcpStream, purpose: Purpose) -> io::Result<Service> {
+        let port = match purpose {
+            Purpose::Service(service) => return Ok(service),
+            Purpose::Captured => stream.local_addr()?.port(),
+            Purpose::Redirected => u16::from_be(getsockopt(stream, sockopt::OriginalDst)?.sin_port),
+        };
+        let of_port = self.services.iter().find(|(other, _)| *other == port);
+        of_port
+            .map(|(_, service)| *service)
+            .ok_or_else(|| io::Error::other(format!("nothing is on port {port}")))
     }
 
     fn serve(&mut self, key: usize, closed: bool) {
@@ -204,7 +262,8 @@ impl Connection {
 #[cfg(test)]
 pub(super) fn serve_for_test(service: Service) -> SocketAddr {
     let mut server = Server::new().unwrap();
-    let address = server.sockets.listen("127.0.0.1:0".parse().unwrap(), service).unwrap();
+    let purpose = Purpose::Service(service);
+    let address = server.sockets.listen("127.0.0.1:0".parse().unwrap(), purpose).unwrap();
     std::thread::spawn(move || server.run());
     address
 }
@@ -235,6 +294,27 @@ mod tests {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, b"?");
+    }
+
+    #[test]
+    fn what_is_captured_is_served_by_the_port_it_is_for_and_else_ended() {
+        let ask = |known: bool| {
+            let mut server = Server::new().unwrap();
+            let address = server.sockets.listen("127.0.0.1:0".parse().unwrap(), Purpose::Captured).unwrap();
+            server.services.extend(known.then_some((address.port(), Service::Once)));
+            std::thread::spawn(move || server.run());
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            // Two times: a connection that is for nothing leaves the others alone.
+            let mut second = std::net::TcpStream::connect(address).unwrap();
+            let mut answers = Vec::new();
+            for stream in [&mut stream, &mut second] {
+                // What is ended may refuse the bytes, or reset the answer's reader.
+                let _ = stream.write_all(b"?");
+                let _ = stream.read_to_end(&mut answers);
+            }
+            answers
+        };
+        assert_eq!((ask(true), ask(false)), (b"??".to_vec(), Vec::new()));
     }
 
     #[test]

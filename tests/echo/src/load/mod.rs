@@ -16,8 +16,11 @@ mod sockets;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Subcommand;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
 
 pub(crate) use answer::Answer;
 pub(crate) use relay::Relay;
@@ -37,6 +40,9 @@ pub(crate) struct Load {
     /// How long to work before.
     #[arg(long, value_name = "MS", default_value_t = 100, global = true)]
     warm: u64,
+    /// Stay on one processor, with everything else that does.
+    #[arg(long, global = true)]
+    pin: bool,
     #[command(subcommand)]
     work: Work,
 }
@@ -83,6 +89,9 @@ impl Window {
 impl Load {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         raise_descriptor_limit()?;
+        if self.pin {
+            stay_on_one_processor()?;
+        }
         let (warm, measure) = (Duration::from_millis(self.warm), Duration::from_millis(self.measure));
         let window = Window::new(warm, measure);
         let meter = account::Meter::start(self.accounts, window.from)?;
@@ -112,6 +121,18 @@ impl Load {
 fn raise_descriptor_limit() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+}
+
+/// The first one that may be used, for this thread and those it starts: two that wait for each other in turns are then not woken across
+/// processors, which takes longer than what some measurements are about.
+fn stay_on_one_processor() -> anyhow::Result<()> {
+    let this = Pid::from_raw(0);
+    let usable = sched_getaffinity(this)?;
+    let first = (0..CpuSet::count()).find(|number| usable.is_set(*number).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(first.context("no processor may be used")?)?;
+    sched_setaffinity(this, &one)?;
+    Ok(())
 }
 
 /// What a client asks of.

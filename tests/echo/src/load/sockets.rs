@@ -36,7 +36,11 @@ impl<T: Copy> Sockets<T> {
 
     /// Listens, for `purpose`; returns where.
     pub(super) fn listen(&mut self, address: SocketAddr, purpose: T) -> io::Result<SocketAddr> {
-        let mut listener = TcpListener::bind(address)?;
+        self.add(TcpListener::bind(address)?, purpose)
+    }
+
+    /// The same with a listener of the caller's.
+    pub(super) fn add(&mut self, mut listener: TcpListener, purpose: T) -> io::Result<SocketAddr> {
         let address = listener.local_addr()?;
         let token = Token(LISTENERS + self.listeners.len());
         self.poll.registry().register(&mut listener, token, Interest::READABLE)?;

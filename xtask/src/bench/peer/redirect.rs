@@ -3,20 +3,17 @@
 //! part for DNS, since nothing here asks for a name.
 
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use sandbox::{Pod, Program};
 
+use crate::bench::rules::run;
 use crate::toolchain::find_program;
 
 /// The programs that do it, and the packages they are in.
 pub(super) const PROGRAMS: [(&str, &str); 2] = [(RESTORE, "iptables"), (IP, "iproute2")];
 const RESTORE: &str = "iptables-restore";
 const IP: &str = "ip";
-
-/// How long one of them may take.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// 0x539 is the proxy's mark on its sockets, 0x111 that of the connections it made to the application; 169.254.7.127 stands for
 /// kubelet.
@@ -45,12 +42,4 @@ pub(super) fn install(pod: &Pod, directory: &Path) -> anyhow::Result<()> {
     run(pod, &Program::new(find_program(RESTORE)?).arg(&rules))?;
     let ip = find_program(IP)?;
     ROUTING.iter().try_for_each(|arguments| run(pod, &Program::new(&ip).args(arguments.split(' '))))
-}
-
-fn run(pod: &Pod, program: &Program) -> anyhow::Result<()> {
-    let output = pod.exec(program, DEADLINE)?;
-    if !output.status.success() {
-        bail!("{program:?} in pod {}: {}", pod.name(), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }

@@ -124,8 +124,9 @@ impl Stage {
             control: Vec::new(),
         };
         let mut mesh = Mesh::start(&self.sandbox, options, |step| progress.at(step))?;
-        mesh.kill_ztunnel(HERE)?;
+        // First who could do something about the other's end.
         mesh.agent(HERE)?.kill()?;
+        mesh.kill_ztunnel(HERE)?;
         drop(mesh);
         rules::redirect(self.pod(Way::Iptables)?, "OUTPUT", "! -d 127.0.0.0/8", CAPTURE_PORT)?;
         for way in Way::ALL {

@@ -200,7 +200,8 @@ mod tests {
     fn run(service: Service, connections: usize, rate: Option<f64>) -> Outcomes {
         let to = answer::serve_for_test(service);
         let ping = Ping { target: Target { to }, size: 3000, connections, threads: 2, rate };
-        ping.run(Window::new(Duration::from_millis(5), Duration::from_millis(100))).unwrap()
+        // Long beside what a busy machine takes to begin.
+        ping.run(Window::new(Duration::from_millis(5), Duration::from_millis(400))).unwrap()
     }
 
     #[test]
@@ -218,7 +219,7 @@ mod tests {
         let outcomes = run(Service::Echo, 4, Some(1000.0));
         assert!(outcomes.failures.is_empty(), "{:?}", outcomes.failures);
         // Each connection begins at a time of its own, and the first ones are of the warm-up.
-        assert!((90..=110).contains(&outcomes.histogram.len()), "{}", outcomes.histogram.len());
+        assert!((300..=410).contains(&outcomes.histogram.len()), "{}", outcomes.histogram.len());
     }
 
     #[test]

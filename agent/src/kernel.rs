@@ -174,16 +174,22 @@ impl Kernel {
         self.programs().holds(&key(pod), netns)
     }
 
-    /// See [`Programs::account_for_drained`] and [`Programs::accounted_for`]: `cookies` are those of all sockets of the pod.
+    /// See [`Programs::learnt`].
+    pub(crate) fn learnt(&self, cookies: &[SocketCookie]) -> Result<Vec<SocketCookie>, MapError> {
+        self.programs().learnt(cookies)
+    }
+
+    /// See [`Programs::account_for_learnt`] and [`Programs::accounted_for`]: `learnt` are all of the pod that are alive.
     pub(crate) fn account(
         &self,
         pod: &PodUid,
         netns: &Netns,
-        cookies: &[SocketCookie],
-    ) -> Result<(), EnrollError> {
+        learnt: &[SocketCookie],
+    ) -> Result<Vec<SocketCookie>, EnrollError> {
         let mut programs = self.programs();
-        programs.account_for_drained(cookies)?;
-        Ok(programs.accounted_for(&key(pod), netns)?)
+        let forgotten = programs.account_for_learnt(learnt)?;
+        programs.accounted_for(&key(pod), netns)?;
+        Ok(forgotten)
     }
 
     /// See [`Programs::detach_elsewhere`].

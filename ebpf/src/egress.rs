@@ -13,8 +13,9 @@
 //! A segment that no socket owns any more (its application was killed, or the other end timed out) is none of these and goes to
 //! `lo`, where the kernel resets it: bytes of a captured connection never leave in the clear.
 //!
-//! While a pod is joining nothing is captured yet, and whatever sends is entered in `PRE_MESH`, so that no connection falls between
-//! the listing of those that are to live on and the capture of new ones, nor escapes the agent's later listing and cutting.
+//! While a pod is joining nothing is captured yet, and whatever sends is learnt, so that no connection falls between the listing of those
+//! that are to live on and the capture of new ones. What lives when the agent accounts for it is moved to `PRE_MESH` then, to be listed
+//! and cut; what has ended by then is nobody's, and its place is the next one's (`OUTSIDE`).
 //!
 //! There is a program for each mode of the pod and each kind of device instead of a map that tells them apart: the kernel
 //! offers tc programs no key for a namespace before 6.12, and swapping the program under a link is atomic.
@@ -75,9 +76,8 @@ pub fn tc_egress_join(ctx: TcContext) -> i32 {
     }
     // A cookie of the kernel's own sockets would let pass what they send for others, for ever.
     let cookie = if skb::is_ownerless(&ctx) { 0 } else { skb::socket_cookie(&ctx) };
-    if cookie != 0 && PRE_MESH.get_ptr(&cookie).is_none() {
-        // Where the agent finds, lists and cuts it. With a full map the socket's next segment is captured and reset.
-        let _ = PRE_MESH.insert(&cookie, &1, 0);
+    if !is_for_the_agent(cookie) {
+        learn(cookie, Counter::PassedPreMesh);
     }
     count(Counter::PassedPreMesh);
     PASS
@@ -99,6 +99,16 @@ pub fn tc_egress_drain(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress_bare_drain(ctx: TcContext) -> i32 {
     egress::<true, true>(&ctx)
+}
+
+/// Whether the socket is where the agent finds it, to list and to cut it. One that answered a probe is not, but while its pod is joining
+/// it is one like any other.
+#[inline(always)]
+fn is_for_the_agent(cookie: u64) -> bool {
+    // SAFETY: a valid pointer; an entry that is another's by now has that one's socket learnt, which is known by its next segment.
+    let reason = OUTSIDE.get_ptr(&cookie).map(|reason| unsafe { *reason });
+    reason.is_some_and(|reason| reason != Counter::ExemptProbeReply as u32)
+        || PRE_MESH.get_ptr(&cookie).is_some()
 }
 
 #[inline(always)]
@@ -186,30 +196,37 @@ fn learn(cookie: u64, counter: Counter) -> Counter {
 /// or after a failure); what it opens then (`is_new`) is not the connection it was let go on for, and it is forgotten. While its pod
 /// is leaving it is learnt anew, as what it is then.
 ///
+/// The agent enters a socket in `PRE_MESH` before it takes it out of `OUTSIDE`. Asked in this order, one of them has it at any moment.
+///
 /// Not inlined: the stack of its caller has no room left beside the log's.
 #[inline(never)]
 fn is_outside(cookie: u64, is_new: u32) -> u32 {
-    if PRE_MESH.get_ptr(&cookie).is_some() {
-        if is_new != 0 {
-            let _ = PRE_MESH.remove(&cookie);
-            return 0;
+    if is_new != 0 {
+        if OUTSIDE.get_ptr(&cookie).is_some() {
+            let _ = OUTSIDE.remove(&cookie);
         }
+        if PRE_MESH.get_ptr(&cookie).is_some() {
+            let _ = PRE_MESH.remove(&cookie);
+        }
+        return 0;
+    }
+    if let Some(reason) = OUTSIDE.get_ptr(&cookie) {
+        // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
+        let reason = unsafe { *reason };
+        count(if reason == Counter::PassedDraining as u32 {
+            Counter::PassedDraining
+        } else if reason == Counter::PassedPreMesh as u32 {
+            Counter::PassedPreMesh
+        } else {
+            Counter::ExemptProbeReply
+        });
+        return 1;
+    }
+    if PRE_MESH.get_ptr(&cookie).is_some() {
         count(Counter::PassedPreMesh);
         return 1;
     }
-    let Some(reason) = OUTSIDE.get_ptr(&cookie) else { return 0 };
-    // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
-    let reason = unsafe { *reason };
-    if is_new != 0 {
-        let _ = OUTSIDE.remove(&cookie);
-        return 0;
-    }
-    count(if reason == Counter::PassedDraining as u32 {
-        Counter::PassedDraining
-    } else {
-        Counter::ExemptProbeReply
-    });
-    1
+    0
 }
 
 #[inline(always)]

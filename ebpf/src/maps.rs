@@ -37,14 +37,15 @@ pub static PROBE_SOCKETS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(204
 #[map]
 pub static PROBES: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(4096, 0);
 
-/// Cookies of sockets that were open before their pod joined. Written by the agent, and by `tc_egress_join` for what is opened in the
-/// very moment of joining; entries must not be evicted, hence no LRU.
+/// Cookies of sockets that were open before their pod joined. Written by the agent alone, which removes each when its socket has closed;
+/// entries must not be evicted, hence no LRU.
 #[map]
 pub static PRE_MESH: HashMap<u64, u8> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 
 /// Cookies of sockets that the programs themselves learnt to leave alone, with the counter of the reason: those that answered a
-/// probe, and those opened while their pod was leaving. Cookies are never used twice, so stale entries exempt nobody; one that is
-/// evicted while in use gets its connection reset. What was opened while leaving the agent moves to `PRE_MESH` if the pod joins again.
+/// probe, and those that sent while their pod was joining or opened a connection while it was leaving. Cookies are never used twice, so
+/// stale entries exempt nobody; one that is evicted while in use gets its connection reset. All but the first kind the agent moves to
+/// `PRE_MESH` once the pod has joined.
 #[map]
 pub static OUTSIDE: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16384, 0);
 

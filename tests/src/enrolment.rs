@@ -1,7 +1,8 @@
 //! Joining and leaving that is interrupted or turned round: what ran past the mesh meanwhile is neither lost nor forgotten.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::Case;
@@ -10,6 +11,7 @@ use crate::stranger::Stranger;
 use crate::world::{MARKER, SETTLE, World, pods, ports};
 use anyhow::{Context, bail, ensure};
 use sandbox::{Family, Program, wait};
+use socket2::SockRef;
 
 /// The label by which `shop/near` is in the mesh.
 const IN: &str = "labels: {app: near}";
@@ -22,8 +24,15 @@ pub const ENROLMENT: &[Case<World>] = &[
     ("so_does_one_whose_agent_was_replaced_meanwhile", rejoin_with_another_agent),
     ("a_pod_whose_agent_is_killed_while_it_joins_is_captured_by_the_next", killed_while_joining),
     ("a_pod_that_leaves_while_no_agent_is_there_is_let_go_by_the_next", left_behind),
+    (
+        "connections_that_come_and_go_while_their_pod_joins_and_leaves_a_hundred_times_are_all_forgotten",
+        hasty,
+    ),
     ("uninstallation_leaves_pods_as_if_they_had_never_been_in_the_mesh", uninstall),
 ];
+
+/// How often the pod of [`hasty`] joins and leaves.
+const ROUNDS: usize = 100;
 
 fn exchange(stream: &mut TcpStream) -> anyhow::Result<()> {
     stream.write_all(b"still here")?;
@@ -112,6 +121,53 @@ fn killed_while_joining(world: &mut World) -> anyhow::Result<()> {
         world.answered_within(SETTLE, pods::FAR, pods::NEAR, Family::V6)?;
     }
     Ok(())
+}
+
+/// Connects, asks and resets, again and again: of such a connection nothing is left a moment later, not even in TIME_WAIT. Without
+/// the answer the server's queue would be full soon, and the client wait for its next try. Returns how many were answered.
+fn hurry(to: SocketAddr, stop: &AtomicBool) -> anyhow::Result<u64> {
+    let mut answered = 0;
+    while !stop.load(Ordering::SeqCst) {
+        // While its pod changes sides it may be refused or cut: it has sent something, which is enough.
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, SETTLE) else { continue };
+        stream.set_read_timeout(Some(SETTLE))?;
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        answered += u64::from(exchange(&mut stream).is_ok());
+    }
+    Ok(answered)
+}
+
+/// Clients that make connections and drop them at once, before and after they are listed.
+fn hasty(world: &mut World) -> anyhow::Result<()> {
+    let node = world.sandbox.node("east")?;
+    let passing = |line: &str| line.starts_with("culvert_bpf_map_entries{map=\"PRE_MESH\"}");
+    let joining = || world.counted("east", "reason=\"pre_mesh\"");
+    world.leave_near()?;
+    let entries: u64 = world.agent_samples(node, passing)?;
+    let before = joining()?;
+    let stop = AtomicBool::new(false);
+    let (net, stopped) = (world.sandbox.pod(pods::NEAR)?.net(), &stop);
+    let to = Family::BOTH.map(|family| world.address(pods::OUTSIDER_EAST, family, ports::ECHO));
+    let answered = std::thread::scope(|scope| {
+        let clients: Vec<_> = to
+            .into_iter()
+            .map(|to| to.map(|to| scope.spawn(move || net.run(|| hurry(to, stopped)))))
+            .collect::<Result<_, _>>()?;
+        let turns = (0..ROUNDS).try_for_each(|round| {
+            world.join_near().and_then(|()| world.leave_near()).with_context(|| format!("round {round}"))
+        });
+        stop.store(true, Ordering::SeqCst);
+        let mut answered = 0;
+        for client in clients {
+            answered += client.join().map_err(|_| anyhow::anyhow!("a client panicked"))???;
+        }
+        turns.map(|()| answered)
+    })?;
+    let sent = joining()? - before;
+    ensure!(sent > ROUNDS as u64, "{sent} packets were sent while the pod joined, of {answered} connections");
+    let after: u64 = world.agent_samples(node, passing)?;
+    ensure!(after == entries, "{after} sockets pass in place of {entries}, of {answered} connections");
+    world.join_near()
 }
 
 fn left_behind(world: &mut World) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use crate::Case;
 
 /// What the names of tests have that take long because they do something that many times.
-const MANY: [&str; 4] = ["ten_thousand_", "a_thousand_", "two_hundred_", "soak"];
+const MANY: [&str; 5] = ["ten_thousand_", "a_thousand_", "two_hundred_", "a_hundred_", "soak"];
 
 /// What the command line asks for; the same options as `cargo xtask test` has.
 #[derive(Debug, Default, PartialEq, Eq)]

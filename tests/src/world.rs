@@ -380,6 +380,15 @@ impl World {
         sum(self.sandbox.node(node)?, AGENT_METRICS_PORT, decided)
     }
 
+    /// The sum, over an agent's samples whose line is wanted.
+    pub fn agent_samples<T: FromStr + Sum>(
+        &self,
+        node: &Node,
+        wanted: impl Fn(&str) -> bool,
+    ) -> anyhow::Result<T> {
+        sum(node, AGENT_METRICS_PORT, wanted)
+    }
+
     /// The sum of a metric of a node's ztunnel over all its labels; 0 while there is none.
     pub fn ztunnel_metric(&self, node: &str, name: &str) -> anyhow::Result<u64> {
         let of_name = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));

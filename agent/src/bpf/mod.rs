@@ -273,26 +273,38 @@ impl Programs {
         })
     }
 
-    /// Takes those of these sockets that were learnt while their pod was leaving among the ones that are let go on, from where they are
-    /// listed and cut; they pass throughout. What answered a probe is left as it is.
-    pub(crate) fn account_for_drained(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
+    /// Those of these sockets that the programs have learnt while their pod was joining or leaving; not what answered a probe.
+    pub(crate) fn learnt(&self, cookies: &[SocketCookie]) -> Result<Vec<SocketCookie>, MapError> {
+        let mut learnt = Vec::new();
         for cookie in cookies {
             match self.maps.outside.get(&cookie.0, 0) {
-                Ok(reason) if reason != Counter::ExemptProbeReply as u32 => {}
-                Ok(_) | Err(AyaMapError::KeyNotFound) => continue,
+                Ok(reason) if reason != Counter::ExemptProbeReply as u32 => learnt.push(*cookie),
+                Ok(_) | Err(AyaMapError::KeyNotFound) => {}
                 Err(error) => return Err(in_map("OUTSIDE")(error)),
             }
+        }
+        Ok(learnt)
+    }
+
+    /// Takes sockets that were learnt among the ones that are let go on, from where they are listed and cut; they pass throughout.
+    /// Returns those that the programs have forgotten in this very moment: what they opened then is captured.
+    pub(crate) fn account_for_learnt(
+        &mut self,
+        learnt: &[SocketCookie],
+    ) -> Result<Vec<SocketCookie>, MapError> {
+        let mut forgotten = Vec::new();
+        for cookie in learnt {
             self.maps.pre_mesh.insert(cookie.0, 1, 0).map_err(in_map("PRE_MESH"))?;
             match self.maps.outside.remove(&cookie.0) {
                 Ok(()) => {}
-                // The programs have forgotten the socket in this very moment: what it opened then is captured.
                 Err(error) if is_absent(&error) => {
                     absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
+                    forgotten.push(*cookie);
                 }
                 Err(error) => return Err(in_map("OUTSIDE")(error)),
             }
         }
-        Ok(())
+        Ok(forgotten)
     }
 
     /// Those of `cookies` whose sockets run past the mesh, for whatever reason.

@@ -14,7 +14,7 @@ use super::pod::{PodSpec, Strict};
 use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
-use crate::bpf::{self, Changes, PodMode};
+use crate::bpf::{self, Changes, PodMode, TcpState};
 use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
 use crate::netns::find;
@@ -234,13 +234,27 @@ impl PodTask {
         Ok(())
     }
 
-    /// Takes all that runs past the mesh into the list, from which a strict pod cuts it.
+    /// Takes all that runs past the mesh into the list, from which a strict pod cuts it. Of what was learnt and has ended since nothing
+    /// is entered: nobody would take it out.
     fn account_for_outside(&mut self, netns: &Netns) -> Result<(), EnrollError> {
+        let kernel = &self.context.kernel;
         let all = bpf::connections(netns).map_err(EnrollError::Sockets)?;
-        let cookies: Vec<_> = all.iter().map(|connection| connection.cookie).collect();
-        self.context.kernel.account(&self.uid, netns, &cookies)?;
-        let known = connections::known(&all, &self.context.kernel.pre_mesh()?);
-        self.marked.get_or_insert_default().extend(known.iter().map(|connection| connection.cookie));
+        let alive = all.iter().filter(|connection| connection.state != TcpState::TIME_WAIT);
+        let alive: Vec<_> = alive.map(|connection| connection.cookie).collect();
+        let mut learnt = kernel.learnt(&alive)?;
+        let marked = self.marked.get_or_insert_default();
+        let room = PRE_MESH_SHARE.saturating_sub(marked.len());
+        if learnt.len() > room {
+            warn!(pod = %self.uid, connections = learnt.len(), kept = room, "more connections from while the pod joined or left than it may keep: the others are reset");
+            kernel.forget_pre_mesh(&learnt.split_off(room))?;
+        }
+        // First, so that what is entered when this fails half way is taken out by the next look.
+        marked.extend(&learnt);
+        for forgotten in kernel.account(&self.uid, netns, &learnt)? {
+            marked.remove(&forgotten);
+        }
+        let known = connections::known(&all, &kernel.pre_mesh()?);
+        marked.extend(known.iter().map(|connection| connection.cookie));
         self.cut = None;
         Ok(())
     }

@@ -33,6 +33,12 @@ pub enum StateError {
         /// What they should be.
         wanted: u32,
     },
+    /// It is not there.
+    #[error("there is no {path}: it is made by control, or by the first token, where `--state` points", path = path.display())]
+    Missing {
+        /// What.
+        path: PathBuf,
+    },
     /// It belongs to another user, who could change it.
     #[error("{path} belongs to user {owner}, and this process runs as user {own}", path = path.display())]
     Foreign {
@@ -53,6 +59,16 @@ fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 pub(crate) fn private_directory(path: &Path) -> Result<(), StateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("cannot make", path))?;
     check_private(path, 0o700)
+}
+
+/// Makes sure that a directory is there, and private; makes none.
+pub(crate) fn existing_directory(path: &Path) -> Result<(), StateError> {
+    match check_private(path, 0o700) {
+        Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            Err(StateError::Missing { path: path.to_owned() })
+        }
+        checked => checked,
+    }
 }
 
 /// Makes sure that nobody else may use `path`.

@@ -80,6 +80,17 @@ impl Tokens {
         Ok(Self { directory, known: Mutex::default() })
     }
 
+    /// The tokens kept in `state`, if it is there: for looking, which makes nothing.
+    ///
+    /// # Errors
+    /// There is no such directory, or it is open to other users.
+    pub fn existing(state: &Path) -> Result<Self, TokenError> {
+        state_directory::existing_directory(state)?;
+        let directory = state.join("tokens");
+        state_directory::existing_directory(&directory)?;
+        Ok(Self { directory, known: Mutex::default() })
+    }
+
     /// Makes a token for a node. An earlier one of the node is valid no longer.
     ///
     /// # Errors
@@ -212,6 +223,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let tokens = Tokens::open(&directory.path().join("state")).unwrap();
         (directory, tokens)
+    }
+
+    #[test]
+    fn looking_at_tokens_makes_no_directory_and_says_which_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let error = Tokens::existing(&state).unwrap_err();
+        assert!(error.to_string().contains(&format!("there is no {}", state.display())), "{error}");
+        assert!(!state.exists());
+        Tokens::open(&state).unwrap().create("east").unwrap();
+        assert_eq!(Tokens::existing(&state).unwrap().list().unwrap(), ["east"]);
     }
 
     #[test]

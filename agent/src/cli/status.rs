@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, ContentArrangement, Row, Table, presets};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -42,7 +42,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         println!("{}", answer.trim_end());
     } else {
         let status = serde_json::from_str(&answer).context("the agent's answer is of another version")?;
-        print!("{}", render(&status, SystemTime::now()));
+        print!("{}", render(&status, SystemTime::now(), Table::new().width()));
     }
     Ok(())
 }
@@ -58,7 +58,8 @@ async fn ask(socket: &Path) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
-fn render(status: &AgentStatus, now: SystemTime) -> String {
+/// `width` is the terminal's; none: there is none, and lines may be as long as they like.
+fn render(status: &AgentStatus, now: SystemTime, width: Option<u16>) -> String {
     let control = match (status.control.connected, status.control.synchronised) {
         (true, true) => "connected",
         (true, false) => "connected, nothing received yet",
@@ -82,7 +83,7 @@ fn render(status: &AgentStatus, now: SystemTime) -> String {
             text.push('\n');
         }
     }
-    text.push_str(&format!("\n{}\n", pods(status, now)));
+    text.push_str(&format!("\n{}\n", within(&pods(status, now), width)));
     for pod in status.pods.values() {
         if let Some(error) = &pod.last_error {
             let (name, age) = (full_name(pod), ago(error.since, now));
@@ -104,6 +105,22 @@ fn table(header: &[&str]) -> Table {
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(header);
     table
+}
+
+/// A table, or, where its lines would be broken anywhere, its rows one below the other.
+fn within(table: &Table, width: Option<u16>) -> String {
+    let text = table.to_string();
+    let fits = |width: u16| text.lines().all(|line| line.trim_end().chars().count() <= usize::from(width));
+    if width.is_none_or(fits) {
+        return text;
+    }
+    let heads: Vec<String> =
+        table.header().iter().flat_map(|row| row.cell_iter().map(Cell::content)).collect();
+    let row = |row: &Row| {
+        let cells = heads.iter().zip(row.cell_iter());
+        cells.map(|(head, cell)| format!("{head:<11}{}\n", cell.content())).collect::<String>()
+    };
+    table.row_iter().map(row).collect::<Vec<_>>().join("\n")
 }
 
 fn pods(status: &AgentStatus, now: SystemTime) -> Table {
@@ -182,7 +199,7 @@ mod tests {
                         { "decision": "dropped", "reason": "assign", "packets": 0 }],
         }))
         .unwrap();
-        let text = render(&status, SystemTime::UNIX_EPOCH + Duration::from_secs(120));
+        let text = render(&status, SystemTime::UNIX_EPOCH + Duration::from_secs(120), None);
         for expected in [
             "control https://10.0.0.1:15012: away; the last state stays in force",
             "ztunnel: none is connected",
@@ -192,5 +209,8 @@ mod tests {
             assert!(text.contains(expected), "{expected} is missing in:\n{text}");
         }
         assert!(!text.contains("assign"), "what never happened is left out");
+        let narrow = render(&status, SystemTime::UNIX_EPOCH, Some(60));
+        assert!(narrow.contains("\nPOD        shop/web\nSTATE      preparing\n"), "{narrow}");
+        assert!(narrow.contains("\nLISTENERS  -\n"), "{narrow}");
     }
 }

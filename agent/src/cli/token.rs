@@ -32,12 +32,12 @@ pub(super) fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Create { node, at } => println!("{}", Tokens::open(&at.state)?.create(&node)?.reveal()),
         Command::List { at } => {
-            for node in Tokens::open(&at.state)?.list()? {
+            for node in Tokens::existing(&at.state)?.list()? {
                 println!("{node}");
             }
         }
         Command::Revoke { node, at } => {
-            anyhow::ensure!(Tokens::open(&at.state)?.revoke(&node)?, "node {node} has no token");
+            anyhow::ensure!(Tokens::existing(&at.state)?.revoke(&node)?, "node {node} has no token");
         }
     }
     Ok(())

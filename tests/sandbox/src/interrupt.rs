@@ -4,6 +4,7 @@
 //! signal ends all runs of the process from the watching thread, and the process with 128 + the signal's number.
 
 use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,16 +29,28 @@ pub(crate) fn watch() -> Result<()> {
     result
 }
 
-/// Waits for a signal that asks the process to end.
-pub fn wait() -> Result<()> {
+/// Waits for a signal that asks the process to end, and looks after things meanwhile: at most `pause` passes between two looks.
+///
+/// # Errors
+/// Signals cannot be watched for, or a look failed.
+pub fn wait<E: From<crate::Error>>(
+    pause: Duration,
+    mut look: impl FnMut() -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
     watch()?;
-    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    state.waiting = true;
-    while !state.signalled {
-        state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
-    }
-    state.waiting = false;
-    Ok(())
+    let waiting = || STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    waiting().waiting = true;
+    let outcome = loop {
+        let wait = CHANGED.wait_timeout_while(waiting(), pause, |state| !state.signalled);
+        if wait.unwrap_or_else(PoisonError::into_inner).0.signalled {
+            break Ok(());
+        }
+        if let Err(error) = look() {
+            break Err(error);
+        }
+    };
+    waiting().waiting = false;
+    outcome
 }
 
 fn start() -> Result<()> {

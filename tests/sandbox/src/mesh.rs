@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{ExitStatus, Output};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -285,6 +285,26 @@ impl Mesh {
         std::iter::once(&mut self.control).chain(all).try_for_each(Process::check_alive)
     }
 
+    /// Starts again whatever has ended, as the mesh's Deployment and DaemonSets would. Returns what ended, and the new process.
+    pub fn restart_ended(&mut self, sandbox: &Sandbox) -> Result<Vec<String>> {
+        let mut again = Vec::new();
+        if let Some(status) = self.control.exited(Duration::ZERO)? {
+            self.start_control(sandbox)?;
+            again.push(restarted(&self.control, status));
+        }
+        for node in sandbox.pod_nodes() {
+            if let Some(status) = self.agent(node.name())?.exited(Duration::ZERO)? {
+                self.start_agent(node)?;
+                again.push(restarted(self.agent(node.name())?, status));
+            }
+            if let Some(status) = self.ztunnel(node.name())?.exited(Duration::ZERO)? {
+                self.start_ztunnel(node)?;
+                again.push(restarted(self.ztunnel(node.name())?, status));
+            }
+        }
+        Ok(again)
+    }
+
     /// The end of every program's log, for a report of a failure.
     pub fn log_tails(&self) -> String {
         let all = std::iter::once(&self.control).chain(self.agents.values()).chain(self.ztunnels.values());
@@ -323,6 +343,10 @@ impl Mesh {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+fn restarted(process: &Process, status: ExitStatus) -> String {
+    format!("{} has ended ({status}) and is started again: process {}", process.name(), process.pid())
 }
 
 fn start_control(

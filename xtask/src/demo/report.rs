@@ -1,6 +1,5 @@
 //! What the demo prints and writes at its end.
 
-use comfy_table::Table;
 use sandbox::Traffic;
 use serde::Serialize;
 
@@ -58,8 +57,7 @@ impl Report {
         }
     }
 
-    fn table(&self) -> Table {
-        let mut table = output::table();
+    fn table(&self) -> String {
         let heads = [
             "",
             "source",
@@ -73,12 +71,7 @@ impl Report {
             "outcome",
             "latency",
         ];
-        table.set_header(heads);
-        table.add_rows(self.calls.iter().map(row));
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 1));
-        }
-        table
+        output::rows(heads, self.calls.iter().map(row))
     }
 }
 

@@ -1,8 +1,13 @@
 //! Staying up at a terminal: commands to try, until Ctrl-C.
 
+use std::time::Duration;
+
 use sandbox::{Mesh, Sandbox, interrupt};
 
 use crate::cargo::Built;
+
+/// How often it is looked whether a program has ended.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Prints what can be tried and waits for Ctrl-C.
 pub(crate) fn stay(sandbox: &Sandbox, mesh: &mut Mesh, built: &Built) -> anyhow::Result<()> {
@@ -22,6 +27,11 @@ pub(crate) fn stay(sandbox: &Sandbox, mesh: &mut Mesh, built: &Built) -> anyhow:
             "what its kernel programs did",
             format!("nsenter -t {agent} -n curl -s http://127.0.0.1:15011/metrics"),
         ),
+        (
+            "its ztunnel killed; whatever ends is started again, as its DaemonSet would",
+            format!("kill -9 {ztunnel}"),
+        ),
+        ("what control, agents and ztunnels log", format!("ls {mesh_directory}/*.log")),
         ("its ztunnel's metrics", format!("nsenter -t {ztunnel} -n curl -s http://127.0.0.1:15020/metrics")),
         (
             "another policy, in effect at once",
@@ -31,7 +41,10 @@ pub(crate) fn stay(sandbox: &Sandbox, mesh: &mut Mesh, built: &Built) -> anyhow:
         println!("  # {what}\n  {command}");
     }
     println!("Ctrl-C takes everything down.");
-    interrupt::wait()?;
+    interrupt::wait(LOOK, || {
+        mesh.restart_ended(sandbox)?.iter().for_each(|event| println!("{event}"));
+        Ok::<_, anyhow::Error>(())
+    })?;
     println!();
     Ok(())
 }

@@ -47,7 +47,7 @@ pub(crate) use left::LeftAlone;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, stands, take_down};
-pub(crate) use pre_mesh::{Connection, TcpState, cgroups_of_sockets, connections};
+pub(crate) use pre_mesh::{Connection, cgroups_of_sockets, connections};
 
 use crate::forged::Forged;
 use former::Former;

@@ -8,40 +8,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use api::sock_diag::{self, Family, HEADER, Question, TcpState, TcpStates};
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::{CgroupId, SocketCookie};
 use crate::netns::Netns;
 
-/// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Extension that asks for the mark (`INET_DIAG_MARK` of linux/inet_diag.h).
 const INET_DIAG_MARK: u16 = 15;
 /// The attribute with the cgroup's id (`INET_DIAG_CGROUP_ID`, Linux 5.9).
 const INET_DIAG_CGROUP_ID: u16 = 21;
-/// All states but `LISTEN` (10) and `CLOSE` (7), as bits.
-const ALL_BUT_LISTEN: u32 = 0xfff & !(1 << 10) & !(1 << 7);
-const NETLINK_HEADER: usize = 16;
-const REQUEST: usize = NETLINK_HEADER + 56;
-/// All states, as bits.
-const ALL: u32 = 0xfff;
 /// Length of `struct inet_diag_msg`; attributes follow it.
 const DIAG_MESSAGE: usize = 72;
-
-/// A state of `enum tcp_state` in the kernel's tcp_states.h.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TcpState(pub(crate) u8);
-
-impl TcpState {
-    pub(crate) const ESTABLISHED: Self = Self(1);
-    pub(crate) const SYN_SENT: Self = Self(2);
-    pub(crate) const FIN_WAIT1: Self = Self(4);
-    pub(crate) const FIN_WAIT2: Self = Self(5);
-    pub(crate) const TIME_WAIT: Self = Self(6);
-    pub(crate) const CLOSE_WAIT: Self = Self(8);
-    pub(crate) const LAST_ACK: Self = Self(9);
-    pub(crate) const CLOSING: Self = Self(11);
-}
 
 /// One end of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +45,7 @@ pub(crate) struct Connection {
 /// # Errors
 /// The namespace cannot be entered, or the kernel does not answer.
 pub(crate) fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
-    sockets(netns, ALL_BUT_LISTEN)
+    sockets(netns, TcpStates::ALL.but(TcpState::LISTEN).but(TcpState::CLOSE))
 }
 
 /// The cgroups in which the TCP sockets of the namespace were made, listeners included.
@@ -75,28 +53,27 @@ pub(crate) fn connections(netns: &Netns) -> io::Result<Vec<Connection>> {
 /// # Errors
 /// As for [`connections`].
 pub(crate) fn cgroups_of_sockets(netns: &Netns) -> io::Result<BTreeSet<CgroupId>> {
-    Ok(sockets(netns, ALL)?.into_iter().filter_map(|socket| socket.cgroup).collect())
+    Ok(sockets(netns, TcpStates::ALL)?.into_iter().filter_map(|socket| socket.cgroup).collect())
 }
 
-fn sockets(netns: &Netns, states: u32) -> io::Result<Vec<Connection>> {
+fn sockets(netns: &Netns, states: TcpStates) -> io::Result<Vec<Connection>> {
     netns.run(|| {
-        let query = socket(
-            AddressFamily::Netlink,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkSockDiag,
-        )?;
+        let query = sock_diag::open()?;
         let mut found = BTreeMap::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            dump(&query, &request(u8::try_from(family).unwrap_or(0), states), &mut found)?;
+        for family in Family::ALL {
+            dump(&query, Question::All(family, states), &mut found)?;
         }
         Ok(found.into_values().collect())
     })?
 }
 
 /// One dump; a namespace without IPv6 answers with an error, which is no connections.
-fn dump(query: &OwnedFd, request: &[u8], found: &mut BTreeMap<SocketCookie, Connection>) -> io::Result<()> {
-    send(query.as_raw_fd(), request, MsgFlags::empty())?;
+fn dump(
+    query: &OwnedFd,
+    question: Question,
+    found: &mut BTreeMap<SocketCookie, Connection>,
+) -> io::Result<()> {
+    send(query.as_raw_fd(), &question.encode(), MsgFlags::empty())?;
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         let length = recv(query.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -121,24 +98,11 @@ fn dump(query: &OwnedFd, request: &[u8], found: &mut BTreeMap<SocketCookie, Conn
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(family: u8, states: u32) -> [u8; REQUEST] {
-    let mut bytes = [0; REQUEST];
-    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_DUMP).unwrap_or(0);
-    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-    put(0, &u32::try_from(REQUEST).unwrap_or(0).to_ne_bytes());
-    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    put(6, &flags.to_ne_bytes());
-    put(NETLINK_HEADER, &[family, u8::try_from(libc::IPPROTO_TCP).unwrap_or(0), 0]);
-    put(NETLINK_HEADER + 4, &states.to_ne_bytes());
-    bytes
-}
-
 /// Kind and body of the first message, and what follows it.
 fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(array(bytes, 0)?)).ok()?;
     let kind = u16::from_ne_bytes(array(bytes, 4)?);
-    let message = bytes.get(NETLINK_HEADER..length)?;
+    let message = bytes.get(HEADER..length)?;
     Some((kind, message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 

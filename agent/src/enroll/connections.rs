@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::bpf::{CgroupId, Connection, SocketCookie, TcpState};
+use api::sock_diag::TcpState;
+
+use crate::bpf::{CgroupId, Connection, SocketCookie};
 use crate::plumbing::{APPLICATION_LEG, CAPTURED, MARK_MASK, Mark};
 
 fn mark(connection: &Connection) -> Mark {

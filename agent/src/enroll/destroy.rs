@@ -3,21 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use api::sock_diag::{self, HEADER, Question};
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::connections;
 use super::error::EnrollError;
 use crate::bpf::{self, CgroupId, Connection, SocketCookie};
 use crate::netns::{Netns, devices};
-
-/// `SOCK_DESTROY` of linux/sock_diag.h.
-const SOCK_DESTROY: u16 = 21;
-const HEADER: usize = 16;
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-const REQUEST: usize = HEADER + 56;
 
 /// Ends `connections`; returns how many there were to end. Without the kernel's support, none.
 ///
@@ -25,9 +19,7 @@ const REQUEST: usize = HEADER + 56;
 /// The namespace cannot be entered, or the kernel does not answer.
 pub(super) fn destroy(netns: &Netns, connections: &[Connection]) -> io::Result<usize> {
     netns.run(|| {
-        let kind = SockType::Datagram;
-        let query =
-            socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+        let query = sock_diag::open()?;
         let mut ended = 0;
         for connection in connections {
             match ask(&query, connection)? {
@@ -43,7 +35,9 @@ pub(super) fn destroy(netns: &Netns, connections: &[Connection]) -> io::Result<u
 
 /// One request; the number of the error it is answered with, 0 for success.
 fn ask(query: &OwnedFd, connection: &Connection) -> io::Result<i32> {
-    send(query.as_raw_fd(), &request(connection), MsgFlags::empty())?;
+    let Connection { local, remote, cookie, .. } = *connection;
+    let question = Question::End { local, remote, cookie: cookie.0 };
+    send(query.as_raw_fd(), &question.encode(), MsgFlags::empty())?;
     let mut answer = [0; 256];
     let length = recv(query.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     let code = answer.get(..length).and_then(|answer| answer.get(HEADER..HEADER + 4));
@@ -77,63 +71,5 @@ pub(crate) fn end_captured(
         // Nothing leaves over `lo`.
         _ if devices.iter().all(|device| device.loopback) => Ok(found.len()),
         left => Err(EnrollError::StillCaptured(left)),
-    }
-}
-
-fn request(connection: &Connection) -> [u8; REQUEST] {
-    let mut bytes = [0; REQUEST];
-    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-    put(0, &u32::try_from(REQUEST).unwrap_or(0).to_ne_bytes());
-    put(4, &SOCK_DESTROY.to_ne_bytes());
-    put(6, &u16::try_from(flags).unwrap_or(0).to_ne_bytes());
-    let family = if connection.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    put(HEADER, &[u8::try_from(family).unwrap_or(0), u8::try_from(libc::IPPROTO_TCP).unwrap_or(0)]);
-    put(HEADER + 4, &u32::MAX.to_ne_bytes());
-    put(HEADER + 8, &connection.local.port().to_be_bytes());
-    put(HEADER + 10, &connection.remote.port().to_be_bytes());
-    put(HEADER + 12, &octets(connection.local));
-    put(HEADER + 28, &octets(connection.remote));
-    let cookie = connection.cookie.0;
-    // Two words, the low one first.
-    put(HEADER + 48, &u32::try_from(cookie & u64::from(u32::MAX)).unwrap_or(0).to_ne_bytes());
-    put(HEADER + 52, &u32::try_from(cookie >> 32).unwrap_or(0).to_ne_bytes());
-    bytes
-}
-
-/// IPv4 in the first of the four words, as the kernel takes it.
-fn octets(address: SocketAddr) -> [u8; 16] {
-    match address.ip() {
-        IpAddr::V4(v4) => {
-            let mut octets = [0; 16];
-            octets[..4].copy_from_slice(&v4.octets());
-            octets
-        }
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bpf::{SocketCookie, TcpState};
-
-    #[test]
-    fn a_request_names_the_socket_as_the_kernel_lists_it() {
-        let connection = Connection {
-            cookie: SocketCookie(0x0000_0002_0000_0001),
-            local: "10.0.0.1:8080".parse().unwrap(),
-            remote: "10.0.0.9:443".parse().unwrap(),
-            mark: 0,
-            state: TcpState::ESTABLISHED,
-            cgroup: None,
-            held: true,
-        };
-        let bytes = request(&connection);
-        assert_eq!(bytes[4..6], 21_u16.to_ne_bytes());
-        assert_eq!(bytes[16..18], [2, 6], "IPv4, TCP");
-        assert_eq!(bytes[24..28], [0x1f, 0x90, 0x01, 0xbb], "ports in network byte order");
-        assert_eq!((&bytes[28..32], &bytes[44..48]), (&[10, 0, 0, 1][..], &[10, 0, 0, 9][..]));
-        assert_eq!(bytes[64..72], [1_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat());
     }
 }

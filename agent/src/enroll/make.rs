@@ -14,13 +14,14 @@ use super::pod::{PodSpec, Strict};
 use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
-use crate::bpf::{self, Changes, PodMode, TcpState};
+use crate::bpf::{self, Changes, PodMode};
 use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
 use crate::netns::find;
 use crate::plumbing::{self, Before, kernel as plumber};
 use crate::zds::hub::AnnounceError;
 use crate::zds::{Announcement, Held};
+use api::sock_diag::TcpState;
 use api::zds::Listener;
 
 /// Connections from before it joined that one pod may keep: a quarter of the places there are for all pods of the node, so that no pod

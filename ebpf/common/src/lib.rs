@@ -1,4 +1,4 @@
-//! What the kernel programs and the agent agree on: map layouts, counters, marks and ports, and the packet parser.
+//! What the kernel programs agree on with the agent: map layouts, counters, and the packet parser; and with ztunnel: marks and ports.
 //!
 //! The parser lives here, not in `ebpf/`, so that the very code the kernel runs is tested in user space.
 //!
@@ -34,7 +34,7 @@ pub const MARK_MASK: u32 = 0xfff;
 
 /// In-pod listener for connections the pod's applications open.
 pub const PORT_OUTBOUND: u16 = 15001;
-/// First and last of the ports from which ztunnel dials applications in its clients' names (`LEG_PORTS` of the crate `tunnel`).
+/// First and last of the ports from which ztunnel dials applications in its clients' names.
 pub const PORTS_LEG: (u16, u16) = (20_000, 32_767);
 /// In-pod listener for HBONE; dialled directly, never redirected.
 pub const PORT_HBONE: u16 = 15008;

@@ -19,8 +19,8 @@ use super::options::{SocketMark, TcpOptions};
 use super::taken::are_taken;
 
 /// Source ports of connections to applications, under the client's address. Below the kernel's default ephemeral
-/// range (32768 on), above most servers' ports: 12,768 connections for each client address and pod port.
-pub const LEG_PORTS: RangeInclusive<u16> = 20_000..=32_767;
+/// range (32768 on), above most servers' ports: 12,768 connections for each client address and pod port. The kernel programs know them.
+pub const LEG_PORTS: RangeInclusive<u16> = ebpf_common::PORTS_LEG.0..=ebpf_common::PORTS_LEG.1;
 
 /// Ports that are tried before they count as exhausted. At 99 of 100 taken, 99.4 % of dials still find one, in at
 /// most about 5 ms.

@@ -12,9 +12,9 @@ pub struct SocketMark(u32);
 
 impl SocketMark {
     /// The proxy's connections to the network (Istio contract 2.6).
-    pub const NETWORK: Self = Self(0x539);
+    pub const NETWORK: Self = Self(ebpf_common::MARK_PROXY);
     /// The proxy's connections to the application of its pod: routed to `lo`.
-    pub const APPLICATION: Self = Self(0x53a);
+    pub const APPLICATION: Self = Self(ebpf_common::MARK_APPLICATION);
 
     /// The number.
     pub fn get(self) -> u32 {

@@ -12,14 +12,15 @@ use crate::world::{SETTLE, World, pods, ports};
 pub(crate) struct Stranger(Vec<TcpStream>);
 
 impl Stranger {
-    /// Has the pins of `shop/near` say, beside the namespace they stand in, that of the stranger. To be called while the node has no agent.
+    /// Has the pins of `shop/near` say, beside the namespace they stand in, that of the stranger; of clsact those of filters alone, which
+    /// is all there are before Linux 5.17. To be called while the node has no agent.
     pub(crate) fn named_by_the_pins_of_near(world: &World) -> anyhow::Result<Self> {
         let pod = world.sandbox.pod(pods::OUTSIDER_EAST)?;
         let name = pod.exec(&Program::new("readlink").arg("/proc/self/ns/net"), SETTLE)?;
         let name = String::from_utf8(name.stdout)?;
         let inode = name.trim().trim_start_matches("net:[").trim_end_matches(']').to_owned();
         let script = format!(
-            "set -e; cd /sys/fs/bpf/culvert/v*/pods/{near}; pins=$(ls -d net-*/*); mkdir net-{inode}; \
+            "set -e; cd /sys/fs/bpf/culvert/v*/pods/{near}; pins=$(ls -d net-*/filter-* 2>/dev/null || ls -d net-*/*); mkdir net-{inode}; \
              for pin in $pins; do test -d $pin || ln $pin net-{inode}/; done",
             near = world.sandbox.pod(pods::NEAR)?.spec().uid
         );

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
-use e2e::world::{MARKER, SETTLE, World, pods, ports};
+use e2e::world::{MARKER, SETTLE, World, echoes, pods, ports};
 use e2e::{Case, echo};
 use sandbox::{Family, Node, Process, Program, Redirection, wait};
 
@@ -31,6 +31,9 @@ fn main() -> ExitCode {
         ("with_agent_and_ztunnel_dead_connections_are_refused_at_once", both_dead),
         ("with_control_away_agent_and_ztunnel_come_back_to_the_traffic_and_policy_of_before", control_away),
         ("an_agent_takes_over_from_an_older_and_a_newer_layout_without_a_failed_connection", other_layouts),
+        ("a_socket_that_connects_anew_while_another_layout_is_taken_over_is_captured_ever_after", |world| {
+            world.while_permissive(anew_meanwhile)
+        }),
         ("no_plaintext_crossed_the_link_between_the_nodes_meanwhile", sealed),
     ];
     e2e::run(|| World::start(Redirection::Auto), CASES, World::explain)
@@ -338,6 +341,50 @@ fn other_layouts(world: &mut World) -> anyhow::Result<()> {
         stream.end(UNIX_EPOCH)?;
     }
     Ok(())
+}
+
+/// A connection from before its pod joined passes by its socket; what the socket opens later is captured, and stays so when other programs
+/// take over, which know of it from the former ones' maps.
+fn anew_meanwhile(world: &mut World) -> anyhow::Result<()> {
+    world.leave_near()?;
+    let mut streams = Vec::new();
+    for family in Family::BOTH {
+        let mut stream =
+            world.connect(pods::NEAR, world.address(pods::OUTSIDER_WEST, family, ports::ECHO)?)?;
+        stream.write_all(b"from before")?;
+        stream.read_exact(&mut [0; 11])?;
+        streams.push((family, stream));
+    }
+    world.join_near()?;
+    let node = world.sandbox.node("east")?;
+    let layouts = layouts(node)?;
+    let [name] = layouts.as_slice() else { bail!("{layouts:?}") };
+    world.mesh.agent("east")?.kill()?;
+    world.mesh.kill_control()?;
+    let script = format!("mv -T {PINS}/{name} {PINS}/v0 && rm /run/culvert/last-state");
+    let moved = node.exec(&Program::new("sh").args(["-c", &script]), SETTLE)?;
+    ensure!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    let log = world.mesh.directory().join("agent-east.log");
+    let start = std::fs::read(&log)?.len();
+    // Nobody tells it of any pod, so that it has taken over and replaced no pod's programs.
+    world.mesh.start_agent(node)?;
+    let loaded = || {
+        let log = std::fs::read(&log).unwrap_or_default();
+        let said = String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned();
+        said.contains("the kernel programs are loaded").then_some(())
+    };
+    wait::until(SETTLE, || "the programs of the next agent".into(), loaded)?;
+    for (family, stream) in &mut streams {
+        rustix::net::connect_unspec(&stream)?;
+        rustix::net::connect(&stream, &world.address(pods::FAR, *family, ports::ECHO)?)?;
+        echoes(stream).context("through the former programs")?;
+    }
+    world.mesh.start_control(&world.sandbox)?;
+    world.mesh.wait_ready(node)?;
+    for (_, stream) in &mut streams {
+        echoes(stream).context("through the next ones")?;
+    }
+    world.ensure_no_marker()
 }
 
 fn sealed(world: &mut World) -> anyhow::Result<()> {

@@ -89,12 +89,12 @@ pub(crate) enum AttachError {
     /// A tc filter could not be made or removed.
     #[error("clsact filter on {device}: {source}")]
     Filter { device: String, source: Box<aya::programs::ProgramError> },
+    /// The tc filters of a device could not be listed.
+    #[error("listing clsact filters: {0}")]
+    Filters(#[source] rtnetlink::Error),
     /// A directory of the pins could not be made or removed.
     #[error("{path}: {source}")]
     Directory { path: PathBuf, source: io::Error },
-    /// What another version of the agent knows of its connections could not be carried over.
-    #[error(transparent)]
-    Former(#[from] MapError),
     /// The program is not loaded: a fault of the agent.
     #[error("program `{0}` is not loaded")]
     NotLoaded(&'static str),

@@ -6,6 +6,10 @@
 use aya::programs::links::Link as _;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::tc::{TcAttribute, TcMessage};
+
+use super::error::AttachError;
 
 /// First of all filters on the device.
 const PRIORITY: u16 = 1;
@@ -47,6 +51,31 @@ pub(crate) fn remove(device: &str, direction: TcAttachType) -> Result<(), Progra
         }
         result => result,
     }
+}
+
+/// Whether one of ours stands on any of these devices, by index.
+pub(crate) async fn any_stands(places: &[(u32, TcAttachType)]) -> Result<bool, AttachError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(AttachError::Netns)?;
+    tokio::spawn(connection);
+    for (index, direction) in places {
+        let filters = handle.traffic_filter(index.cast_signed()).get();
+        let filters = if *direction == TcAttachType::Egress { filters.egress() } else { filters.ingress() };
+        let mut filters = std::pin::pin!(filters.execute());
+        while let Some(filter) = filters.try_next().await.map_err(AttachError::Filters)? {
+            if is_ours(&filter) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn is_ours(filter: &TcMessage) -> bool {
+    let kind = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "bpf");
+    // The upper half says the priority, the lower one for which protocol.
+    filter.header.info >> 16 == u32::from(PRIORITY)
+        && u32::from(filter.header.handle) == u32::from(HANDLE)
+        && filter.attributes.iter().any(kind)
 }
 
 fn attached(device: &str, direction: TcAttachType) -> Result<SchedClassifierLink, ProgramError> {

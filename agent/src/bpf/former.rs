@@ -5,29 +5,29 @@
 //! then those programs go on with their own maps, which stay pinned for that, together with the links that recognise probes: both
 //! versions' run side by side. All of it is removed when every pod has had its turn ([`Programs::drop_former`]).
 //!
-//! What stands in the former maps alone is carried over, as far as the kinds and sizes of keys and values are the same: which cgroups
-//! are exempt, and which connections run past the mesh. Listeners and what kubelet may probe every agent states anew; connections of
-//! probes last no longer than the step, and counters begin at 0.
+//! What stands in the former maps alone, which cgroups are exempt and which connections run past the mesh, is not copied: programs of
+//! both versions have the very same maps for it, as far as their kinds and the sizes of keys and values are the same. A copy would go
+//! on exempting what the former programs forget meanwhile, such as a socket that is connected anew and captured. Listeners and what
+//! kubelet may probe every agent states anew; connections of probes last no longer than the step, and counters begin at 0.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError as AyaMapError};
+use aya::maps::{MapInfo, MapType};
 use tracing::{info, warn};
 
+use super::Programs;
 use super::directory::{create_directory, entries, subdirectories};
-use super::error::{AttachError, LinkError, LoadError, MapError};
-use super::object::Maps;
-use super::{CgroupId, PodKey, Programs, SocketCookie, absent_is_fine, in_map, link, node};
+use super::error::{AttachError, LinkError, LoadError};
+use super::{link, node};
 
-/// What is left of another layout's pins after the pods' were taken.
-pub(super) struct Former {
-    root: PathBuf,
-    exempt_cgroups: Option<HashMap<MapData, u64, u8>>,
-    pre_mesh: Option<HashMap<MapData, u64, u8>>,
-    outside: Option<HashMap<MapData, u64, u32>>,
-}
+/// The maps that programs of several layouts have in common: name, kind, and the sizes of keys and values.
+const SHARED: [(&str, MapType, u32, u32); 3] = [
+    ("EXEMPT_CGROUPS", MapType::Hash, 8, 1),
+    ("PRE_MESH", MapType::Hash, 8, 1),
+    ("OUTSIDE", MapType::LruHash, 8, 4),
+];
 
 /// The directories of all layouts there are below `bpffs`.
 pub(super) fn layouts(bpffs: &Path) -> Result<Vec<PathBuf>, AttachError> {
@@ -38,8 +38,44 @@ pub(super) fn layouts(bpffs: &Path) -> Result<Vec<PathBuf>, AttachError> {
     Ok(subdirectories(&bpffs.join("culvert"))?.into_iter().filter(is_layout).collect())
 }
 
-/// Moves the pods of all other layouts below `root`, and carries over what `maps` lacks.
-pub(super) fn take_over(bpffs: &Path, root: &Path, maps: &mut Maps) -> Result<Vec<Former>, LoadError> {
+/// Pins the maps of other layouts that ours has in common with them below `root` as well, where it has none yet. To be called before the
+/// programs are loaded.
+pub(super) fn share_maps(bpffs: &Path, root: &Path) -> Result<(), LoadError> {
+    for other in layouts(bpffs)?.into_iter().filter(|layout| layout != root) {
+        for shape in SHARED {
+            let (theirs, ours) = (other.join("maps").join(shape.0), root.join("maps").join(shape.0));
+            let id = match id_if_shaped(&theirs, shape) {
+                Ok(id) => id,
+                // What it says is lost, on which capture closes and does not open.
+                Err(reason) => {
+                    warn!(map = %theirs.display(), %reason, "not carried over");
+                    continue;
+                }
+            };
+            if !ours.exists() {
+                fs::hard_link(&theirs, &ours)
+                    .map_err(|source| LoadError::Directory { path: ours.clone(), source })?;
+            } else if id_if_shaped(&ours, shape) != Ok(id) {
+                warn!(map = %theirs.display(), reason = "ours is another one", "not carried over");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's number of the map pinned at `path`, if it is shaped like that.
+fn id_if_shaped(path: &Path, (_, kind, key, value): (&str, MapType, u32, u32)) -> Result<u32, String> {
+    let info = MapInfo::from_pin(path).map_err(|error| error.to_string())?;
+    let found = info.map_type().map_err(|error| error.to_string())?;
+    if (found, info.key_size(), info.value_size()) == (kind, key, value) {
+        Ok(info.id())
+    } else {
+        Err(format!("it is a {found:?} of {} to {} bytes", info.key_size(), info.value_size()))
+    }
+}
+
+/// Moves the pods of all other layouts below `root`. Returns what is left of those, for [`Programs::drop_former`].
+pub(super) fn take_over(bpffs: &Path, root: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let mut all = Vec::new();
     for other in layouts(bpffs)?.into_iter().filter(|layout| layout != root) {
         info!(from = %other.display(), "taking over from an agent of another layout version");
@@ -47,24 +83,9 @@ pub(super) fn take_over(bpffs: &Path, root: &Path, maps: &mut Maps) -> Result<Ve
             let Some(name) = pod.file_name() else { continue };
             move_pins(&pod, &root.join("pods").join(name))?;
         }
-        let mut former = Former {
-            exempt_cgroups: open(&other, "EXEMPT_CGROUPS"),
-            pre_mesh: open(&other, "PRE_MESH"),
-            outside: open(&other, "OUTSIDE"),
-            root: other,
-        };
-        former.carry_exempt(maps)?;
-        former.carry_connections(maps)?;
-        all.push(former);
+        all.push(other);
     }
     Ok(all)
-}
-
-/// A map that is not as ours cannot be read as ours: what it says is lost, on which capture closes and does not open.
-fn open<K: Pod, V: Pod>(root: &Path, name: &str) -> Option<HashMap<MapData, K, V>> {
-    let path = root.join("maps").join(name);
-    let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(HashMap::try_from);
-    opened.inspect_err(|error| warn!(map = %path.display(), %error, "not carried over")).ok()
 }
 
 /// Moves what is in a directory, and removes it. A pin that stands on both sides is ours already, from a try that was interrupted.
@@ -73,7 +94,7 @@ fn move_pins(from: &Path, to: &Path) -> Result<(), LoadError> {
     for entry in entries(from)? {
         let Some(name) = entry.file_name() else { continue };
         let target = to.join(name);
-        let failed = |source| LoadError::Directory { path: entry.clone(), source };
+        let failed = |source: io::Error| LoadError::Directory { path: entry.clone(), source };
         if entry.is_dir() {
             move_pins(&entry, &target)?;
         } else if target.try_exists().map_err(failed)? {
@@ -85,81 +106,14 @@ fn move_pins(from: &Path, to: &Path) -> Result<(), LoadError> {
     fs::remove_dir(from).map_err(|source| LoadError::Directory { path: from.to_owned(), source })
 }
 
-impl Former {
-    fn carry_exempt(&self, maps: &mut Maps) -> Result<(), MapError> {
-        carry(self.exempt_cgroups.as_ref(), &mut maps.exempt_cgroups, "EXEMPT_CGROUPS")
-    }
-
-    /// The former programs of a pod may have let go of connections since.
-    fn carry_connections(&mut self, maps: &mut Maps) -> Result<(), MapError> {
-        carry(self.pre_mesh.as_ref(), &mut maps.pre_mesh, "PRE_MESH")?;
-        carry(self.outside.as_ref(), &mut maps.outside, "OUTSIDE")
-    }
-}
-
-fn carry<K: Pod, V: Pod>(
-    from: Option<&HashMap<MapData, K, V>>,
-    to: &mut HashMap<MapData, K, V>,
-    name: &'static str,
-) -> Result<(), MapError> {
-    let failed = in_map(name);
-    for entry in from.into_iter().flat_map(|map| map.iter()) {
-        let (key, value) = entry.map_err(failed)?;
-        match to.get(&key, 0) {
-            Ok(_) => {}
-            Err(AyaMapError::KeyNotFound) => to.insert(key, value, 0).map_err(failed)?,
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(())
-}
-
 impl Programs {
-    /// Carries over what former programs have learnt of connections. For a pod whose programs are to be replaced next, and only then:
-    /// what the new ones have forgotten since, such as a socket that was connected anew, must stay forgotten.
-    pub(super) fn carry_over(&mut self, pod: &PodKey) -> Result<(), MapError> {
-        let Self { former, maps, carried, .. } = self;
-        if former.is_empty() || carried.contains(pod) {
-            return Ok(());
-        }
-        former.iter_mut().try_for_each(|former| former.carry_connections(maps))?;
-        carried.insert(pod.clone());
-        Ok(())
-    }
-
-    /// Tells former programs of a cgroup whose exemption has changed.
-    pub(super) fn exempt_formerly(&mut self, id: CgroupId, exempt: bool) -> Result<(), MapError> {
-        let maps = self.former.iter_mut().filter_map(|former| former.exempt_cgroups.as_mut());
-        for map in maps {
-            let done = if exempt { map.insert(id.0, 1, 0) } else { absent_is_fine(map.remove(&id.0)) };
-            done.map_err(in_map("EXEMPT_CGROUPS"))?;
-        }
-        Ok(())
-    }
-
-    /// Has former programs forget sockets too, or they would be carried over again.
-    pub(super) fn forget_formerly(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
-        for former in &mut self.former {
-            for cookie in cookies {
-                if let Some(map) = &mut former.pre_mesh {
-                    absent_is_fine(map.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
-                }
-                if let Some(map) = &mut former.outside {
-                    absent_is_fine(map.remove(&cookie.0)).map_err(in_map("OUTSIDE"))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Removes what agents of other layouts left. For when every pod's programs are this agent's.
     pub(crate) fn drop_former(&mut self) -> Result<(), LinkError> {
         while let Some(former) = self.former.last() {
-            node::remove_tree(&former.root)?;
-            info!(layout = %former.root.display(), "nothing is left of another layout version");
+            node::remove_tree(former)?;
+            info!(layout = %former.display(), "nothing is left of another layout version");
             self.former.pop();
         }
-        self.carried.clear();
         Ok(())
     }
 }

@@ -50,7 +50,6 @@ pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, stands, take_down};
 pub(crate) use pre_mesh::{Connection, cgroups_of_sockets, connections};
 
 use crate::forged::Forged;
-use former::Former;
 use link::LoadedProgram;
 use object::Maps;
 
@@ -111,10 +110,8 @@ pub(crate) struct Programs {
     inbound: InboundHook,
     /// `<bpffs>/culvert/v<layout>`.
     root: PathBuf,
-    /// What other layouts left, until it is dropped.
-    former: Vec<Former>,
-    /// The pods whose turn to be carried over has been.
-    carried: BTreeSet<PodKey>,
+    /// The roots of other layouts, until they are dropped.
+    former: Vec<PathBuf>,
     log: Option<LogReader>,
     /// What this agent has set; see [`Programs::drop_unclaimed`].
     targets: BTreeMap<PodKey, BTreeSet<(IpAddr, u16)>>,
@@ -141,13 +138,11 @@ impl Programs {
 
     /// Lets everything pass that sockets made in this cgroup send. For ztunnel's and the agent's own.
     pub(crate) fn exempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
-        self.exempt_formerly(id, true)?;
         self.maps.exempt_cgroups.insert(id.0, 1, 0).map_err(in_map("EXEMPT_CGROUPS"))
     }
 
     /// Takes that back. For a cgroup in which no ztunnel is left.
     pub(crate) fn unexempt_cgroup(&mut self, id: CgroupId) -> Result<(), MapError> {
-        self.exempt_formerly(id, false)?;
         absent_is_fine(self.maps.exempt_cgroups.remove(&id.0)).map_err(in_map("EXEMPT_CGROUPS"))
     }
 
@@ -266,7 +261,6 @@ impl Programs {
 
     /// Forgets sockets that are closed, or cuts off ones that are not.
     pub(crate) fn forget_pre_mesh(&mut self, cookies: &[SocketCookie]) -> Result<(), MapError> {
-        self.forget_formerly(cookies)?;
         cookies.iter().try_for_each(|cookie| {
             absent_is_fine(self.maps.pre_mesh.remove(&cookie.0)).map_err(in_map("PRE_MESH"))?;
             absent_is_fine(self.maps.outside.remove(&cookie.0)).map_err(in_map("OUTSIDE"))

@@ -56,9 +56,10 @@ impl Programs {
         directory(root.join("pods"))?;
         let node_dir = directory(root.join("node"))?;
 
+        former::share_maps(options.bpffs, &root)?;
         let (mut ebpf, inbound, mut loaded) = open(&maps_dir, options)?;
         let mut maps = Maps::take(&mut ebpf)?;
-        let former = former::take_over(options.bpffs, &root, &mut maps)?;
+        let former = former::take_over(options.bpffs, &root)?;
         let log = if options.log { Some(LogReader::new(&mut ebpf)?) } else { None };
         let outbound = choose_outbound(options.redirection)?;
         for name in [
@@ -80,7 +81,6 @@ impl Programs {
             inbound,
             root,
             former,
-            carried: Default::default(),
             log,
             targets: Default::default(),
             listeners: Default::default(),

@@ -89,7 +89,6 @@ impl Programs {
         netns: &Netns,
         mode: PodMode,
     ) -> Result<Changes, AttachError> {
-        self.carry_over(pod)?;
         let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
         match mode {
             PodMode::Joining => {
@@ -398,14 +397,18 @@ fn place(point: Point, netns: u64) -> LinkPlace {
 
 /// Whether something of what is pinned in this directory stands in this namespace: the inode of a namespace that is gone is used
 /// again, for that of another pod.
+///
+/// A filter's pin says no more of it than its device and direction; what does is the link beside it. Kernels before 5.17 have pods without
+/// any: of those a filter of ours there is taken for the pod's. It cannot be that of another pod with pins, as
+/// [`Programs::namespaces`] leaves those out.
 pub(crate) fn stands(directory: &Path, netns: &Netns) -> Result<bool, AttachError> {
-    let pins = pins(directory)?;
-    // Nothing but the pin tells whose a filter is; it comes with a link where the kernel has one (Linux 5.17).
-    if !pins.is_empty() && pins.iter().all(|pin| pin.is_filter) {
-        return Ok(true);
+    let (filters, links): (Vec<Pin>, Vec<Pin>) = pins(directory)?.into_iter().partition(|pin| pin.is_filter);
+    if links.is_empty() {
+        let places: Vec<_> = filters.iter().filter_map(|pin| pin.point.tc()).collect();
+        return netns.run_async(|| filter::any_stands(&places)).map_err(AttachError::Netns)?;
     }
-    let mut links = pins.into_iter().filter(|pin| !pin.is_filter);
-    netns.run(|| links.any(|pin| is_standing(directory, pin))).map_err(AttachError::Netns)
+    let is_linked = || links.iter().any(|pin| is_standing(directory, *pin));
+    netns.run(is_linked).map_err(AttachError::Netns)
 }
 
 /// Whether a pin names the link it stands for. To be asked on a thread in the namespace.

@@ -68,7 +68,6 @@ impl EnrollError {
             Self::Announce(AnnounceError::Unspeakable(_)) => "names_too_long",
             Self::Announce(AnnounceError::Refused(_)) => "ztunnel_refused",
             Self::Announce(AnnounceError::Ended) => "ztunnel_ended",
-            Self::Attach(AttachError::Former(error)) if error.is_full() => "map_full",
             Self::Attach(_) => "attach",
             Self::Map(error) if error.is_full() => "map_full",
             Self::Map(_) => "map",

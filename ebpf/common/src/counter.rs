@@ -27,7 +27,8 @@ impl Decision {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident = $index:literal => $decision:ident, $reason:literal;)*) => {
-        /// A reason for a decision, and its slot in the `COUNTERS` map.
+        /// A reason for a decision, and its slot in the `COUNTERS` map. Those that are values in `OUTSIDE` keep their numbers over all
+        /// layouts, whose programs have that map in common.
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         pub enum Counter {

@@ -86,10 +86,12 @@ rows! {
         "ICMP echo, and fragments": packets::echo,
         "the path's MTU": packets::path_mtu,
         "IGMP and MLD reports": packets::memberships,
+        "MLD queries": packets::queries,
     }
     "TCP that cannot be parsed (fragmented headers), and what may hide TCP (IPv6 extension headers that are unknown or unassigned)":
     "dropped and counted", "dropped and counted" => {
         "fragmented headers": packets::fragmented_tcp,
+        "extension headers in several fragments": packets::split_extension,
         "unknown extension headers": packets::unknown_extension,
     }
     "hostNetwork pods, processes of the node": "untouched", "untouched (STRICT has no hold on them)" => {

@@ -1,11 +1,11 @@
 //! Packets that are not TCP pass, in both directions and in fragments; those that may be TCP and cannot be read do not.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use sandbox::{Family, NetNamespace, Program, wait};
+use sandbox::{Family, NetNamespace, Node, Program, wait};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Mode;
@@ -156,14 +156,13 @@ fn checksum(bytes: &[u8]) -> u16 {
 pub(super) fn path_mtu(world: &mut World, _: Mode) -> anyhow::Result<()> {
     let west = world.sandbox.node("west")?;
     let target = world.sandbox.pod(pods::OUTSIDER_WEST)?.address(Family::V4)?;
-    let ip = |arguments: &[&str]| {
-        let output = west.exec(&Program::new("ip").args(arguments), SETTLE)?;
+    let device = leads_to(west, target)?;
+    let narrow = |mtu: &str| {
+        let output =
+            west.exec(&Program::new("ip").args(["link", "set", "dev", &device, "mtu", mtu]), SETTLE)?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(())
     };
-    let route = ip(&["-o", "route", "get", &target.to_string()])?;
-    let device = route.split(' ').skip_while(|word| *word != "dev").nth(1).context("no device")?;
-    let narrow = |mtu: &str| ip(&["link", "set", "dev", device, "mtu", mtu]).map(|_| ());
     narrow("1300")?;
     let outcome = Family::BOTH.into_iter().try_for_each(|family| over_narrow_path(world, family));
     narrow("1500")?;
@@ -221,6 +220,58 @@ pub(super) fn memberships(world: &mut World, _: Mode) -> anyhow::Result<()> {
     .context("MLD")
 }
 
+/// A router's question who is in which group reaches the pod's kernel.
+pub(super) fn queries(world: &mut World, _: Mode) -> anyhow::Result<()> {
+    let (node, pod) = (world.sandbox.node("east")?, world.sandbox.pod(pods::NEAR)?);
+    let asked = || received_queries(pod.net());
+    let before = asked()?;
+    // The pod's only neighbour is its node, on the device that leads to it.
+    let (source, device) = link_local(node.net(), &leads_to(node, pod.address(Family::V6)?)?)?;
+    let socket = raw(node.net(), Family::V6, 255)?;
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let query = listener_query(source, all_nodes);
+    socket.send_to(&query, &SocketAddrV6::new(all_nodes, 0, 0, device).into())?;
+    let grown = || asked().is_ok_and(|now| now > before).then_some(());
+    Ok(wait::until(SETTLE, || "a listener query to be received".into(), grown)?)
+}
+
+/// `Icmp6InGroupMembQueries` of proc_net_snmp6.
+fn received_queries(net: &NetNamespace) -> anyhow::Result<u64> {
+    let text = net.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6"))??;
+    let line = text.lines().find(|line| line.starts_with("Icmp6InGroupMembQueries")).context("no counter")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+}
+
+/// The link-local address of a device and the device's number: the first fields of if_inet6, whose last one is the name.
+fn link_local(net: &NetNamespace, device: &str) -> anyhow::Result<(Ipv6Addr, u32)> {
+    let text = net.run(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6"))??;
+    let is_its = |line: &&str| line.starts_with("fe80") && line.ends_with(&format!(" {device}"));
+    let line = text.lines().find(is_its).with_context(|| format!("{device} has no link-local address"))?;
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [address, number, ..] = fields[..] else { bail!("{line:?}") };
+    Ok((u128::from_str_radix(address, 16)?.into(), u32::from_str_radix(number, 16)?))
+}
+
+/// The device of a node over which it reaches an address.
+fn leads_to(node: &Node, address: IpAddr) -> anyhow::Result<String> {
+    let output = node.exec(&Program::new("ip").args(["-o", "route", "get", &address.to_string()]), SETTLE)?;
+    let route = String::from_utf8_lossy(&output.stdout).into_owned();
+    let device = route.split(' ').skip_while(|word| *word != "dev").nth(1).context("no device")?;
+    Ok(device.to_owned())
+}
+
+/// A general query of RFC 3810 5.1, to be answered within a millisecond, behind a router alert (RFC 2711).
+fn listener_query(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![0; 28];
+    message[0] = 130;
+    message[5] = 1;
+    // RFC 8200 8.1: sums are over the addresses, the length and the next header as well.
+    let pseudo = [&from.octets()[..], &to.octets(), &[0, 0, 0, 28, 0, 0, 0, 58], &message].concat();
+    message[2..4].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    let header = [0x60, 0, 0, 0, 0, 8 + 28, 0, 1];
+    [&header[..], &from.octets(), &to.octets(), &[58, 0, 5, 2, 0, 0, 1, 0], &message].concat()
+}
+
 /// What no socket of TCP would send: a later fragment of a segment, full of plaintext, without the segment's head.
 pub(super) fn fragmented_tcp(world: &mut World, _: Mode) -> anyhow::Result<()> {
     for family in Family::BOTH {
@@ -244,6 +295,21 @@ pub(super) fn unknown_extension(world: &mut World, _: Mode) -> anyhow::Result<()
     };
     let packet = packet_v6(from, to, EXPERIMENT, &[TCP, 0, 0, 0, 0, 0, 0, 0])?;
     dropped(world, Family::V6, &packet, "extension_header")
+}
+
+/// Options that begin in one fragment and end in another: neither fragment tells what stands behind them.
+pub(super) fn split_extension(world: &mut World, _: Mode) -> anyhow::Result<()> {
+    const DESTINATION_OPTIONS: u8 = 60;
+    let (IpAddr::V6(from), IpAddr::V6(to)) = addresses(world, Family::V6)? else {
+        bail!("no IPv6 addresses")
+    };
+    // RFC 8200 4.5: the first with more to come, and one at 100 * 8 bytes with none.
+    for (name, offset) in [("first", 0x0001_u16), ("last", 0x0320)] {
+        let [high, low] = offset.to_be_bytes();
+        let packet = packet_v6(from, to, FRAGMENT, &[DESTINATION_OPTIONS, 0, high, low, 1, 2, 3, 4])?;
+        dropped(world, Family::V6, &packet, "fragment").with_context(|| format!("the {name} fragment"))?;
+    }
+    Ok(())
 }
 
 fn addresses(world: &World, family: Family) -> anyhow::Result<(IpAddr, IpAddr)> {

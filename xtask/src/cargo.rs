@@ -1,6 +1,6 @@
-//! Drives cargo: builds the binaries and the tests with the release profile, so that one set of dependencies serves both.
+//! Drives cargo: builds the binaries and the tests with the release profile, so that one set of dependencies serves both; for figures
+//! ztunnel is built as it is shipped.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,15 +63,20 @@ pub(crate) fn build() -> anyhow::Result<Built> {
             "--bins",
         ],
     )?;
-    let binaries: BTreeMap<&str, &PathBuf> = artifacts
-        .iter()
-        .filter_map(|artifact| Some((artifact.target.as_str(), artifact.executable.as_ref()?)))
-        .collect();
-    let find = |name: &str| -> anyhow::Result<PathBuf> {
-        let path = binaries.get(name).with_context(|| format!("cargo built no binary `{name}`"))?;
-        Ok((*path).clone())
-    };
+    let find = |name| binary(&artifacts, name);
     Ok(Built { culvert: find("culvert")?, ztunnel: find("ztunnel")?, echo: find("echo")? })
+}
+
+/// Builds `ztunnel` as an image ships it: optimized as a whole, which takes minutes.
+pub(crate) fn build_shipped_ztunnel() -> anyhow::Result<PathBuf> {
+    let arguments = ["build", "--profile", "dist", "--locked", "--package", "ztunnel", "--bins"];
+    binary(&compile("building ztunnel as it is shipped", &arguments)?, "ztunnel")
+}
+
+fn binary(artifacts: &[Artifact], name: &str) -> anyhow::Result<PathBuf> {
+    let found = artifacts.iter().find(|artifact| artifact.target == name && artifact.executable.is_some());
+    let path = found.and_then(|artifact| artifact.executable.clone());
+    path.with_context(|| format!("cargo built no binary `{name}`"))
 }
 
 /// Builds the unit tests of every crate, and the end-to-end tests if `end_to_end`.

@@ -67,7 +67,7 @@ pub(crate) struct Args {
     /// Show the ratios to the figures of an earlier run, from the file it wrote.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// A ztunnel to measure in place of the one that is built here.
+    /// A ztunnel to measure in place of the one that is built here, as it is shipped.
     #[arg(long, value_name = "FILE")]
     ztunnel: Option<PathBuf>,
     /// Another ztunnel to measure beside it, such as Istio's: on nodes of its own, with the rules of iptables that it needs in its pods.
@@ -141,9 +141,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     toolchain::ensure_programs(&workspace(), &programs)
         .context("HAProxy and iptables are for the path `sidecars`, iptables also for capture alone; --path leaves them out")?;
     let mut built = cargo::build()?;
-    if let Some(ztunnel) = own {
-        built.ztunnel = ztunnel;
-    }
+    built.ztunnel = own.map_or_else(cargo::build_shipped_ztunnel, Ok)?;
     let mut machine = Machine::look();
     machine.haproxy = haproxy.and_then(|_| sidecars::version());
     // What a mesh in use logs: the access log is part of what a connection costs.

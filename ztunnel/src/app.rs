@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
-use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node};
+use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Workers};
 use crate::telemetry::{BuildLabel, Collected, Metrics};
 use crate::xds;
 use crate::zds::{self, NodeProxies};
@@ -38,14 +38,14 @@ const HANDOVER_RETRY: Duration = Duration::from_millis(50);
 const REPLY_MARGIN: Duration = Duration::from_secs(5);
 
 /// Runs until a signal ends it and what is live has ended or been cut.
-pub(crate) async fn run(config: Config, logging: LogHandle) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) -> anyhow::Result<()> {
     let registry = daemon::metrics::Metrics::new();
     let metrics = Metrics::default();
     registry.register(|registry| metrics.register(registry));
     let readiness = Readiness::new();
     let (drain, drain_signal) = drain();
     metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: BUILD }).set(1);
-    let node = node(&config, metrics, drain_signal)?;
+    let node = node(&config, metrics, drain_signal, workers)?;
     let collected = Collected { tunnels: node.tunnels.clone(), logging: logging.clone() };
     registry.register(|registry| collected.register(registry));
     let servers = Servers::bind(&config).await?;
@@ -88,7 +88,12 @@ fn visitors(registry: &daemon::metrics::Metrics) -> Refusals {
     refusals
 }
 
-fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) -> anyhow::Result<Arc<Node>> {
+fn node(
+    config: &Config,
+    metrics: Metrics,
+    drain: daemon::drain::DrainSignal,
+    workers: Workers,
+) -> anyhow::Result<Arc<Node>> {
     let descriptors =
         daemon::limits::raise_descriptor_limit().context("raising the limit of file descriptors")?;
     let options = TcpOptions { connect_timeout: config.stage_timeout, ..TcpOptions::default() };
@@ -106,6 +111,7 @@ fn node(config: &Config, metrics: Metrics, drain: daemon::drain::DrainSignal) ->
         metrics,
         mesh: MeshState::default(),
         trust_domain: config.trust_domain.clone(),
+        workers,
         pods: Pods::default(),
         dialer: Arc::new(KernelDialer(options.clone())),
         tunnels: Pool::new(pool),

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use api::channel::{Credentials, Server, ServerAddress};
@@ -74,6 +75,9 @@ pub(crate) struct Config {
     /// 1,000,000. What is beyond is reset. Independent of it, no pod takes more than is left free for the others.
     #[arg(long, env = "MAX_CONNECTIONS_PER_POD", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_connections_per_pod: u32,
+    /// Threads that carry connections: their number, or such as 50% of the cores; 0 for one a core. At least one, 1024 at most.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value = "0")]
+    worker_threads: WorkerThreads,
     /// Memory that peers may fill with what nobody reads, over all tunnels, such as 512MiB; 0MiB to 1024GiB. One pod gets half of it at
     /// most. Beyond it tunnels go on with 64 KiB for each connection: slower over long distances.
     #[arg(long, env = "BUFFER_BUDGET", default_value = "512MiB", value_parser = buffer_budget)]
@@ -88,6 +92,41 @@ pub(crate) struct Config {
     pub(crate) stage_timeout: Duration,
 }
 
+/// How many threads carry connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WorkerThreads {
+    /// So many; of 0, one a core.
+    Number(u16),
+    /// Of the cores.
+    Percent(u16),
+}
+
+impl WorkerThreads {
+    const MOST: u16 = 1024;
+
+    fn count(self, cores: usize) -> usize {
+        let wanted = match self {
+            Self::Number(0) => cores,
+            Self::Number(number) => usize::from(number),
+            Self::Percent(percent) => cores * usize::from(percent) / 100,
+        };
+        wanted.clamp(1, usize::from(Self::MOST))
+    }
+}
+
+impl FromStr for WorkerThreads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (digits, most, threads): (_, _, fn(u16) -> Self) = match text.strip_suffix('%') {
+            Some(digits) => (digits, 100, Self::Percent),
+            None => (text, Self::MOST, Self::Number),
+        };
+        let number = digits.parse().ok().filter(|number| *number <= most);
+        number.map(threads).ok_or_else(|| format!("expected 0 to {}, or 0% to 100%", Self::MOST))
+    }
+}
+
 /// An https address without the roots to verify it with.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} needs --root-ca: PEM roots to verify it with")]
@@ -97,6 +136,11 @@ impl Config {
     /// The admin endpoint that changes things.
     pub(crate) fn admin_socket(&self) -> PathBuf {
         self.admin_socket.clone().unwrap_or_else(|| self.inpod_uds.with_file_name("ztunnel-admin.sock"))
+    }
+
+    /// Threads that carry connections.
+    pub(crate) fn worker_threads(&self) -> usize {
+        self.worker_threads.count(std::thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// Where configuration comes from.
@@ -222,6 +266,22 @@ mod tests {
         };
         assert_eq!(config.ca_server().unwrap(), expected);
         assert_eq!(config.xds_server().unwrap(), Server::Unix("/run/culvert/xds.sock".into()));
+    }
+
+    #[test]
+    fn connections_get_a_thread_a_core_unless_told_otherwise_and_one_at_least() {
+        for (flags, threads) in [
+            (&[][..], 8),
+            (&["--worker-threads", "0"], 8),
+            (&["--worker-threads", "3"], 3),
+            (&["--worker-threads", "50%"], 4),
+            (&["--worker-threads", "1%"], 1),
+        ] {
+            assert_eq!(parse(flags).unwrap().worker_threads.count(8), threads, "{flags:?}");
+        }
+        for wrong in ["-1", "101%", "1025", "half", "%", ""] {
+            assert!(parse(&["--worker-threads", wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

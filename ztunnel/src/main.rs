@@ -18,13 +18,14 @@ mod zds;
 
 use clap::Parser as _;
 
+use crate::proxy::Workers;
+
 fn main() -> anyhow::Result<()> {
     let config = config::Config::parse();
     let (logging, _written_at_exit) = daemon::logging::init(&config.log, config.log_format)?;
-    // One worker a core, two at least: a worker that a busy connection holds must not stop the others.
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
-    let result = runtime.block_on(app::run(config, logging));
+    let (workers, _end_with_main) = Workers::start(config.worker_threads())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(app::run(config, logging, workers));
     // Tasks that are still there have been told and cut; they do not hold up the end.
     runtime.shutdown_background();
     result

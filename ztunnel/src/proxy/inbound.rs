@@ -16,6 +16,7 @@ use super::held::Held;
 use super::node::Node;
 use super::refusal::refuse_early;
 use super::relay::relay;
+use super::workers::Burden;
 use crate::pods::Pod;
 use crate::telemetry::{Path, Record, Reporter, TraceParent};
 
@@ -31,7 +32,7 @@ struct Tunnel {
 }
 
 /// Serves one connection, with all requests on it, to its end.
-pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
+pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted, burden: &Burden) {
     let Accepted { stream, peer, local } = accepted;
     let place = pod.handshakes.begin();
     let shaken = tokio::select! {
@@ -45,7 +46,7 @@ pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) 
     match admitted {
         Ok(((stream, verified), _admitted)) => {
             let tunnel = Tunnel { node: node.clone(), pod: pod.clone(), peer, local, verified };
-            Arc::new(tunnel).run(stream).await;
+            Arc::new(tunnel).run(stream, burden).await;
         }
         Err(
             failure @ (Failure::ForeignAddress(_)
@@ -81,7 +82,7 @@ async fn handshake(
 }
 
 impl Tunnel {
-    async fn run(self: Arc<Self>, stream: ServerStream<tokio::net::TcpStream>) {
+    async fn run(self: Arc<Self>, stream: ServerStream<tokio::net::TcpStream>, burden: &Burden) {
         let drain = async {
             tokio::select! {
                 () = self.node.drain.started() => {}
@@ -89,10 +90,10 @@ impl Tunnel {
             }
         };
         let on_connect = |request| {
-            let (tunnel, guard) = (self.clone(), self.node.drain.guard());
+            let (tunnel, guard, burden) = (self.clone(), self.node.drain.guard(), burden.clone());
             tokio::spawn(async move {
                 tunnel.answer(request).await;
-                drop(guard);
+                drop((guard, burden));
             });
         };
         let config = ServerConfig::default();

@@ -1,6 +1,6 @@
 //! The data path: from an accepted connection to its end.
 //!
-//! `serve` runs a pod's accept loops; `outbound`, `inbound` and `plaintext` are what the three listeners do; `local`
+//! `serve` runs a pod's accept loops, on the `workers`; `outbound`, `inbound` and `plaintext` are what the three listeners do; `local`
 //! joins the first two within the process; `arrival` is the gate before every application.
 
 mod accept;
@@ -20,6 +20,7 @@ mod plaintext;
 mod refusal;
 mod relay;
 mod serve;
+mod workers;
 
 pub(crate) use admission::{Capacity, Share};
 pub(crate) use dial::KernelDialer;
@@ -28,6 +29,7 @@ pub(crate) use handshakes::Handshakes;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
 pub(crate) use serve::{CUT_TIME, keep_identities, start, stop};
+pub(crate) use workers::Workers;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -11,6 +11,7 @@ use tunnel::tls::WorkloadCertificate;
 
 use super::admission::Capacity;
 use super::dial::Dialer;
+use super::workers::Workers;
 use crate::identity::Identities;
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
@@ -39,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) trust_domain: TrustDomain,
     /// Certificates.
     pub(crate) identities: Identities<WorkloadCertificate>,
+    /// What connections run on.
+    pub(crate) workers: Workers,
     /// The pods served.
     pub(crate) pods: Pods,
     /// The way out.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::zds::Listener;
+use daemon::drain::DrainGuard;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tunnel::socket::{Accepted, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener};
@@ -14,6 +15,7 @@ use super::accept::{Accept, Acceptor};
 use super::admission::Share;
 use super::failure::Failure;
 use super::node::Node;
+use super::workers::{Burden, Worker};
 use super::{inbound, outbound, plaintext};
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Serving};
 
@@ -42,7 +44,12 @@ pub(crate) enum StartError {
 /// Serves a pod from now on, in the place of what was served under its uid. The spec is not used up, so that it can be
 /// tried again.
 pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> {
-    let listeners = open_listeners(spec)?;
+    let home = node.workers.home();
+    let listeners = {
+        // The sockets' readiness comes to the runtime that accepts.
+        let _home = home.runtime().enter();
+        open_listeners(spec)?
+    };
     let held = match &spec.listeners {
         Listeners::Handed(handed) => handed
             .iter()
@@ -54,7 +61,7 @@ pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> 
     let pod = Arc::new(Pod::new(spec, share));
     tokio::spawn(follow(node.clone(), pod.clone()));
     for (listener, socket) in listeners {
-        tokio::spawn(accept_all(node.clone(), pod.clone(), listener, socket));
+        home.runtime().spawn(accept_all(node.clone(), pod.clone(), home.clone(), listener, socket));
     }
     node.metrics.proxies_started.inc();
     node.metrics.active_proxies.inc();
@@ -149,7 +156,13 @@ impl Accept for Listening {
 }
 
 /// Runs until the pod or the process stops. What is not accepted stays in the queue for whoever holds the listener too.
-async fn accept_all(node: Arc<Node>, pod: Arc<Pod>, listener: Listener, socket: TcpListener) {
+async fn accept_all(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    home: Arc<Worker>,
+    listener: Listener,
+    socket: TcpListener,
+) {
     let listening = Listening { socket, options: node.options.clone() };
     let name = match listener {
         Listener::Outbound => "outbound",
@@ -163,15 +176,51 @@ async fn accept_all(node: Arc<Node>, pod: Arc<Pod>, listener: Listener, socket: 
             () = pod.stopping.cancelled() => return,
             () = node.drain.started() => return,
         };
-        let (node, pod) = (node.clone(), pod.clone());
-        tokio::spawn(async move {
-            let guard = node.drain.guard();
-            match listener {
-                Listener::Outbound => outbound::serve(&node, &pod, accepted).await,
-                Listener::InboundPlaintext => plaintext::serve(&node, &pod, accepted).await,
-                Listener::Hbone => inbound::serve(&node, &pod, accepted).await,
+        let burden = node.workers.place(&home);
+        let call = Call { node: node.clone(), pod: pod.clone(), listener, guard: node.drain.guard() };
+        if Arc::ptr_eq(burden.worker(), &home) {
+            tokio::spawn(call.serve(accepted, burden));
+        } else {
+            call.serve_elsewhere(accepted, burden);
+        }
+    }
+}
+
+/// A connection that has been accepted.
+struct Call {
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    listener: Listener,
+    guard: DrainGuard,
+}
+
+impl Call {
+    async fn serve(self, accepted: Accepted, burden: Burden) {
+        let Self { node, pod, listener, guard } = self;
+        match listener {
+            Listener::Outbound => outbound::serve(&node, &pod, accepted).await,
+            Listener::InboundPlaintext => plaintext::serve(&node, &pod, accepted).await,
+            Listener::Hbone => inbound::serve(&node, &pod, accepted, &burden).await,
+        }
+        drop((burden, guard));
+    }
+
+    fn serve_elsewhere(self, accepted: Accepted, burden: Burden) {
+        let worker = burden.worker().clone();
+        let name = self.pod.name.clone();
+        let lost = move |error: io::Error| {
+            tracing::warn!(pod = %name, %error, "a connection is reset: it could not be handed to another worker");
+        };
+        match accepted.detach() {
+            Ok(detached) => {
+                worker.runtime().spawn(async move {
+                    match detached.attach() {
+                        Ok(accepted) => self.serve(accepted, burden).await,
+                        Err(error) => lost(error),
+                    }
+                });
             }
-            drop(guard);
-        });
+            Err(error) => lost(error),
+        }
     }
 }

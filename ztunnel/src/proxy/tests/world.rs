@@ -26,7 +26,7 @@ use crate::mesh_state::MeshState;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
 use crate::proxy::dial::Dialer;
 use crate::proxy::node::{Limits, Node};
-use crate::proxy::{Capacity, Share, inbound, keep_identities, outbound, plaintext};
+use crate::proxy::{Capacity, Share, Workers, inbound, keep_identities, outbound, plaintext};
 use crate::telemetry::Metrics;
 use crate::telemetry::kept::{Kept, Line};
 
@@ -209,7 +209,9 @@ impl World {
                 let peer = "10.1.0.1:41000".parse().unwrap();
                 let (server, serving) = (server.clone(), serving.clone());
                 tokio::spawn(async move {
-                    inbound::serve(&server, &serving, Accepted { stream, peer, local: hbone }).await;
+                    let burden = server.workers.place(&server.workers.home());
+                    let accepted = Accepted { stream, peer, local: hbone };
+                    inbound::serve(&server, &serving, accepted, &burden).await;
                 });
             }
         });
@@ -297,6 +299,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         mesh: MeshState::default(),
         trust_domain: "cluster.local".into(),
         identities,
+        workers: Workers::on(vec![tokio::runtime::Handle::current()]),
         pods: Pods::default(),
         dialer: Arc::new(Loopback(wires.clone())),
         tunnels: Pool::new(PoolConfig::default()),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use mesh::SpiffeId;
+use tokio::runtime::{self, Handle};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -29,6 +30,13 @@ pub struct PoolKey {
     pub destination: SocketAddr,
     /// Where we come from: the pod's address.
     pub source_ip: IpAddr,
+}
+
+/// A key where its tunnels are driven. A stream of another runtime would wake another thread with each message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct LocalKey {
+    runtime: runtime::Id,
+    key: PoolKey,
 }
 
 /// Bounds of a pool.
@@ -96,7 +104,7 @@ pub struct Pool(Arc<Inner>);
 
 struct Inner {
     config: PoolConfig,
-    entries: Mutex<HashMap<PoolKey, Entry>>,
+    entries: Mutex<HashMap<LocalKey, Entry>>,
 }
 
 /// What is held for a key; never empty.
@@ -149,6 +157,7 @@ impl Pool {
         F: Future<Output = std::io::Result<IO>> + Send + 'static,
         IO: Dialed,
     {
+        let key = &LocalKey { runtime: Handle::current().id(), key: key.clone() };
         let mut fresh = false;
         loop {
             let attempt = async {
@@ -164,12 +173,12 @@ impl Pool {
                 // Whatever it is, the tunnel takes no requests now. A later one finds out the same for itself,
                 // unless the driver was faster.
                 RequestError::Unprocessed(error) if reused && !fresh => {
-                    tracing::debug!(destination = %key.destination, %error, "CONNECT goes to a fresh tunnel");
+                    tracing::debug!(destination = %key.key.destination, %error, "CONNECT goes to a fresh tunnel");
                     fresh = true;
                 }
                 // It may be about to end, or have too many streams: that is not so of the next.
                 RequestError::Refused(error) if !fresh => {
-                    tracing::debug!(destination = %key.destination, %error, "CONNECT goes to another tunnel");
+                    tracing::debug!(destination = %key.key.destination, %error, "CONNECT goes to another tunnel");
                     fresh = true;
                 }
                 RequestError::Unprocessed(error)
@@ -182,7 +191,7 @@ impl Pool {
     /// A place on a tunnel and whether the tunnel stood before; with `fresh` only one that did not.
     async fn place<D, F, IO>(
         &self,
-        key: &PoolKey,
+        key: &LocalKey,
         certificate: &WorkloadCertificate,
         fresh: bool,
         dial: &D,
@@ -223,7 +232,12 @@ impl Pool {
         }
     }
 
-    fn step(&self, key: &PoolKey, certificate: &WorkloadCertificate, fresh: bool) -> Result<Step, OpenError> {
+    fn step(
+        &self,
+        key: &LocalKey,
+        certificate: &WorkloadCertificate,
+        fresh: bool,
+    ) -> Result<Step, OpenError> {
         let mut entries = self.0.entries();
         retire_outdated(&mut entries, key, certificate);
         if let Some(entry) = entries.get(key) {
@@ -245,7 +259,7 @@ impl Pool {
     /// progress come to nothing.
     pub fn retire(&self, matches: impl Fn(&PoolKey) -> bool) {
         self.0.entries().retain(|key, entry| {
-            let retired = matches(key);
+            let retired = matches(&key.key);
             if retired {
                 entry.tunnels.iter().for_each(|tunnel| tunnel.retire());
             }
@@ -268,14 +282,14 @@ impl Pool {
 }
 
 impl Inner {
-    fn entries(&self) -> MutexGuard<'_, HashMap<PoolKey, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<LocalKey, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails if another tunnel is too many. Looks at all keys, which is cheap beside the dial it is for.
-    fn make_room(&self, entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey) -> Result<(), OpenError> {
-        let same_source = |other: &PoolKey| other.source_ip == key.source_ip;
-        let held = |entries: &HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> bool| {
+    fn make_room(&self, entries: &mut HashMap<LocalKey, Entry>, key: &LocalKey) -> Result<(), OpenError> {
+        let same_source = |other: &LocalKey| other.key.source_ip == key.key.source_ip;
+        let held = |entries: &HashMap<LocalKey, Entry>, counts: &dyn Fn(&LocalKey) -> bool| {
             entries.iter().filter(|(key, _)| counts(key)).map(|(_, entry)| entry.len()).sum::<usize>()
         };
         if held(entries, &same_source) >= self.config.max_tunnels_per_source && !evict(entries, &same_source)
@@ -289,7 +303,7 @@ impl Inner {
     }
 
     /// Takes a tunnel out; `if_idle`: unless it has got a stream meanwhile. Whether it is out.
-    fn remove(&self, key: &PoolKey, tunnel: &Arc<Tunnel>, if_idle: bool) -> bool {
+    fn remove(&self, key: &LocalKey, tunnel: &Arc<Tunnel>, if_idle: bool) -> bool {
         let mut entries = self.entries();
         if if_idle && tunnel.streams.count() > 0 {
             return false;
@@ -299,7 +313,7 @@ impl Inner {
     }
 }
 
-fn remove(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, tunnel: &Arc<Tunnel>) {
+fn remove(entries: &mut HashMap<LocalKey, Entry>, key: &LocalKey, tunnel: &Arc<Tunnel>) {
     if let Some(entry) = entries.get_mut(key) {
         entry.tunnels.retain(|other| !Arc::ptr_eq(other, tunnel));
         if entry.len() == 0 {
@@ -309,7 +323,11 @@ fn remove(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, tunnel: &Arc<Tun
 }
 
 /// Takes out what was made with a certificate that `certificate` has replaced.
-fn retire_outdated(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, certificate: &WorkloadCertificate) {
+fn retire_outdated(
+    entries: &mut HashMap<LocalKey, Entry>,
+    key: &LocalKey,
+    certificate: &WorkloadCertificate,
+) {
     let Some(entry) = entries.get_mut(key) else { return };
     for tunnel in entry.tunnels.extract_if(.., |tunnel| tunnel.is_outdated_by(certificate)) {
         tunnel.retire();
@@ -320,7 +338,7 @@ fn retire_outdated(entries: &mut HashMap<PoolKey, Entry>, key: &PoolKey, certifi
 }
 
 /// Closes the tunnel that has been idle for the longest, if there is one.
-fn evict(entries: &mut HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> bool) -> bool {
+fn evict(entries: &mut HashMap<LocalKey, Entry>, counts: &dyn Fn(&LocalKey) -> bool) -> bool {
     let tunnels = entries.iter().filter(|(key, _)| counts(key));
     let idle = tunnels.flat_map(|(key, entry)| entry.tunnels.iter().map(move |tunnel| (key, tunnel)));
     let oldest = idle
@@ -336,7 +354,7 @@ fn evict(entries: &mut HashMap<PoolKey, Entry>, counts: &dyn Fn(&PoolKey) -> boo
 /// The one dial of a key. Dropped in whatever state, the key is free for another.
 struct DialTask {
     pool: Weak<Inner>,
-    key: PoolKey,
+    key: LocalKey,
     result: watch::Sender<Option<Result<Arc<Tunnel>, OpenError>>>,
 }
 
@@ -353,8 +371,8 @@ impl DialTask {
                 Ok(io) => io.map_err(|error| OpenError::Dial(Arc::new(error)))?,
                 Err(_) => return Err(OpenError::DialTimeout(config.dial_timeout)),
             };
-            let share = config.budget.share(self.key.source_ip);
-            Tunnel::establish(io, &certificate, &self.key.expected, &share, &config).await
+            let share = config.budget.share(self.key.key.source_ip);
+            Tunnel::establish(io, &certificate, &self.key.key.expected, &share, &config).await
         };
         let (tunnel, driver) = match established.await {
             Ok(established) => established,

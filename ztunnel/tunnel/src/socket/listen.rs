@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::netns::Netns;
-use super::options::{InterceptPort, TcpOptions};
+use super::options::{InterceptPort, TcpOptions, reset_unless_closed};
 
 /// Connections that wait to be accepted: the kernel's own default maximum (`net.core.somaxconn` since 5.4).
 const BACKLOG: i32 = 4096;
@@ -22,6 +22,29 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// The address that was dialled: with capture, the original destination.
     pub local: SocketAddr,
+}
+
+/// An accepted connection on its way to another runtime. Dropped, it is reset.
+#[derive(Debug)]
+pub struct Detached {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+impl Accepted {
+    /// Takes it off the runtime it was accepted on. Failing, it is reset.
+    pub fn detach(self) -> io::Result<Detached> {
+        reset_unless_closed(&self.stream);
+        Ok(Detached { stream: self.stream.into_std()?, peer: self.peer, local: self.local })
+    }
+}
+
+impl Detached {
+    /// Puts it on the runtime this is called on. Failing, it is reset.
+    pub fn attach(self) -> io::Result<Accepted> {
+        Ok(Accepted { stream: TcpStream::from_std(self.stream)?, peer: self.peer, local: self.local })
+    }
 }
 
 /// IPv4 addresses in IPv6 form (`::ffff:a.b.c.d`), as dual-stack listeners report them, become IPv4.
@@ -73,6 +96,8 @@ pub fn bind_listener(netns: &Netns, port: InterceptPort) -> io::Result<TcpListen
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[tokio::test]
@@ -89,6 +114,43 @@ mod tests {
         assert_eq!(accepted.local, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         assert_eq!(accepted.peer, client.local_addr().unwrap());
         assert!(accepted.stream.nodelay().unwrap());
+    }
+
+    /// A client and what was accepted of it.
+    async fn pair() -> (TcpStream, Accepted) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, accept(&listener, &TcpOptions::default()).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_on_with_another_runtime() {
+        let (mut client, accepted) = pair().await;
+        let (peer, local) = (accepted.peer, accepted.local);
+        let detached = accepted.detach().unwrap();
+        let there = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut accepted = detached.attach().unwrap();
+                assert_eq!((accepted.peer, accepted.local), (peer, local));
+                let mut bytes = [0; 4];
+                accepted.stream.read_exact(&mut bytes).await.unwrap();
+                accepted.stream.write_all(&bytes).await.unwrap();
+            });
+        });
+        client.write_all(b"ping").await.unwrap();
+        let mut bytes = [0; 4];
+        client.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"ping");
+        there.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_lost_on_the_way_to_another_runtime_is_reset() {
+        let (mut client, accepted) = pair().await;
+        drop(accepted.detach().unwrap());
+        let error = client.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

@@ -354,6 +354,25 @@ async fn one_sources_bound_is_not_anothers() {
 }
 
 #[tokio::test]
+async fn a_runtimes_streams_go_by_tunnels_that_it_drives_itself() {
+    let (world, remote) = foreign(answer_all);
+    let first = world.open_at(key(1), &remote).await.unwrap();
+    let there = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (opened, again) = (world.open_at(key(1), &remote), world.open_at(key(1), &remote));
+    let (there, reused) = std::thread::spawn(move || {
+        let reused = there.block_on(async { [opened.await.unwrap().reused, again.await.unwrap().reused] });
+        (there, reused)
+    })
+    .join()
+    .unwrap();
+    assert_eq!((first.reused, reused), (false, [false, true]));
+    assert_eq!(world.pool.stats().tunnels, 2);
+    world.pool.retire(|key| key.source_ip == SOURCE);
+    assert_eq!(world.pool.stats().tunnels, 0);
+    there.shutdown_background();
+}
+
+#[tokio::test]
 async fn a_retired_tunnel_ends_with_its_last_stream() {
     let mut world = World::new();
     let (mut client, mut server) = world.stream().await;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod admin;
+mod allocator;
 mod app;
 mod config;
 mod identity;

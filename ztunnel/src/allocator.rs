@@ -1,0 +1,25 @@
+//! The allocator: jemalloc, told to give memory back soon.
+//!
+//! The C library's gives the end of its heap back with almost every chunk of a stream that is freed, and faults it in again with the
+//! next one. Processor time of both proxies for a GiB between two nodes, medians of three alternating runs on 2 cores, of one stream
+//! and of eight:
+//!
+//! | allocator | one | eight |
+//! |---|---|---|
+//! | the C library's | 1.59 s | 2.08 s |
+//! | the same, with trimming from 8 MiB on | 1.27 s | 1.43 s |
+//! | mimalloc | 1.34 s | 1.43 s, and 16 MiB more of memory for each proxy |
+//! | jemalloc | 1.09 s | 1.27 s |
+
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static JEMALLOC: Jemalloc = Jemalloc;
+
+/// jemalloc's options (its manual, section "TUNING"). Freed pages go back to the system after a second in place of ten, also when nobody
+/// allocates any more: what a burst took must not stay with an idle proxy.
+// SAFETY: jemalloc declares a pointer to a string that ends with a zero byte under this name, which nothing else defines; a reference
+// to an array is such a pointer, and what it refers to is never freed.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static OPTIONS: &[u8; 85] =
+    b"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";

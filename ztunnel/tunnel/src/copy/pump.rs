@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::RESET_GRACE;
@@ -13,6 +14,10 @@ use super::endpoint::{Reader, SendFailure, Taken, Writer};
 
 /// Bytes that a direction takes at once, and so holds at most, of TCP; of a tunnel it is a frame.
 const CHUNK: usize = 64 << 10;
+
+/// Bytes that a direction moves before all others of its worker have their turn. A stream that is never waited for would move what the
+/// runtime's own budget allows, 128 chunks, while a ping beside it waits.
+const TURN: usize = 256 << 10;
 
 /// Which end of a direction broke.
 #[derive(Debug)]
@@ -79,7 +84,12 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     }
 
     async fn transfer(&mut self) -> Result<(), Stop> {
+        let mut turn = 0;
         loop {
+            if turn >= TURN {
+                turn = 0;
+                yield_now().await;
+            }
             match poll_fn(|cx| self.poll_readable(cx)).await {
                 Waited::Readable(ready) => ready.map_err(Stop::Reader)?,
                 Waited::Broken(failure) => return Err(Stop::Writer(failure)),
@@ -87,7 +97,10 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
             let room = poll_fn(|cx| self.writer.poll_room(cx, CHUNK)).await?;
             match self.reader.take(room).map_err(Stop::Reader)? {
                 Taken::Nothing => self.writer.give_back_room(),
-                Taken::Data(data) => self.write(data).await?,
+                Taken::Data(data) => {
+                    turn += data.len();
+                    self.write(data).await?;
+                }
                 Taken::End if self.own.reader_broke.load(Ordering::Relaxed) => {
                     return Err(Stop::Reader(io::ErrorKind::ConnectionReset.into()));
                 }

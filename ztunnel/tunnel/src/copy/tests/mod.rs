@@ -3,6 +3,7 @@
 //! In the second topology two relays stand in a row, as on two nodes: what the applications see must be the same.
 
 mod endings;
+mod fairness;
 mod transfer;
 
 use std::io;

@@ -418,3 +418,38 @@ async fn a_dial_that_a_renewal_gives_up_is_made_again_with_the_new_certificate()
     assert_eq!(exchange(waiting, b"hello").await.unwrap(), b"hello");
     assert_eq!(world.wires.dials().iter().filter(|to| **to == hbone).count(), 2);
 }
+
+#[tokio::test]
+async fn a_peer_that_does_not_listen_yet_is_waited_for() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    let hbone = "10.2.0.1:15008".parse().unwrap();
+    let dials = || world.wires.dials().iter().filter(|to| **to == hbone).count();
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let proxy = world.wires.lead(hbone, closed).unwrap();
+    world.complete();
+    let waiting = world.dial(At::East, &client, SERVER_APP).await;
+    while dials() == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.wires.lead(hbone, proxy);
+    assert_eq!(exchange(waiting, b"hello").await.unwrap(), b"hello");
+    assert!(dials() > 1, "it did listen");
+}
+
+#[tokio::test]
+async fn a_peer_that_never_listens_is_refused() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    let hbone = "10.2.0.1:15008".parse().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    world.wires.lead(hbone, closed);
+    world.complete();
+    assert!(is_reset(&mut world.dial(At::East, &client, SERVER_APP).await).await);
+    let lines = world.lines(1).await;
+    assert!(lines[0]["error"].contains("refused"), "{:?}", lines[0]);
+    assert_eq!(world.wires.dials().iter().filter(|to| **to == hbone).count(), 6);
+}

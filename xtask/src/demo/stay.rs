@@ -27,15 +27,15 @@ pub(crate) fn stay(sandbox: &Sandbox, mesh: &mut Mesh, built: &Built) -> anyhow:
             "what its kernel programs did",
             format!("nsenter -t {agent} -n curl -s http://127.0.0.1:15011/metrics"),
         ),
-        (
-            "its ztunnel killed; whatever ends is started again, as its DaemonSet would",
-            format!("kill -9 {ztunnel}"),
-        ),
-        ("what control, agents and ztunnels log", format!("ls {mesh_directory}/*.log")),
         ("its ztunnel's metrics", format!("nsenter -t {ztunnel} -n curl -s http://127.0.0.1:15020/metrics")),
+        ("what control, both agents and both ztunnels log", format!("tail -n 3 {mesh_directory}/*.log")),
         (
             "another policy, in effect at once",
             format!("$EDITOR {}/shop-policies.yaml", sandbox.manifests_directory().display()),
+        ),
+        (
+            "its ztunnel killed; whatever ends is started again, as its DaemonSet would",
+            format!("kill -9 {ztunnel}"),
         ),
     ] {
         println!("  # {what}\n  {command}");

@@ -7,6 +7,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod output;
+mod profile;
 mod progress;
 mod soak;
 mod testing;
@@ -39,6 +40,8 @@ enum Task {
     Soak(soak::Args),
     /// Measure what the mesh costs, beside the same pods without it (needs root).
     Bench(bench::Args),
+    /// Tell where the time of a path goes: of processors, in system calls and in waiting (needs root).
+    Profile(profile::Args),
     /// Remove what a sandbox left that was ended by force.
     Clean,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Test(args) => testing::run(&args),
         Task::Soak(args) => soak::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Profile(args) => profile::run(&args),
         Task::Clean => clean().map(|()| true),
     };
     match result {

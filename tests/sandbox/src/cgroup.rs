@@ -54,6 +54,13 @@ impl Cgroup {
         OpenOptions::new().write(true).open(&path).during(|| format!("opening {}", path.display()))
     }
 
+    /// The ids of the processes that live here now, those of children not among them.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let path = self.path.join("cgroup.procs");
+        let text = fs::read_to_string(&path).during(|| format!("reading {}", path.display()))?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
     /// Whether any process lives in the subtree.
     pub(crate) fn is_populated(&self) -> bool {
         fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))

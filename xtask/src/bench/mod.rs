@@ -6,19 +6,19 @@
 mod capture;
 mod compare;
 mod html;
-mod machine;
+pub(crate) mod machine;
 mod manifests;
-mod path;
+pub(crate) mod path;
 mod peer;
 mod plot;
 mod report;
-mod rounds;
+pub(crate) mod rounds;
 mod route;
 mod rules;
-mod sample;
-mod sidecars;
-mod stage;
-mod work;
+pub(crate) mod sample;
+pub(crate) mod sidecars;
+pub(crate) mod stage;
+pub(crate) mod work;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -190,7 +190,7 @@ fn on_paths(
 }
 
 /// Where a program is, from the root.
-fn found(path: Option<&PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn found(path: Option<&PathBuf>) -> anyhow::Result<Option<PathBuf>> {
     let look =
         |path: &PathBuf| path.canonicalize().with_context(|| format!("looking for {}", path.display()));
     path.map(look).transpose()

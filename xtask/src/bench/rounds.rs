@@ -41,14 +41,19 @@ impl Rounds {
             Some(all) => all.add(&sample.histogram).context("adding up latencies")?,
             none => *none = Some(sample.histogram),
         }
-        for (error, count) in sample.failures {
-            *self.failures.entry(error).or_default() += count;
-        }
+        self.failed(&sample.failures);
         for (figure, value) in sample.figures {
             self.values.entry(figure).or_default().push(value);
         }
         self.samples += 1;
         Ok(())
+    }
+
+    /// Adds the failures of a load, which is not measured itself if it is not added.
+    pub(crate) fn failed(&mut self, failures: &BTreeMap<String, u64>) {
+        for (error, count) in failures {
+            *self.failures.entry(error.clone()).or_default() += count;
+        }
     }
 
     pub(crate) fn spreads(&self) -> BTreeMap<Figure, Spread> {

@@ -34,6 +34,7 @@ struct Report {
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Cost {
     cpu_seconds: f64,
+    wake_ups: u64,
     context_switches: u64,
     resident_bytes: u64,
     resident_growth_bytes: u64,
@@ -47,6 +48,8 @@ pub(crate) struct Sample {
     /// By their errors.
     pub(crate) failures: BTreeMap<String, u64>,
     pub(crate) figures: BTreeMap<Figure, f64>,
+    /// Requests, or MiB where the work is streams.
+    pub(crate) units: f64,
 }
 
 /// What is measured. Latencies are in microseconds; `Proxies` are all but the client and the server.
@@ -63,6 +66,8 @@ pub(crate) enum Figure {
     CpuOfProxies,
     /// For a request, or for a MiB where the work is streams.
     SwitchesOfProxies,
+    /// Those of them that ended a sleep.
+    WakeUpsOfProxies,
     /// MiB, at the load's end.
     MemoryOfProxies,
     /// KiB, where connections are held.
@@ -85,6 +90,8 @@ impl Figure {
             (Self::CpuOfProxies, true) => "proxies_cpu_seconds_per_gib",
             (Self::SwitchesOfProxies, false) => "proxies_context_switches_per_request",
             (Self::SwitchesOfProxies, true) => "proxies_context_switches_per_mib",
+            (Self::WakeUpsOfProxies, false) => "proxies_wake_ups_per_request",
+            (Self::WakeUpsOfProxies, true) => "proxies_wake_ups_per_mib",
             (Self::MemoryOfConnection, _) => "proxies_resident_kib_per_connection",
             (Self::MemoryOfProxies, _) => "proxies_resident_mib",
         }
@@ -107,10 +114,12 @@ impl Sample {
             // No figure of it would be true, and no success either.
             let failures = BTreeMap::from([(NOTHING.to_owned(), 1)]);
             let failures = if report.failures.is_empty() { failures } else { report.failures };
-            return Ok(Self { histogram, failures, figures: BTreeMap::new() });
+            return Ok(Self { histogram, failures, figures: BTreeMap::new(), units: 0.0 });
         }
         let figures = figures(&report, &histogram, work);
-        Ok(Self { histogram, failures: report.failures, figures })
+        let mib = report.bytes as f64 / f64::from(1 << 20);
+        let units = if work.is_bulk() { mib } else { report.requests as f64 };
+        Ok(Self { histogram, failures: report.failures, figures, units })
     }
 }
 
@@ -143,6 +152,7 @@ fn figures(report: &Report, histogram: &Histogram<u64>, work: Work) -> BTreeMap<
         figures.insert(Figure::CpuOfProxies, sum(false, |cost| cost.cpu_seconds) / units.0);
         let switches = sum(false, |cost| cost.context_switches as f64);
         figures.insert(Figure::SwitchesOfProxies, switches / units.1);
+        figures.insert(Figure::WakeUpsOfProxies, sum(false, |cost| cost.wake_ups as f64) / units.1);
         let resident = sum(false, |cost| cost.resident_bytes as f64);
         figures.insert(Figure::MemoryOfProxies, resident / f64::from(1 << 20));
         if matches!(work, Work::Idle { .. }) {
@@ -166,7 +176,7 @@ pub(crate) mod tests {
         latencies.iter().for_each(|latency| histogram.record(latency * 1000).unwrap());
         let mut encoded = Vec::new();
         V2DeflateSerializer::new().serialize(&histogram, &mut encoded).unwrap();
-        let cost = |cpu: f64| json!({"cpu_seconds": cpu, "context_switches": 8, "resident_bytes": 3 << 20, "resident_growth_bytes": 1 << 20});
+        let cost = |cpu: f64| json!({"cpu_seconds": cpu, "wake_ups": 6, "context_switches": 8, "resident_bytes": 3 << 20, "resident_growth_bytes": 1 << 20});
         let report = json!({
             "requests": latencies.len(), "bytes": bytes, "seconds": 2.0, "failures": {"no": 1},
             "histogram": STANDARD.encode(encoded),
@@ -185,6 +195,7 @@ pub(crate) mod tests {
         assert_eq!(figure(Figure::RequestsPerSecond), 2.0);
         assert_eq!((figure(Figure::CpuOfAll), figure(Figure::CpuOfProxies)), (3750.0, 3000.0));
         assert_eq!((figure(Figure::SwitchesOfProxies), figure(Figure::MemoryOfProxies)), (4.0, 6.0));
+        assert_eq!((figure(Figure::WakeUpsOfProxies), sample.units), (3.0, 4.0));
         assert_eq!(sample.failures["no"], 1);
     }
 
@@ -210,6 +221,7 @@ pub(crate) mod tests {
         let sample = Sample::read(&report(&[], 1 << 30), Work::Bulk { connections: 1 }).unwrap();
         assert!((sample.figures[&Figure::GigabitsPerSecond] - 4.295).abs() < 0.001);
         assert_eq!(sample.figures[&Figure::CpuOfProxies], 12.0);
+        assert_eq!(sample.units, 1024.0);
         assert_eq!(sample.figures.get(&Figure::P50), None);
     }
 }

@@ -22,6 +22,9 @@ pub(crate) const CGROUP: &str = "sidecar";
 /// The proxy, and its package.
 pub(crate) const HAPROXY: &str = "haproxy";
 
+/// All programs they need, each with its package.
+pub(crate) const PROGRAMS: [(&str, &str); 2] = [(HAPROXY, HAPROXY), (rules::IPTABLES, rules::IPTABLES)];
+
 /// Who the sidecars run as, so that the rules know what they send.
 const USER: u32 = 1337;
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use sandbox::{
-    Binaries, Direction, Family, Mesh, MeshOptions, Options, Pod, Process, Program, Redirection, Sandbox,
+    Binaries, Direction, Family, Mesh, MeshOptions, Options, Place, Pod, Process, Program, Redirection,
+    Sandbox,
 };
 
 use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, SIDECARS, THERE};
@@ -109,6 +110,22 @@ impl Stage {
     fn load(&self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
         let name = format!("{} on {}", work.name(), path.name());
         self.route(path)?.load(&self.echo, &name, work, times, &[])
+    }
+
+    /// What is between the pods of a path, by name, and where it runs.
+    pub(crate) fn proxies(&self, path: Path) -> anyhow::Result<Vec<(String, Place)>> {
+        let accounts = self.route(path)?.accounts;
+        Ok(accounts.into_iter().filter(|(name, _)| name != sample::SERVER).collect())
+    }
+
+    /// A place for programs that look at others.
+    pub(crate) fn post(&self) -> anyhow::Result<Place> {
+        Ok(self.sandbox.node(HERE)?.place("post")?)
+    }
+
+    /// Where files are that go with the stage.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.sandbox.directory()
     }
 
     /// Takes everything down.

@@ -32,6 +32,8 @@ pub(super) type Costs = BTreeMap<String, Cost>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub(super) struct Cost {
     cpu_seconds: f64,
+    /// How often a thread slept and was woken.
+    wake_ups: u64,
     context_switches: u64,
     /// At the end; not a difference.
     resident_bytes: u64,
@@ -89,7 +91,8 @@ impl Cost {
     fn since(self, before: Self) -> Self {
         Self {
             cpu_seconds: self.cpu_seconds - before.cpu_seconds,
-            // Threads that ended meanwhile took their count with them.
+            // Threads that ended meanwhile took their counts with them.
+            wake_ups: self.wake_ups.saturating_sub(before.wake_ups),
             context_switches: self.context_switches.saturating_sub(before.context_switches),
             resident_bytes: self.resident_bytes,
             resident_growth_bytes: self.resident_bytes.saturating_sub(before.resident_bytes),
@@ -112,8 +115,9 @@ fn read(cgroup: &Path) -> anyhow::Result<Cost> {
         let threads = fs::read_dir(process.join("task")).into_iter().flatten().filter_map(Result::ok);
         for thread in threads {
             let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-            cost.context_switches += number(&status, "voluntary_ctxt_switches:");
-            cost.context_switches += number(&status, "nonvoluntary_ctxt_switches:");
+            let wake_ups = number(&status, "voluntary_ctxt_switches:");
+            cost.wake_ups += wake_ups;
+            cost.context_switches += wake_ups + number(&status, "nonvoluntary_ctxt_switches:");
         }
     }
     Ok(cost)
@@ -145,6 +149,7 @@ mod tests {
         assert!("proxy".parse::<Account>().is_err());
         let at = |cpu_seconds, context_switches, resident_bytes| Cost {
             cpu_seconds,
+            wake_ups: context_switches / 2,
             context_switches,
             resident_bytes,
             resident_growth_bytes: 0,

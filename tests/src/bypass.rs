@@ -15,6 +15,7 @@ use crate::world::{MARKER, SETTLE, STRICT, World, echoes, identity, pods, ports}
 /// What holds whichever way packets are taken. The last one looks at the whole run.
 pub const BYPASS: &[Case<World>] = &[
     ("a_device_that_appears_carries_nothing_until_it_is_captured", late_device),
+    ("a_device_that_has_an_address_of_the_pod_as_well_is_captured_in_both_directions", same_address),
     ("packets_that_are_or_may_be_tcp_are_captured_or_dropped_for_a_reason_of_their_own", tricks),
     ("pins_that_name_another_pods_links_or_none_are_not_trusted", foreign_pins),
     ("pins_that_name_a_strangers_namespace_cut_nothing_of_the_strangers", stranger),
@@ -67,6 +68,37 @@ fn late_device(world: &mut World) -> anyhow::Result<()> {
         world.answered_within(SETTLE, pods::CLIENT, pods::FAR, family)?;
     }
     Ok(())
+}
+
+/// Whatever leaves over the second device does so in the pod's only name, and what comes for that name is for the pod.
+fn same_address(world: &mut World) -> anyhow::Result<()> {
+    let targets = [
+        world.address(pods::FAR, Family::V4, ports::ECHO)?,
+        world.address(pods::FAR, Family::V6, ports::ECHO)?,
+    ];
+    let pod = world.sandbox.pod(pods::CLIENT)?;
+    pod.add_device("net1", &targets.map(|to| to.ip()))?;
+    for family in Family::BOTH {
+        // Duplicate address detection would keep one of IPv6 unusable for a second.
+        let (width, more): (_, &[&str]) = if family == Family::V4 { (32, &[]) } else { (128, &["nodad"]) };
+        let address = format!("{}/{width}", pod.address(family)?);
+        let program = Program::new("ip").args(["address", "add", &address, "dev", "net1"]).args(more);
+        let output = pod.exec(&program, SETTLE)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for to in targets {
+        echoes(&mut world.connect_within(SETTLE, pods::CLIENT, to)?)?;
+    }
+    for family in Family::BOTH {
+        world.answered_within(SETTLE, pods::FAR, pods::CLIENT, family)?;
+        world.refused_within(SETTLE, pods::OUTSIDER_EAST, pods::CLIENT, family)?;
+    }
+    pod.remove_device("net1")?;
+    for family in Family::BOTH {
+        world.answered_within(SETTLE, pods::CLIENT, pods::FAR, family)?;
+        world.answered_within(SETTLE, pods::FAR, pods::CLIENT, family)?;
+    }
+    world.ensure_no_marker()
 }
 
 fn tricks(world: &mut World) -> anyhow::Result<()> {

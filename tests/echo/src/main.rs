@@ -1,7 +1,7 @@
 //! The test application: servers with the habits real ones have, a client that checks every byte, a prober as kubelet has one, and a
 //! pause process.
 //!
-//! It knows nothing of the mesh. With the mesh's data path it has only rustls and h2 in common, for HTTPS and gRPC.
+//! It knows nothing of the mesh. With the mesh's data path it has only rustls, h2 and hyper in common, for HTTPS, gRPC and the benchmark's HTTP.
 #![forbid(unsafe_code)]
 
 mod certify;

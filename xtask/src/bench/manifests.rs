@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::capture::Way;
-use super::work::{ECHO, ONCE, SINK};
+use super::work::{ECHO, HTTP1, HTTP2, ONCE, PORTS, SINK};
 
 /// The image the manifests name.
 pub(crate) const IMAGE: &str = "localhost/culvert-echo";
@@ -85,10 +85,9 @@ fn pod(namespace: &str, name: &str, node: &str, address: Ipv4Addr) -> String {
     let container = if name == CLIENT {
         r#"args: ["pause"]"#.to_owned()
     } else {
-        let ports: String =
-            [ECHO, ONCE, SINK].map(|port| format!("\n        - containerPort: {port}")).concat();
+        let ports: String = PORTS.map(|port| format!("\n        - containerPort: {port}")).concat();
         format!(
-            "args: [answer, --echo, \"{ECHO}\", --once, \"{ONCE}\", --sink, \"{SINK}\"]\n      ports:{ports}"
+            "args: [answer, --echo, \"{ECHO}\", --once, \"{ONCE}\", --sink, \"{SINK}\", --http1, \"{HTTP1}\", --http2, \"{HTTP2}\"]\n      ports:{ports}"
         )
     };
     format!(

@@ -140,6 +140,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let programs: Vec<_> = [haproxy, iptables].into_iter().flatten().map(|name| (name, name)).collect();
     toolchain::ensure_programs(&workspace(), &programs)
         .context("HAProxy and iptables are for the path `sidecars`, iptables also for capture alone; --path leaves them out")?;
+    if works.iter().any(|work| work.is_http()) {
+        toolchain::ensure_programs(&workspace(), &[work::H2LOAD]).context("HTTP requests need h2load")?;
+    }
     let mut built = cargo::build()?;
     built.ztunnel = own.map_or_else(cargo::build_shipped_ztunnel, Ok)?;
     let mut machine = Machine::look();

@@ -16,7 +16,7 @@ use super::peer::Peer;
 use super::route::{self, Route};
 use super::sample::{self, Sample};
 use super::sidecars::{self, Sidecars};
-use super::work::{ECHO, ONCE, SINK, Times, Work};
+use super::work::{PORTS, Times, Work};
 use crate::cargo::Built;
 use crate::progress::Progress;
 
@@ -197,7 +197,7 @@ impl Stage {
         more: &[&str],
     ) -> anyhow::Result<Process> {
         let mut program = Program::new(&self.echo).named(name).arg("relay").args(more);
-        for port in [ECHO, ONCE, SINK] {
+        for port in PORTS {
             let route = format!("{listen}:{}={to}:{}", port + listen_offset, port + to_offset);
             program = program.args(["--route", &route]);
         }

@@ -7,6 +7,14 @@ use std::time::Duration;
 pub(crate) const ECHO: u16 = 7001;
 pub(crate) const ONCE: u16 = 7002;
 pub(crate) const SINK: u16 = 7003;
+pub(crate) const HTTP1: u16 = 7004;
+pub(crate) const HTTP2: u16 = 7005;
+
+/// All of them.
+pub(crate) const PORTS: [u16; 5] = [ECHO, ONCE, SINK, HTTP1, HTTP2];
+
+/// The program that makes HTTP requests, and the package it is in.
+pub(crate) const H2LOAD: (&str, &str) = ("h2load", "nghttp2-client");
 
 /// The time limit of works that go by count.
 const COUNTED: Duration = Duration::from_secs(10);
@@ -28,6 +36,10 @@ pub(crate) enum Work {
     Idle { connections: u32 },
     /// Streams in one direction.
     Bulk { connections: u32 },
+    /// Requests over HTTP/1.1, one in flight on each connection.
+    Http1 { connections: u32 },
+    /// Requests over HTTP/2, so many in flight on one connection.
+    Http2 { streams: u32 },
 }
 
 impl Work {
@@ -44,6 +56,8 @@ impl Work {
             Self::Second => "second".to_owned(),
             Self::Idle { connections } => format!("idle-x{connections}"),
             Self::Bulk { connections } => format!("bulk-x{connections}"),
+            Self::Http1 { connections } => format!("http1-x{connections}"),
+            Self::Http2 { streams } => format!("http2-x{streams}"),
         }
     }
 
@@ -88,6 +102,15 @@ impl Work {
                 arguments.push("bulk".into());
                 arguments.extend(to(SINK, connections));
             }
+            Self::Http1 { connections } => {
+                arguments.push("http".into());
+                arguments.extend(to(HTTP1, connections));
+            }
+            Self::Http2 { streams } => {
+                arguments.push("http".into());
+                arguments.extend(to(HTTP2, 1));
+                arguments.extend(["--streams".into(), streams.to_string()]);
+            }
         }
         arguments
     }
@@ -95,6 +118,11 @@ impl Work {
     /// Whether it is done by proxies that have just been started, and by count in place of time.
     pub(crate) fn begins_anew(self) -> bool {
         matches!(self, Self::First | Self::Second | Self::Idle { .. })
+    }
+
+    /// Whether [`H2LOAD`] makes it.
+    pub(crate) fn is_http(self) -> bool {
+        matches!(self, Self::Http1 { .. } | Self::Http2 { .. })
     }
 
     /// Whether its figure is bytes in a second, not requests.
@@ -128,6 +156,7 @@ pub(crate) fn all(quick: bool, idle: u32) -> Vec<Work> {
     works.extend([1, 16].map(|connections| Work::Connects { connections }));
     works.extend([1, 8].map(|connections| Work::Bulk { connections }));
     if !quick {
+        works.extend([Work::Http1 { connections: 16 }, Work::Http2 { streams: 16 }]);
         works.extend([Work::First, Work::Second, Work::Idle { connections: idle }]);
     }
     works

@@ -1,4 +1,5 @@
-//! The servers that loads are for: all connections on one thread, so that the server's part of a measurement is small and even.
+//! The servers that loads are for: all connections on one thread (HTTP has one for each port), so that the server's part of a
+//! measurement is small and even.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
@@ -8,6 +9,7 @@ use mio::net::{TcpListener, TcpStream};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use slab::Slab;
 
+use super::http_server::{self, Version};
 use super::sockets::{BUFFER_BYTES, Ready, Sockets};
 
 /// Serve loads, on all addresses of both families.
@@ -22,6 +24,12 @@ pub(crate) struct Answer {
     /// Takes everything and answers at the client's end with how many bytes it was.
     #[arg(long, value_name = "PORT")]
     sink: Vec<u16>,
+    /// Answers requests over HTTP/1.1.
+    #[arg(long, value_name = "PORT")]
+    http1: Vec<u16>,
+    /// Answers requests over HTTP/2 in plaintext.
+    #[arg(long, value_name = "PORT")]
+    http2: Vec<u16>,
     /// Listens at this port alone, to which connections are led that were for the others: their near end says for which.
     #[arg(long, value_name = "PORT", conflicts_with = "redirected")]
     captured: Option<u16>,
@@ -72,6 +80,11 @@ impl Answer {
         };
         for (port, purpose) in listeners {
             server.listen(port, purpose).with_context(|| format!("listening on port {port}"))?;
+        }
+        for (version, ports) in [(Version::One, self.http1), (Version::Two, self.http2)] {
+            for port in ports {
+                http_server::start(port, version).with_context(|| format!("listening on port {port}"))?;
+            }
         }
         println!("serving");
         server.run()?;

@@ -7,6 +7,8 @@ mod account;
 mod answer;
 mod bulk;
 mod connects;
+mod http;
+mod http_server;
 mod idle;
 mod latency;
 mod ping;
@@ -57,6 +59,8 @@ enum Work {
     Idle(idle::Idle),
     /// Streams to a sink.
     Bulk(bulk::Bulk),
+    /// HTTP requests.
+    Http(http::Http),
 }
 
 /// What a run says at its end.
@@ -100,6 +104,7 @@ impl Load {
             Work::Connects(connects) => connects.run(window)?,
             Work::Idle(idle) => idle.run()?,
             Work::Bulk(bulk) => bulk.run(window)?,
+            Work::Http(http) => http.run(window)?,
         };
         let costs = meter.finish()?;
         let Outcomes { histogram, bytes, seconds, failures, held: _ } = outcomes;

@@ -99,7 +99,8 @@ fn programs(artifacts: Vec<Artifact>) -> Vec<TestProgram> {
     let programs = artifacts.into_iter().filter(|artifact| artifact.test).filter_map(|artifact| {
         Some(TestProgram {
             path: artifact.executable?,
-            end_to_end: artifact.kind == "test",
+            // Those of other crates are of the standard harness.
+            end_to_end: artifact.kind == "test" && artifact.package == "e2e",
             package: artifact.package,
             directory: artifact.directory,
             target: artifact.target,

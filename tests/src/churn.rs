@@ -54,6 +54,17 @@ enum Kind {
 enum Outcome {
     Whole,
     Refused,
+    /// After some answers.
+    Cut,
+}
+
+/// How long the connections of a pod that leaves may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// Longer than any of the clients' takes.
+    Enough,
+    /// They are cut.
+    Nothing,
 }
 
 /// The phase the pods are in: its number, of which the lowest bits say what holds.
@@ -61,14 +72,23 @@ const CHANGING: u64 = 0;
 const INSIDE: u64 = 1;
 const OUTSIDE: u64 = 2;
 
-#[derive(Default)]
 struct Shared {
+    drain: Drain,
     phase: AtomicU64,
     stop: AtomicBool,
     failure: Mutex<Option<String>>,
 }
 
 impl Shared {
+    fn new(drain: Drain) -> Self {
+        Self {
+            drain,
+            phase: AtomicU64::new(CHANGING),
+            stop: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
     fn enter(&self, what: u64) {
         let number = self.phase.load(Ordering::SeqCst) / 4 + 1;
         self.phase.store(number * 4 + what, Ordering::SeqCst);
@@ -86,7 +106,7 @@ struct Client {
 fn churn(world: &mut World) -> anyhow::Result<()> {
     start_pods(world)?;
     until_all(world, true)?;
-    turns(world, ROUNDS)
+    turns(world, ROUNDS, Drain::Enough)
 }
 
 /// The pods that come and go. Whichever case is the first to run makes them.
@@ -102,7 +122,7 @@ fn churn_without_drain(world: &mut World) -> anyhow::Result<()> {
     start_agent_anew(world, &["--drain-seconds", "0"])?;
     start_pods(world)?;
     until_all(world, true)?;
-    turns(world, ROUNDS_WITHOUT_DRAIN)?;
+    turns(world, ROUNDS_WITHOUT_DRAIN, Drain::Nothing)?;
     // The other case may come after this one.
     start_agent_anew(world, &[])?;
     until_all(world, true)
@@ -116,9 +136,9 @@ fn start_agent_anew(world: &mut World, arguments: &[&str]) -> anyhow::Result<()>
     Ok(world.mesh.wait_ready(node)?)
 }
 
-fn turns(world: &World, rounds: usize) -> anyhow::Result<()> {
+fn turns(world: &World, rounds: usize, drain: Drain) -> anyhow::Result<()> {
     let clients = clients(world)?;
-    let shared = Shared::default();
+    let shared = Shared::new(drain);
     let changed = &shared;
     let result = std::thread::scope(|scope| {
         let threads: Vec<_> =
@@ -237,7 +257,8 @@ fn run(world: &World, client: &Client, shared: &Shared) -> anyhow::Result<()> {
             let outcome = connection(client);
             let after = shared.phase.load(Ordering::SeqCst);
             let stable = if before == after { before % 4 } else { CHANGING };
-            if let Err(error) = outcome.and_then(|outcome| judge(client.kind, stable, outcome)) {
+            if let Err(error) = outcome.and_then(|outcome| judge(client.kind, stable, shared.drain, outcome))
+            {
                 let what = format!(
                     "{:?} {} to {} in phase {before}..{after}: {error:#}",
                     client.kind, client.pod, client.to
@@ -254,7 +275,11 @@ fn run(world: &World, client: &Client, shared: &Shared) -> anyhow::Result<()> {
 }
 
 /// Whether an outcome is what the policy says while nothing changes.
-fn judge(kind: Kind, phase: u64, outcome: Outcome) -> anyhow::Result<()> {
+fn judge(kind: Kind, phase: u64, drain: Drain, outcome: Outcome) -> anyhow::Result<()> {
+    if outcome == Outcome::Cut {
+        ensure!(phase == CHANGING && drain == Drain::Nothing, "cut before its end");
+        return Ok(());
+    }
     let wanted = match (kind, phase) {
         (Kind::From | Kind::Member, INSIDE) | (Kind::Outsider, OUTSIDE) => Outcome::Whole,
         (Kind::From, OUTSIDE) | (Kind::Outsider, INSIDE) => Outcome::Refused,
@@ -265,7 +290,7 @@ fn judge(kind: Kind, phase: u64, outcome: Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One connection to its end. An error is a connection that is neither whole nor refused.
+/// One connection to its end. An error is one that hangs or is not answered what it asked.
 fn connection(client: &Client) -> anyhow::Result<Outcome> {
     let mut stream = match TcpStream::connect_timeout(&client.to, TRY) {
         Ok(stream) => stream,
@@ -278,8 +303,10 @@ fn connection(client: &Client) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Refused);
     }
     let carried = if client.kind == Kind::From { EXCHANGES } else { 0 };
-    for number in 0..carried {
-        ensure!(answered(&mut stream, MARKER.as_bytes())?, "cut after {number} exchanges");
+    for _ in 0..carried {
+        if !answered(&mut stream, MARKER.as_bytes())? {
+            return Ok(Outcome::Cut);
+        }
     }
     Ok(Outcome::Whole)
 }

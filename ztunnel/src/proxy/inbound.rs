@@ -35,8 +35,9 @@ struct Tunnel {
 pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted, burden: &Burden) {
     let Accepted { stream, peer, local } = accepted;
     let place = pod.handshakes.begin();
+    // What is over soon has memory of its own: the task keeps room only for what lasts as long as it does.
     let shaken = tokio::select! {
-        shaken = handshake(node, pod, stream, local) => shaken,
+        shaken = Box::pin(handshake(node, pod, stream, local)) => shaken,
         () = place.evicted() => Err(Failure::Evicted),
         () = pod.ended.cancelled() => Err(Failure::PodRemoved),
     };
@@ -119,7 +120,7 @@ impl Tunnel {
             return refuse(request, record, &Failure::Overload);
         };
         let arrived = tokio::select! {
-            arrived = self.arrive(request.authority().clone(), &mut record) => arrived,
+            arrived = Box::pin(self.arrive(request.authority().clone(), &mut record)) => arrived,
             () = request.cancelled() => Err(Failure::GivenUp),
         };
         let arrived = match arrived {

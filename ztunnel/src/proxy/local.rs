@@ -25,7 +25,7 @@ use crate::telemetry::{Path, Record, Reporter};
 pub(crate) struct Local {
     arrived: Arrived,
     /// The destination's record.
-    record: Record,
+    record: Box<Record>,
     /// The destination's place for it.
     _admitted: Admitted,
 }
@@ -38,7 +38,8 @@ pub(crate) async fn open(
     application: SocketAddr,
     outbound: &Record,
 ) -> Result<Local, Failure> {
-    let mut record = Record::new(&node.metrics, Reporter::Destination, client, application, outbound.trace);
+    let record = Record::new(&node.metrics, Reporter::Destination, client, application, outbound.trace);
+    let mut record = Box::new(record);
     record.path = Path::SameNode;
     record.counts_with(outbound);
     record.ends.source = outbound.ends.source.clone();
@@ -66,7 +67,7 @@ impl Local {
     pub(crate) async fn carry(
         mut self: Box<Self>,
         client: TcpStream,
-        mut outbound: Record,
+        mut outbound: Box<Record>,
         mut live: Live<Attempt>,
         idle: Duration,
     ) {
@@ -76,7 +77,7 @@ impl Local {
                 Either::Left((why, _)) | Either::Right((why, _)) => why,
             }
         };
-        let records = &mut [&mut outbound, &mut self.record];
+        let records = &mut [&mut *outbound, &mut *self.record];
         let result = relay(client, application.into_stream(), records, idle, cut).await;
         self.record.finish(result.as_ref().err());
         outbound.finish(result.as_ref().err());

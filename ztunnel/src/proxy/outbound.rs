@@ -56,12 +56,14 @@ pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
         Ok(admitted) => admitted,
         Err(failure) => return refuse_early(node, pod, peer, destination, &failure),
     };
-    let mut record = Record::new(&node.metrics, Reporter::Source, peer, destination, TraceParent::random());
+    let record = Record::new(&node.metrics, Reporter::Source, peer, destination, TraceParent::random());
+    let mut record = Box::new(record);
     let listed = Listed { source: peer, original: destination, actual: destination, protocol: "TCP" };
     let mut live = pod.live.enter(listed, None);
     let mut call = Call { node, pod, client: peer, destination, record: &mut record };
+    // Apart, so that the connection's task does not keep room for its opening as long as it lives.
     let way = tokio::select! {
-        way = call.open() => way,
+        way = Box::pin(call.open()) => way,
         why = live.cut() => Err(why),
     };
     match way {
@@ -84,15 +86,15 @@ fn admit(pod: &Pod, destination: SocketAddr) -> Result<Admitted, Failure> {
     pod.share.admit().ok_or(Failure::Overload)
 }
 
-async fn carry(node: &Node, client: Held, way: Way, mut record: Record, mut live: Live<Attempt>) {
+async fn carry(node: &Node, client: Held, way: Way, mut record: Box<Record>, mut live: Live<Attempt>) {
     record.established();
     live.routed(record.destination_address, if matches!(way, Way::Tunnel(_)) { "HBONE" } else { "TCP" });
     let idle = node.limits.idle;
     let client = client.into_stream();
     let result = match way {
         Way::Local(local) => return local.carry(client, record, live, idle).await,
-        Way::Tunnel(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
-        Way::Plain(stream) => relay(client, stream, &mut [&mut record], idle, live.cut()).await,
+        Way::Tunnel(stream) => relay(client, stream, &mut [&mut *record], idle, live.cut()).await,
+        Way::Plain(stream) => relay(client, stream, &mut [&mut *record], idle, live.cut()).await,
     };
     record.finish(result.as_ref().err());
 }

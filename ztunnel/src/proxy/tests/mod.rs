@@ -1,5 +1,6 @@
 //! The data path between two nodes and within one, end to end but for the kernel's part.
 
+mod sizes;
 mod world;
 
 use std::time::Duration;

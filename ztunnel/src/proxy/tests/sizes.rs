@@ -1,0 +1,23 @@
+//! What a connection costs while it says nothing: its task. Room that a step before took would be kept as long as it lives, so what is over
+//! soon is boxed.
+
+use super::*;
+use crate::proxy::{outbound, plaintext};
+
+#[tokio::test]
+async fn the_tasks_of_connections_are_small() {
+    let world = World::new();
+    let pod = world.pod(At::East, "client", CLIENT).await;
+    let node = world.node(At::East);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let accepted = async || {
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, local) = ("10.1.0.1:40000".parse().unwrap(), SERVER_APP.parse().unwrap());
+        tunnel::socket::Accepted { stream, peer, local }
+    };
+    let outbound = outbound::serve(node, &pod, accepted().await);
+    let plaintext = plaintext::serve(node, &pod, accepted().await);
+    for (name, size) in [("outbound", size_of_val(&outbound)), ("plaintext", size_of_val(&plaintext))] {
+        assert!(size <= 3584, "{name}: {size} bytes");
+    }
+}

@@ -6,6 +6,7 @@
 mod capture;
 mod compare;
 mod html;
+mod instructions;
 pub(crate) mod machine;
 mod manifests;
 pub(crate) mod path;
@@ -73,6 +74,13 @@ pub(crate) struct Args {
     /// Another ztunnel to measure beside it, such as Istio's: on nodes of its own, with the rules of iptables that it needs in its pods.
     #[arg(long, value_name = "FILE")]
     peer_ztunnel: Option<PathBuf>,
+    /// In place of all that, count the instructions of hot functions and of a MiB through a tunnel (by callgrind, of Debian's package
+    /// `valgrind`), and fail if one of the counts is not within 3 % of what is stored.
+    #[arg(long, conflicts_with_all = ["quick", "rounds", "measure", "path", "work", "json", "html", "compare", "ztunnel", "peer_ztunnel"])]
+    instructions: bool,
+    /// Store the counts of instructions in place of those that were stored.
+    #[arg(long, requires = "instructions")]
+    bless: bool,
 }
 
 impl Args {
@@ -113,6 +121,9 @@ impl Args {
 
 /// Runs it; `false` when a load had failures.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    if args.instructions {
+        return instructions::run(args.bless);
+    }
     let begin = Instant::now();
     sandbox::check_requirements()?;
     // Which it hands on to everything it starts.

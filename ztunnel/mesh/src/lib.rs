@@ -11,6 +11,8 @@ pub mod balance;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;
+#[cfg(test)]
+mod instructions;
 pub mod policy;
 pub mod ports;
 pub mod route;

@@ -13,3 +13,5 @@ pub mod tls;
 
 #[cfg(test)]
 mod authority;
+#[cfg(test)]
+mod instructions;

@@ -77,7 +77,7 @@ pub struct ConnectHeaders {
 }
 
 impl ConnectHeaders {
-    pub(super) fn read(headers: &HeaderMap) -> Self {
+    pub(crate) fn read(headers: &HeaderMap) -> Self {
         Self {
             baggage: headers.get(BAGGAGE).cloned(),
             forwarded: headers.get(http::header::FORWARDED).cloned(),
@@ -85,7 +85,7 @@ impl ConnectHeaders {
         }
     }
 
-    pub(super) fn write(&self, headers: &mut HeaderMap) {
+    pub(crate) fn write(&self, headers: &mut HeaderMap) {
         for (name, value) in [
             (BAGGAGE, &self.baggage),
             (http::header::FORWARDED, &self.forwarded),

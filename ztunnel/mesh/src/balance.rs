@@ -1,65 +1,105 @@
 //! Which endpoint of a service a connection goes to (Istio contract 1.9): preference ranks, health and
 //! weights by capacity. Randomness is an argument.
 //!
-//! [`Endpoints`] belongs to one service and is kept by [`State`](crate::state::State). It holds its members
-//! with running sums of their weights, so that joining, leaving and, without a routing preference, choosing
-//! take O(log n). A preference depends on the client, so choosing by one looks at every endpoint once.
+//! [`Endpoints`] belongs to one service and is kept by [`State`](crate::state::State), with an index that is made
+//! for choosing and follows each change:
+//!
+//! - `tiers`: for each prefix of the service's preference the endpoints, grouped by their values of its scopes. A
+//!   client's groups are found with its own values, at most two for each scope.
+//! - `group`: the endpoints of a group by position, with their weights.
+//! - `weights`: running sums of weights by position, in which a point is found by bisection.
+//!
+//! Choosing takes O(log n) for each group of the client's, of which the first nearly always has somebody to offer,
+//! and looks at as many endpoints as the draw falls on in vain, and one. All of a group are looked at only when 32
+//! draws from it have been in vain: next to none of it is eligible. An endpoint's change takes O(log n) for each of
+//! its groups. Only a change of the service's preference makes the index anew.
 
+mod group;
 #[cfg(test)]
 mod tests;
+mod tiers;
+mod weights;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::service::{LoadBalancing, Mode, Scope};
+use group::{Number, Weight};
+use tiers::Tiers;
+
+use crate::service::LoadBalancing;
 use crate::workload::{Health, Workload, WorkloadUid};
+
+/// An endpoint and its positions in the index.
+#[derive(Debug)]
+struct Member {
+    workload: Arc<Workload>,
+    positions: Box<[usize]>,
+}
 
 /// The endpoints of a service.
 #[derive(Debug, Default)]
 pub struct Endpoints {
-    members: Vec<Arc<Workload>>,
-    positions: HashMap<WorkloadUid, usize>,
-    /// Weights by position, unready members counting 0.
-    healthy: Weights,
-    /// Weights by position.
-    all: Weights,
+    balancing: LoadBalancing,
+    /// By number, without gaps.
+    members: Vec<Member>,
+    numbers: HashMap<WorkloadUid, Number>,
+    tiers: Tiers,
 }
 
 impl Endpoints {
-    /// Adds the workload or replaces what was known of it.
-    pub fn upsert(&mut self, workload: Arc<Workload>) {
-        let weight = u64::from(workload.capacity);
-        let healthy = if workload.health == Health::Healthy { weight } else { 0 };
-        if let Some(&position) = self.positions.get(&workload.uid) {
-            self.healthy.set(position, healthy);
-            self.all.set(position, weight);
-            self.members[position] = workload;
-        } else {
-            self.positions.insert(workload.uid.clone(), self.members.len());
-            self.healthy.push(healthy);
-            self.all.push(weight);
-            self.members.push(workload);
+    /// None yet, to be chosen from in this way.
+    pub fn new(balancing: LoadBalancing) -> Self {
+        Self { tiers: Tiers::new(&balancing), balancing, ..Self::default() }
+    }
+
+    /// How they are chosen from.
+    pub fn balancing(&self) -> &LoadBalancing {
+        &self.balancing
+    }
+
+    /// Chooses in another way from now on. With another preference or mode that takes O(n log n).
+    pub fn set_balancing(&mut self, balancing: &LoadBalancing) {
+        let same_order = self.balancing.routing_preference == balancing.routing_preference
+            && self.balancing.mode == balancing.mode;
+        self.balancing = balancing.clone();
+        if same_order {
+            return;
+        }
+        self.tiers = Tiers::new(balancing);
+        for (number, member) in self.members.iter_mut().enumerate() {
+            member.positions = self.tiers.insert(number, &member.workload, weight(&member.workload));
         }
     }
 
-    /// Takes the workload out. The last member takes its position.
+    /// Adds the workload or replaces what was known of it.
+    pub fn upsert(&mut self, workload: Arc<Workload>) {
+        self.remove(&workload.uid);
+        let number = self.members.len();
+        self.numbers.insert(workload.uid.clone(), number);
+        let positions = self.tiers.insert(number, &workload, weight(&workload));
+        self.members.push(Member { workload, positions });
+    }
+
+    /// Takes the workload out. The last member takes its number.
     pub fn remove(&mut self, uid: &WorkloadUid) {
-        let Some(position) = self.positions.remove(uid) else { return };
-        let last = self.members.len() - 1;
-        self.healthy.set(position, self.healthy.get(last));
-        self.all.set(position, self.all.get(last));
-        self.healthy.pop();
-        self.all.pop();
-        self.members.swap_remove(position);
-        if let Some(moved) = self.members.get(position) {
-            self.positions.insert(moved.uid.clone(), position);
+        let Some(number) = self.numbers.remove(uid) else { return };
+        let Member { workload, positions } = &self.members[number];
+        let mut moves = Vec::with_capacity(positions.len());
+        self.tiers.remove(workload, positions, |other, which, position| moves.push((other, which, position)));
+        for (other, which, position) in moves {
+            self.members[other].positions[which] = position;
+        }
+        self.members.swap_remove(number);
+        if let Some(Member { workload, positions }) = self.members.get(number) {
+            self.numbers.insert(workload.uid.clone(), number);
+            self.tiers.renumber(workload, positions, number);
         }
     }
 
     /// The members, in no order that means anything.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        self.members.iter()
+        self.members.iter().map(|member| &member.workload)
     }
 
     /// Whether it has no members.
@@ -74,92 +114,16 @@ impl Endpoints {
     /// preference demands, and of a capacity above 0.
     pub fn choose(
         &self,
-        balancing: &LoadBalancing,
         client: &Workload,
-        eligible: impl Fn(&Workload) -> bool,
+        mut eligible: impl FnMut(&Workload) -> bool,
         random: u64,
     ) -> Option<&Arc<Workload>> {
-        let drawn = if balancing.routing_preference.is_empty() {
-            let weights = if balancing.allow_unhealthy { &self.all } else { &self.healthy };
-            &self.members[weights.position_of(scale(random, weights.total())?)?]
-        } else {
-            self.choose_by_scan(balancing, client, |_| true, random)?
-        };
-        // Nearly all are eligible, and to ask is dear. Accepting the first draw and otherwise drawing among the
-        // eligible ones alone leaves each of these a share proportional to its weight.
-        if eligible(drawn) {
-            return Some(drawn);
-        }
-        self.choose_by_scan(balancing, client, eligible, mix(random))
-    }
-
-    /// Two passes without allocation: the best rank and its total weight, then the member drawn.
-    fn choose_by_scan(
-        &self,
-        balancing: &LoadBalancing,
-        client: &Workload,
-        eligible: impl Fn(&Workload) -> bool,
-        random: u64,
-    ) -> Option<&Arc<Workload>> {
-        let weight_and_rank = |member: &Workload| {
-            let ready = balancing.allow_unhealthy || member.health == Health::Healthy;
-            let weight = u64::from(member.capacity);
-            (ready && weight > 0 && eligible(member))
-                .then(|| rank(balancing, client, member))
-                .flatten()
-                .map(|rank| (weight, rank))
-        };
-        let (mut best, mut total) = (0, 0);
-        for (weight, rank) in self.members.iter().filter_map(|member| weight_and_rank(member)) {
-            if total == 0 || rank > best {
-                (best, total) = (rank, weight);
-            } else if rank == best {
-                total += weight;
-            }
-        }
-        let mut drawn = scale(random, total)?;
-        self.members.iter().find(|member| match weight_and_rank(member) {
-            Some((weight, rank)) if rank == best => {
-                let found = drawn < weight;
-                drawn = drawn.saturating_sub(weight);
-                found
-            }
-            _ => false,
-        })
-    }
-}
-
-/// How well an endpoint suits a client: higher is better; `None` where a strict preference rules it out.
-///
-/// The rank is the length of the longest prefix of the preference that matches. A preference that begins
-/// with the network never stops there: any endpoint of the client's network outranks all others, and the
-/// scopes after it still order the rest.
-pub fn rank(balancing: &LoadBalancing, client: &Workload, endpoint: &Workload) -> Option<usize> {
-    let preference = &balancing.routing_preference[..];
-    let matching =
-        |scopes: &[Scope]| scopes.iter().take_while(|scope| shares(**scope, client, endpoint)).count();
-    match balancing.mode {
-        Mode::Strict => (matching(preference) == preference.len()).then_some(0),
-        Mode::Passthrough => Some(0),
-        Mode::Failover => Some(match preference {
-            [Scope::Network, rest @ ..] => {
-                let own_network = if shares(Scope::Network, client, endpoint) { preference.len() } else { 0 };
-                own_network + matching(rest)
-            }
-            _ => matching(preference),
-        }),
-    }
-}
-
-/// Whether client and endpoint are equal in a scope.
-fn shares(scope: Scope, client: &Workload, endpoint: &Workload) -> bool {
-    match scope {
-        Scope::Region => client.locality.region == endpoint.locality.region,
-        Scope::Zone => client.locality.zone == endpoint.locality.zone,
-        Scope::Subzone => client.locality.subzone == endpoint.locality.subzone,
-        Scope::Node => client.node == endpoint.node,
-        Scope::Cluster => client.cluster_id == endpoint.cluster_id,
-        Scope::Network => client.network == endpoint.network,
+        let mut eligible = |number: Number| eligible(&self.members[number].workload);
+        let groups = self.tiers.for_client(client);
+        let drawn = groups
+            .into_iter()
+            .find_map(|group| group.draw(self.balancing.allow_unhealthy, random, &mut eligible))?;
+        Some(&self.members[drawn].workload)
     }
 }
 
@@ -176,83 +140,20 @@ pub fn address_for(endpoint: &Workload, requested: IpAddr) -> Option<IpAddr> {
 }
 
 /// Maps a uniform `u64` to `0..total` (multiply and shift; the bias is below total / 2^64). `None`: total is 0.
-fn scale(random: u64, total: u64) -> Option<u64> {
+pub(crate) fn scale(random: u64, total: u64) -> Option<u64> {
     let scaled = (u128::from(random) * u128::from(total)) >> 64;
     (total > 0).then(|| u64::try_from(scaled).unwrap_or(total - 1))
 }
 
 /// A second number from a first one (the finaliser of splitmix64), for the draw after a draw.
-fn mix(random: u64) -> u64 {
+pub(crate) fn mix(random: u64) -> u64 {
     let z = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// A growing list of weights with prefix sums (a Fenwick tree): `sums[i]` covers the positions
-/// `i + 1 - lowest_bit(i + 1) ..= i`.
-#[derive(Debug, Default)]
-struct Weights {
-    values: Vec<u64>,
-    sums: Vec<u64>,
-}
-
-impl Weights {
-    fn push(&mut self, weight: u64) {
-        let node = self.values.len() + 1;
-        let lowest = node & node.wrapping_neg();
-        let mut sum = weight;
-        // The nodes directly below this one are node - 1, node - 2, node - 4, ... down to its lowest bit.
-        let mut step = 1;
-        while step < lowest {
-            sum += self.sums[node - step - 1];
-            step <<= 1;
-        }
-        self.values.push(weight);
-        self.sums.push(sum);
-    }
-
-    fn pop(&mut self) {
-        self.values.pop();
-        self.sums.pop();
-    }
-
-    fn get(&self, position: usize) -> u64 {
-        self.values[position]
-    }
-
-    fn set(&mut self, position: usize, weight: u64) {
-        let old = std::mem::replace(&mut self.values[position], weight);
-        let mut node = position + 1;
-        while node <= self.sums.len() {
-            self.sums[node - 1] = self.sums[node - 1] - old + weight;
-            node += node & node.wrapping_neg();
-        }
-    }
-
-    fn total(&self) -> u64 {
-        let mut node = self.sums.len();
-        let mut total = 0;
-        while node > 0 {
-            total += self.sums[node - 1];
-            node &= node - 1;
-        }
-        total
-    }
-
-    /// The position whose share of `0..total` holds `point`.
-    fn position_of(&self, mut point: u64) -> Option<usize> {
-        let mut position = 0;
-        let mut step = self.sums.len().checked_ilog2().map_or(0, |bits| 1 << bits);
-        while step > 0 {
-            if let Some(&sum) = self.sums.get(position + step - 1)
-                && sum <= point
-            {
-                point -= sum;
-                position += step;
-            }
-            step >>= 1;
-        }
-        (position < self.values.len()).then_some(position)
-    }
+fn weight(workload: &Workload) -> Weight {
+    let any = u64::from(workload.capacity);
+    Weight { ready: if workload.health == Health::Healthy { any } else { 0 }, any }
 }

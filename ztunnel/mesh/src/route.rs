@@ -160,7 +160,7 @@ fn to_service(
     let endpoints = state.endpoints(name).ok_or_else(none)?;
     let reachable = |endpoint: &Workload| endpoint.network == client.network;
     let eligible = |endpoint: &Workload| reachable(endpoint) && target(endpoint).is_some();
-    let Some(chosen) = endpoints.choose(&service.load_balancing, client, eligible, random) else {
+    let Some(chosen) = endpoints.choose(client, eligible, random) else {
         let elsewhere = endpoints.iter().all(|endpoint| !reachable(endpoint));
         return Err(if elsewhere { Refused::OtherNetwork(name.clone()) } else { none() });
     };

@@ -3,7 +3,8 @@
 //! `State` is a plain value. A process holds one in a `RwLock`: a batch of updates takes the write lock once,
 //! decisions take the read lock for microseconds and return owned data (`Arc`s), so that no lock is held
 //! across an await. An update costs O(log n) per index it touches (plus the endpoints' O(log n) per service of
-//! the workload), whatever the size of the mesh; nothing is ever rebuilt.
+//! the workload), whatever the size of the mesh. Nothing is rebuilt but the index of a service's endpoints when the
+//! service comes to prefer others.
 //!
 //! Invariants: every index entry leads to an entry of `workloads`, `services` or `policies`; no index keeps an
 //! empty entry; workloads on their node's network are not found by address.
@@ -58,7 +59,7 @@ pub struct State {
     by_pod: HashMap<(Namespace, String), Vec<WorkloadUid>>,
     services: HashMap<ServiceName, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
-    /// Also of services that are not known (yet).
+    /// Also of services that are not known (yet). Those of a known one are chosen from as it says.
     endpoints: HashMap<ServiceName, Endpoints>,
     policies: HashMap<PolicyName, Policy>,
     by_namespace: HashMap<Namespace, BTreeSet<PolicyName>>,
@@ -83,7 +84,11 @@ impl State {
         }
         push_unique(self.by_pod.entry(pod_key(&workload)).or_default(), &workload.uid);
         for service in workload.services.keys() {
-            self.endpoints.entry(service.clone()).or_default().upsert(Arc::clone(&workload));
+            let balancing = || self.services.get(service).map(|known| known.load_balancing.clone());
+            self.endpoints
+                .entry(service.clone())
+                .or_insert_with(|| Endpoints::new(balancing().unwrap_or_default()))
+                .upsert(Arc::clone(&workload));
         }
     }
 
@@ -121,6 +126,9 @@ impl State {
         let service = Arc::new(service);
         if let Some(old) = self.services.insert(service.name.clone(), Arc::clone(&service)) {
             self.unlink_service(&old);
+        }
+        if let Some(endpoints) = self.endpoints.get_mut(&service.name) {
+            endpoints.set_balancing(&service.load_balancing);
         }
         for vip in &service.vips {
             self.by_vip.entry(vip.clone()).or_default().insert(service.name.clone());

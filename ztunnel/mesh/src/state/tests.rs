@@ -3,6 +3,7 @@
 use super::*;
 use crate::fixtures::{Numbers, address, endpoint_of, ip, port_map, service, service_name, uid, workload};
 use crate::policy::Action;
+use crate::service::Scope;
 use crate::workload::Network;
 
 fn found_at(state: &State, at: &str) -> Option<WorkloadUid> {
@@ -165,7 +166,10 @@ fn change(state: &mut State, numbers: &mut Numbers) {
         }
         4 | 5 => {
             let vip = format!("10.9.0.{}", numbers.below(3));
-            state.upsert_service(service(["shop", "x"][numbers.below(2)], name, &[&vip], &[(80, 0)]));
+            let mut changed = service(["shop", "x"][numbers.below(2)], name, &[&vip], &[(80, 0)]);
+            changed.load_balancing.routing_preference = vec![Scope::Node; numbers.below(2)];
+            changed.load_balancing.allow_unhealthy = numbers.below(2) == 0;
+            state.upsert_service(changed);
         }
         _ => {
             state.remove_service(&service_name("shop", name));
@@ -191,7 +195,9 @@ fn lookups(state: &State) -> Vec<String> {
         let mut members: Vec<String> =
             endpoints.iter().map(|member| format!("{} {}", member.uid, member.capacity)).collect();
         members.sort();
-        seen.push(format!("{name} {members:?}"));
+        // What a service said that is gone does not matter.
+        let balancing = state.service(name).map(|_| endpoints.balancing());
+        seen.push(format!("{name} {members:?} {balancing:?}"));
     }
     seen.sort();
     seen

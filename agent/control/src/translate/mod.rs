@@ -152,6 +152,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let services = service::services(objects, &surroundings, settings, &mut warnings);
     let authorizations = authorization::convert(objects, settings, &mut warnings);
     let modes = peer_authentication::Modes::of(objects, settings, &mut warnings);
+    let selectors = service::Selectors::of(&services);
     let mut policies: Vec<Authorization> =
         authorizations.iter().map(|converted| converted.policy.clone()).collect();
     let mut workloads = Vec::new();
@@ -159,7 +160,7 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let mut strict_policies = BTreeMap::new();
     for pod in objects.pods.iter().filter(|pod| !pod.ended) {
         let mut workload = workload::workload(pod, &surroundings, settings, &mut warnings);
-        workload.services = service::memberships(pod, &services, &mut warnings);
+        workload.services = service::memberships(pod, &selectors, &mut warnings);
         workload.authorization_policies = authorization::selecting(pod, &authorizations);
         let effective = modes.of_pod(pod);
         if let Some(policy) = effective.policy() {
@@ -221,12 +222,11 @@ fn pre_mesh(pod: &Pod, warnings: &mut Warnings) -> PreMesh {
 
 /// An identity is made of the account's name, so that a misspelt one goes unnoticed until a policy refuses it.
 fn unknown_accounts(objects: &Objects, warnings: &mut Warnings) {
+    let accounts = objects.service_accounts.iter().map(|account| &account.metadata);
+    let known: BTreeSet<(&str, &str)> =
+        accounts.map(|account| (account.namespace.as_str(), account.name.as_str())).collect();
     for pod in objects.pods.iter().filter(|pod| !pod.ended && pod.service_account != "default") {
-        let known = objects.service_accounts.iter().any(|account| {
-            account.metadata.name == pod.service_account
-                && account.metadata.namespace == pod.metadata.namespace
-        });
-        if !known {
+        if !known.contains(&(pod.metadata.namespace.as_str(), pod.service_account.as_str())) {
             let message = format!(
                 "its ServiceAccount `{}` is not among the manifests; it is taken as it stands",
                 pod.service_account

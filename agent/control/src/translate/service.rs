@@ -1,6 +1,6 @@
 //! Services, and which pods stand behind them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use mesh::service::{LoadBalancing, Mode, PortMap, Scope, ServiceName};
 use mesh::{Network, NetworkAddress, Service};
@@ -129,16 +129,64 @@ fn load_balancing(
     LoadBalancing { routing_preference, mode, allow_unhealthy: manifest.publish_not_ready }
 }
 
+/// A namespace, and a label and its value in it.
+type Labelled<'a> = (&'a str, &'a str, &'a str);
+
+/// Services by a label each that they select, so that a pod is held only against those whose label it has: pods times services would
+/// be a hundred million in a mesh of ten thousand of both.
+pub(super) struct Selectors<'a> {
+    services: &'a [Translated<'a>],
+    by_label: HashMap<Labelled<'a>, Vec<usize>>,
+}
+
+impl<'a> Selectors<'a> {
+    /// Each service is found by the one of its labels that the fewest select: all of an installation may share the others.
+    pub(super) fn of(services: &'a [Translated<'a>]) -> Self {
+        let mut counts: HashMap<Labelled<'a>, usize> = HashMap::new();
+        for label in services.iter().flat_map(Translated::selected) {
+            *counts.entry(label).or_default() += 1;
+        }
+        let mut by_label: HashMap<Labelled<'a>, Vec<usize>> = HashMap::new();
+        for (number, service) in services.iter().enumerate() {
+            if let Some(label) = service.selected().min_by_key(|label| counts.get(label)) {
+                by_label.entry(label).or_default().push(number);
+            }
+        }
+        Self { services, by_label }
+    }
+
+    /// Those that may select the pod, in the order of the manifests.
+    fn candidates(&self, pod: &Pod) -> impl Iterator<Item = &'a Translated<'a>> {
+        let namespace = pod.metadata.namespace.as_str();
+        let labels = pod.metadata.labels.iter();
+        let found =
+            labels.filter_map(|(key, value)| self.by_label.get(&(namespace, key.as_str(), value.as_str())));
+        let mut numbers: Vec<usize> = found.flatten().copied().collect();
+        numbers.sort_unstable();
+        let services = self.services;
+        numbers.into_iter().map(move |number| &services[number])
+    }
+}
+
+impl<'a> Translated<'a> {
+    fn selected(&self) -> impl Iterator<Item = Labelled<'a>> {
+        let manifest = self.manifest;
+        let label = |(key, value): (&'a String, &'a String)| {
+            (manifest.metadata.namespace.as_str(), key.as_str(), value.as_str())
+        };
+        manifest.selector.iter().map(label)
+    }
+}
+
 /// The services the pod is an endpoint of, with its own ports for each. Readiness is the workload's, not decided here.
 pub(super) fn memberships(
     pod: &Pod,
-    services: &[Translated<'_>],
+    selectors: &Selectors<'_>,
     warnings: &mut Warnings,
 ) -> BTreeMap<ServiceName, PortMap> {
     let mut memberships = BTreeMap::new();
-    for Translated { service, manifest } in services {
-        let same = manifest.metadata.namespace == pod.metadata.namespace;
-        if !same || manifest.selector.is_empty() || !selects(&manifest.selector, &pod.metadata.labels) {
+    for Translated { service, manifest } in selectors.candidates(pod) {
+        if !selects(&manifest.selector, &pod.metadata.labels) {
             continue;
         }
         let mut ports = PortMap::new();
@@ -165,4 +213,38 @@ pub(super) fn memberships(
         memberships.insert(service.name.clone(), ports);
     }
     memberships
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service, and for each a pod that it selects by `app`; all share a label, as what one chart installs does.
+    fn text(count: u32) -> String {
+        let one = |number: u32| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\n\
+                 spec: {{clusterIP: 10.1.0.{number}, selector: {{a: same, app: s{number}}}, ports: [{{port: 80}}]}}\n---\n\
+                 apiVersion: v1\nkind: Pod\nmetadata: {{name: p{number}, namespace: shop, labels: {{a: same, app: s{number}}}}}\n\
+                 spec: {{nodeName: east}}\n\
+                 status: {{podIPs: [{{ip: 10.2.0.{number}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n---\n"
+            )
+        };
+        (1..=count).map(one).collect()
+    }
+
+    #[test]
+    fn a_pod_is_held_only_against_services_that_ask_for_what_tells_it_from_others() {
+        let objects = Objects::read(std::path::Path::new("a.yaml"), &text(200)).unwrap();
+        let (settings, mut warnings) = (Settings::default(), Warnings::default());
+        let services = services(&objects, &Surroundings::of(&objects), &settings, &mut warnings);
+        let selectors = Selectors::of(&services);
+        for pod in &objects.pods {
+            assert_eq!(selectors.candidates(pod).count(), 1, "{}", pod.metadata.name);
+            let memberships = memberships(pod, &selectors, &mut warnings);
+            let expected = pod.metadata.name.replace('p', "s") + ".shop.svc.cluster.local";
+            let names: Vec<_> = memberships.keys().map(|name| name.hostname.to_string()).collect();
+            assert_eq!(names, [expected]);
+        }
+    }
 }

@@ -197,9 +197,19 @@ impl Kernel {
         self.programs().detach_elsewhere(&key(pod), netns)
     }
 
+    /// See [`Programs::all_namespaces`].
+    pub(crate) fn all_namespaces(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError> {
+        let all = self.programs().all_namespaces()?.into_iter();
+        Ok(all.map(|(key, inodes)| (PodUid::from(key.as_str()), inodes)).collect())
+    }
+
     /// See [`Programs::namespaces`].
-    pub(crate) fn namespaces(&self, pod: &PodUid) -> Result<BTreeSet<u64>, AttachError> {
-        self.programs().namespaces(&key(pod))
+    pub(crate) fn namespaces(
+        &self,
+        pod: &PodUid,
+        netns: Option<&Netns>,
+    ) -> Result<BTreeSet<u64>, AttachError> {
+        self.programs().namespaces(&key(pod), netns)
     }
 
     /// See [`Programs::detach_outbound`].

@@ -36,7 +36,8 @@ use crate::forged;
 use crate::kernel::Kernel;
 use crate::kubelet;
 use crate::local_socket;
-use crate::netns::{Netns, find};
+use crate::netns::Netns;
+use crate::netns::processes::Processes;
 use crate::node_api::{self, ca_relay::CaRelay, last_state::LastState, upstream::Copy};
 use crate::status::Board;
 use crate::tasks::Tasks;
@@ -147,7 +148,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         None => cgroup::mount_point()?
             .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
     };
-    find::confine(&cgroup_root)?;
+    let processes = Processes::below(&cgroup_root)?;
     let (kernel, log) = block_in_place(|| load(&config, &cgroup_root))?;
     let address = server.to_string();
     let roots = match &server {
@@ -180,7 +181,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         turns: Turns::new(),
         sweep: Sweep::new(readiness.block("pods of this node"), passing),
         own_netns: Netns::own().context("reading the agent's own network namespace")?.id(),
-        proc_root: PathBuf::from("/proc"),
+        processes,
         drain_deadline: config.drain_deadline,
         pre_mesh: config.pre_mesh,
     });

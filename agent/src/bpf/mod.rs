@@ -22,6 +22,7 @@ mod kubelet;
 mod left;
 mod link;
 mod log;
+mod namespaces;
 mod node;
 mod object;
 mod pin;

@@ -158,19 +158,6 @@ impl Programs {
         Ok(())
     }
 
-    /// The inodes of the namespaces in which something of this pod is pinned, and of no other pod: an inode is used again once its
-    /// namespace is gone.
-    pub(crate) fn namespaces(&self, pod: &PodKey) -> Result<BTreeSet<u64>, AttachError> {
-        let inode = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("net-")?.parse::<u64>().ok();
-        let mut inodes = BTreeSet::new();
-        let mut others: BTreeSet<u64> = BTreeSet::new();
-        for directory in subdirectories(&self.root.join("pods"))? {
-            let side = if directory == self.pod_directory(pod) { &mut inodes } else { &mut others };
-            side.extend(subdirectories(&directory)?.iter().filter_map(inode));
-        }
-        Ok(&inodes - &others)
-    }
-
     /// Leaves the pod's new inbound connections alone; established ones are not touched. A pod of which nothing else was attached is
     /// [`Programs::attached`] no more.
     pub(crate) fn detach_inbound(&mut self, pod: &PodKey, netns: Option<&Netns>) -> Result<(), AttachError> {
@@ -224,7 +211,7 @@ impl Programs {
         Ok(links)
     }
 
-    fn pod_directory(&self, pod: &PodKey) -> PathBuf {
+    pub(super) fn pod_directory(&self, pod: &PodKey) -> PathBuf {
         self.root.join("pods").join(encode(pod))
     }
 
@@ -428,7 +415,7 @@ fn is_gone(index: u32) -> bool {
     device::list().is_ok_and(|devices| index != LOOPBACK_INDEX && !devices.contains_key(&index))
 }
 
-fn netns_inode(netns: &Netns) -> Result<u64, AttachError> {
+pub(super) fn netns_inode(netns: &Netns) -> Result<u64, AttachError> {
     let stat = nix::sys::stat::fstat(netns.as_fd()).map_err(|error| AttachError::Netns(error.into()))?;
     Ok(stat.st_ino)
 }

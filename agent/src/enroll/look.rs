@@ -48,8 +48,8 @@ impl PodTask {
     /// drained and put in order like any other, if what they stand for is there.
     fn find_what_an_earlier_agent_captured(&mut self) -> Result<(), EnrollError> {
         let kernel = &self.context.kernel;
-        let inodes = kernel.namespaces(&self.uid)?;
-        let found = find::pinned(&inodes, self.context.own_netns, &self.context.proc_root)?;
+        let inodes = kernel.namespaces(&self.uid, None)?;
+        let found = find::pinned(&inodes, self.context.own_netns, self.context.processes.proc_root())?;
         if let Some(found) = found
             && kernel.holds(&self.uid, &found.netns)?
         {
@@ -104,7 +104,7 @@ impl PodTask {
         if missing.is_empty() && found.still_leads_here(&spec) {
             return Ok(());
         }
-        let find = || find::find(&spec, context.own_netns, &context.proc_root);
+        let find = || find::find(&spec, context.own_netns, &context.processes);
         match context.turns.blocking(find).await {
             Ok(now) if now.netns.id() == found.netns.id() => *found = now,
             Ok(_) => {

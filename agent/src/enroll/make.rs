@@ -79,7 +79,7 @@ impl PodTask {
 
     fn find_netns(&mut self) -> Result<(), EnrollError> {
         let Some(spec) = &self.spec else { return Ok(()) };
-        let found = find::find(spec, self.context.own_netns, &self.context.proc_root)?;
+        let found = find::find(spec, self.context.own_netns, &self.context.processes)?;
         info!(pod = %self.uid, netns = %found.netns.id(), "the pod's network namespace");
         // Before anything is read from it, so that no change falls between reading and watching.
         let watch =
@@ -94,9 +94,9 @@ impl PodTask {
     /// Takes down what is pinned for the pod in other namespaces than this one: its sandbox was made anew while no agent was there. What
     /// still lives in one of those must not go on in plaintext either.
     fn let_go_elsewhere(&self, netns: &Netns) -> Result<(), EnrollError> {
-        let Context { kernel, own_netns, proc_root, .. } = &*self.context;
-        for inode in kernel.namespaces(&self.uid)? {
-            let other = find::pinned(&[inode].into(), *own_netns, proc_root)?;
+        let Context { kernel, own_netns, processes, .. } = &*self.context;
+        for inode in kernel.namespaces(&self.uid, Some(netns))? {
+            let other = find::pinned(&[inode].into(), *own_netns, processes.proc_root())?;
             if let Some(other) = other.filter(|other| other.netns.id() != netns.id()) {
                 self.end_captured(&other.netns)?;
             }

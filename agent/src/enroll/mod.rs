@@ -23,13 +23,13 @@ pub(crate) use destroy::end_captured;
 pub(crate) use sweep::Sweep;
 pub(crate) use turns::Turns;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::pod::PreMesh;
 use crate::kernel::Kernel;
 use crate::netns::NetnsId;
+use crate::netns::processes::Processes;
 use crate::status::Board;
 use crate::telemetry::Telemetry;
 use crate::zds::hub::Hub;
@@ -51,8 +51,8 @@ pub(crate) struct Context {
     pub(crate) sweep: Sweep,
     /// The agent's own namespace, which is never a pod's.
     pub(crate) own_netns: NetnsId,
-    /// Where procfs is mounted.
-    pub(crate) proc_root: PathBuf,
+    /// The processes of this node.
+    pub(crate) processes: Processes,
     /// How long captured connections of a leaving pod may last.
     pub(crate) drain_deadline: Duration,
     /// What becomes of connections from before a pod joined, where the pod does not say.

@@ -3,18 +3,17 @@
 //! Either way the result is verified before it is used: it must not be the agent's own namespace and must
 //! carry the pod's addresses. What cannot be verified is not enrolled.
 //!
-//! Only processes below the agent's `--cgroup-root` are looked at: procfs may show those of another node that runs in the same
-//! kernel, with pods of the same uids.
+//! Whose processes those are is for `processes` to say.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::devices::{self, Interface};
+use super::processes::Processes;
 use super::{Netns, NetnsId};
-use crate::cgroup;
 use crate::enroll::pod::{PodSpec, PodUid};
 
 /// Why a pod's namespace could not be had.
@@ -43,21 +42,6 @@ pub(crate) enum FindError {
     /// The namespace could not be examined.
     #[error("its network namespace cannot be examined: {0}")]
     Examine(#[source] io::Error),
-}
-
-/// The path, within the tree of version 2, below which this node's processes are: set once, as the process starts.
-static CONFINES: OnceLock<String> = OnceLock::new();
-
-/// Has pods looked for only among the processes whose cgroups lie below `cgroup_root`. To be called before the first search.
-///
-/// # Errors
-/// It is in no tree of version 2.
-pub(crate) fn confine(cgroup_root: &Path) -> io::Result<()> {
-    let missing =
-        || io::Error::other(format!("{} is no cgroup of version 2 (--cgroup-root)", cgroup_root.display()));
-    let path = cgroup::path_of_directory(cgroup_root)?.ok_or_else(missing)?;
-    CONFINES.get_or_init(|| path);
-    Ok(())
 }
 
 fn list(addresses: &[IpAddr]) -> String {
@@ -101,8 +85,8 @@ impl Found {
     }
 }
 
-/// Opens and verifies the namespace of `pod`. `proc_root` is where procfs is mounted.
-pub(crate) fn find(pod: &PodSpec, own: NetnsId, proc_root: &Path) -> Result<Found, FindError> {
+/// Opens and verifies the namespace of `pod`.
+pub(crate) fn find(pod: &PodSpec, own: NetnsId, processes: &Processes) -> Result<Found, FindError> {
     if pod.addresses.is_empty() {
         return Err(FindError::NoAddress);
     }
@@ -112,9 +96,9 @@ pub(crate) fn find(pod: &PodSpec, own: NetnsId, proc_root: &Path) -> Result<Foun
     }
     let mut last = FindError::NoProcess;
     let mut seen = HashSet::new();
-    for pid in processes(proc_root, &pod.uid) {
+    for pid in processes.of(&pod.uid) {
         // A process that ended meanwhile is no failure; the next one may live.
-        let path = proc_root.join(pid.to_string()).join("ns/net");
+        let path = processes.proc_root().join(pid.to_string()).join("ns/net");
         let Ok(netns) = Netns::open(&path) else { continue };
         if !seen.insert(netns.id()) {
             continue;
@@ -186,59 +170,6 @@ fn verify(netns: Netns, own: NetnsId, addresses: &[IpAddr], origin: Origin) -> R
     Ok(Found { netns: Arc::new(netns), devices, origin })
 }
 
-/// The processes of a pod, lowest id first.
-fn processes(proc_root: &Path, pod: &PodUid) -> Vec<u32> {
-    let wanted = HashSet::from([pod.clone()]);
-    let confines = CONFINES.get().map_or("", String::as_str);
-    scan(proc_root, confines, &wanted).remove(pod).unwrap_or_default()
-}
-
-/// The processes of each of `wanted` that runs any, from one walk over procfs.
-fn scan(proc_root: &Path, confines: &str, wanted: &HashSet<PodUid>) -> HashMap<PodUid, Vec<u32>> {
-    let mut found: HashMap<PodUid, Vec<u32>> = HashMap::new();
-    let Ok(entries) = std::fs::read_dir(proc_root) else { return found };
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(cgroups) = std::fs::read_to_string(entry.path().join("cgroup")) else { continue };
-        if let Some(uid) = pod_of(&cgroups, confines, wanted) {
-            found.entry(uid).or_default().push(pid);
-        }
-    }
-    for pids in found.values_mut() {
-        pids.sort_unstable();
-    }
-    found
-}
-
-/// The pod of `wanted` that a process with this `/proc/PID/cgroup` belongs to, if its cgroup of version 2 is below `confines`.
-///
-/// Kubelet names a pod's cgroup `pod<uid>` or, with systemd, `kubepods-<class>-pod<uid>.slice` with underscores
-/// for dashes. The outermost component that names a pod decides: what a container makes below its own cgroup
-/// claims nothing.
-fn pod_of(cgroups: &str, confines: &str, wanted: &HashSet<PodUid>) -> Option<PodUid> {
-    let inside = cgroup::version2_path(cgroups).and_then(|path| path.strip_prefix(confines));
-    if !confines.is_empty() && !inside.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
-        return None;
-    }
-    cgroups.lines().find_map(|line| {
-        let path = match inside {
-            // What lies above names no pod of this node.
-            Some(path) if line.starts_with("0::") => path,
-            _ => line.splitn(3, ':').nth(2)?,
-        };
-        for component in path.split('/') {
-            let Some(uid) = uid_of(component) else { continue };
-            if let Some(uid) = wanted.get(uid.as_str()) {
-                return Some(uid.clone());
-            }
-            if is_kubernetes_uid(&uid) {
-                return None;
-            }
-        }
-        None
-    })
-}
-
 /// The first of `pods` that any component of any of these cgroups names: what must not be a pod's has no benefit of the doubt.
 pub(crate) fn any_pod_named(cgroups: &str, pods: &HashSet<PodUid>) -> Option<PodUid> {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
@@ -256,92 +187,13 @@ pub(crate) fn any_pod_named(cgroups: &str, pods: &HashSet<PodUid>) -> Option<Pod
     })
 }
 
-/// The uid a cgroup's name carries, with dashes.
-fn uid_of(component: &str) -> Option<String> {
-    let name = component.strip_suffix(".slice").unwrap_or(component);
-    let uid = match name.strip_prefix("pod") {
-        Some(uid) => uid,
-        None => &name[name.find("-pod")? + "-pod".len()..],
-    };
-    (!uid.is_empty()).then(|| uid.replace('_', "-"))
-}
-
-/// Whether this is certainly the uid of some pod: a UUID, or the 32 hexadecimal digits of a static pod.
-fn is_kubernetes_uid(uid: &str) -> bool {
-    let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
-    digits == 32 && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const A: &str = "0b5e1c9a-7b39-4c6e-9f65-0a1b2c3d4e5f";
-    const B: &str = "11111111-2222-3333-4444-555555555555";
-
-    #[test]
-    fn a_process_belongs_to_the_pod_its_cgroup_names() {
-        let cases = [
-            ("cgroupfs, v2", format!("0::/kubepods/burstable/pod{A}/3f2a"), Some(A)),
-            ("cgroupfs, guaranteed", format!("0::/kubepods/pod{A}"), Some(A)),
-            (
-                "systemd, underscores",
-                format!(
-                    "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{}.slice/cri-1.scope",
-                    A.replace('-', "_")
-                ),
-                Some(A),
-            ),
-            (
-                "systemd, guaranteed",
-                format!("0::/kubepods.slice/kubepods-pod{}.slice", A.replace('-', "_")),
-                Some(A),
-            ),
-            ("version 1 controller", format!("5:devices:/x\n4:memory:/kubepods/pod{A}/c\n0::/"), Some(A)),
-            ("below a tree of its own", format!("0::/node-east/kubelet/kubepods/pod{A}/app"), Some(A)),
-            ("another pod", format!("0::/kubepods/pod{B}/c"), None),
-            ("a nested cgroup that claims to be ours", format!("0::/kubepods/pod{B}/c/pod{A}"), None),
-            ("a longer uid", format!("0::/kubepods/pod{A}0/c"), None),
-            ("not a pod", "0::/system.slice/podman-1.scope".to_owned(), None),
-            ("within something that only begins like a pod", format!("0::/podman-1/pod{A}"), Some(A)),
-            ("no path", "garbage".to_owned(), None),
-        ];
-        let wanted = HashSet::from([PodUid::from(A)]);
-        for (name, cgroups, expected) in cases {
-            assert_eq!(pod_of(&cgroups, "", &wanted), expected.map(PodUid::from), "{name}");
-        }
-    }
-
-    #[test]
-    fn only_processes_below_the_cgroup_root_are_a_nodes() {
-        let cases = [
-            ("below it", format!("0::/run-1/east/pods/pod{A}/app"), Some(A)),
-            ("another node", format!("0::/run-1/west/pods/pod{A}/app"), None),
-            ("another sandbox", format!("0::/run-2/east/pods/pod{A}/app"), None),
-            ("a node whose name begins alike", format!("0::/run-1/east2/pods/pod{A}"), None),
-            ("above it", format!("0::/pod{A}"), None),
-            ("version 1 alone", format!("4:memory:/run-1/east/pods/pod{A}\n"), None),
-            ("version 1, but elsewhere by version 2", format!("4:memory:/kubepods/pod{A}\n0::/"), None),
-        ];
-        let wanted = HashSet::from([PodUid::from(A)]);
-        for (name, cgroups, expected) in cases {
-            assert_eq!(pod_of(&cgroups, "/run-1/east", &wanted), expected.map(PodUid::from), "{name}");
-        }
-        let nested = format!("0::/kubepods/pod{B}/run-1/east/pod{A}/app");
-        let confines = format!("/kubepods/pod{B}/run-1/east");
-        assert_eq!(pod_of(&nested, &confines, &wanted), Some(PodUid::from(A)), "a node within a pod");
-    }
-
-    #[test]
-    fn one_walk_over_proc_finds_the_processes_of_each_pod() {
-        let proc = tempfile::tempdir().unwrap();
-        for (pid, cgroup) in [("12", A), ("7", A), ("9", B), ("self", A)] {
-            std::fs::create_dir(proc.path().join(pid)).unwrap();
-            std::fs::write(proc.path().join(pid).join("cgroup"), format!("0::/kubepods/pod{cgroup}/c\n"))
-                .unwrap();
-        }
-        let found = scan(proc.path(), "", &HashSet::from([PodUid::from(A)]));
-        assert_eq!(found, HashMap::from([(PodUid::from(A), vec![7, 12])]));
+    fn processes(proc_root: &Path) -> Processes {
+        Processes::new(proc_root.to_owned(), String::new())
     }
 
     fn pod(addresses: &[&str]) -> PodSpec {
@@ -354,16 +206,17 @@ mod tests {
     #[test]
     fn the_agents_own_namespace_is_never_a_pods() {
         let spec = PodSpec { netns_path: Some("/proc/self/ns/net".into()), ..pod(&["127.0.0.1"]) };
-        let error = find(&spec, Netns::own().unwrap().id(), Path::new("/proc")).unwrap_err();
+        let error = find(&spec, Netns::own().unwrap().id(), &processes(Path::new("/proc"))).unwrap_err();
         assert!(matches!(error, FindError::AgentsOwn), "{error}");
     }
 
     #[test]
     fn a_pod_without_processes_or_addresses_is_not_found() {
         let proc = tempfile::tempdir().unwrap();
+        let processes = processes(proc.path());
         let own = Netns::own().unwrap().id();
-        assert!(matches!(find(&pod(&["10.0.0.1"]), own, proc.path()), Err(FindError::NoProcess)));
-        assert!(matches!(find(&pod(&[]), own, proc.path()), Err(FindError::NoAddress)));
+        assert!(matches!(find(&pod(&["10.0.0.1"]), own, &processes), Err(FindError::NoProcess)));
+        assert!(matches!(find(&pod(&[]), own, &processes), Err(FindError::NoAddress)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod find;
+pub(crate) mod processes;
 
 use std::fs::File;
 use std::io;

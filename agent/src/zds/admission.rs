@@ -95,11 +95,7 @@ impl Capture for Kernel {
     }
 
     fn captured(&self) -> Result<Vec<(PodUid, BTreeSet<u64>)>, AttachError> {
-        let with_namespaces = |uid: PodUid| {
-            let namespaces = self.namespaces(&uid)?;
-            Ok((uid, namespaces))
-        };
-        self.attached_pods()?.into_iter().map(with_namespaces).collect()
+        self.all_namespaces()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
-use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Workers};
+use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, Workers};
 use crate::telemetry::{BuildLabel, Collected, Metrics};
 use crate::xds;
 use crate::zds::{self, NodeProxies};
@@ -110,6 +110,7 @@ fn node(
         identities: Identities::new(authority, metrics.clone()),
         metrics,
         mesh: MeshState::default(),
+        outliers: Outliers::new(),
         trust_domain: config.trust_domain.clone(),
         workers,
         pods: Pods::default(),

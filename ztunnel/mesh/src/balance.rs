@@ -14,6 +14,7 @@
 //! draws from it have been in vain: next to none of it is eligible. An endpoint's change takes O(log n) for each of
 //! its groups. Only a change of the service's preference makes the index anew.
 
+mod choice;
 mod group;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use choice::Choice;
 use group::{Number, Weight};
 use tiers::Tiers;
 

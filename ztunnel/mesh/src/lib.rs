@@ -8,6 +8,7 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod ejection;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::balance::address_for;
+use crate::balance::{Choice, address_for};
 use crate::identity::SpiffeId;
 use crate::ports::{HBONE, is_proxy_port};
 use crate::service::{Mode, Service, ServiceName};
@@ -105,8 +105,14 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Decides where a connection of the pod `client` to `destination` goes. `random` is uniform over `u64`.
-pub fn route(state: &State, client: &Workload, destination: SocketAddr, random: u64) -> Route {
+/// Decides where a connection of the pod `client` to `destination` goes, by what of `choice` is needed: a number that
+/// is uniform over `u64` is enough.
+pub fn route<'a>(
+    state: &State,
+    client: &Workload,
+    destination: SocketAddr,
+    choice: impl Into<Choice<'a>>,
+) -> Route {
     let ip = destination.ip().to_canonical();
     let destination = SocketAddr::new(ip, destination.port());
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
@@ -114,7 +120,8 @@ pub fn route(state: &State, client: &Workload, destination: SocketAddr, random: 
     }
     let address = NetworkAddress { network: client.network.clone(), ip };
     if let Some(service) = state.service_by_vip(&address, &client.namespace) {
-        return to_service(state, client, service, destination, random).unwrap_or_else(Route::Refused);
+        return to_service(state, client, service, destination, &choice.into())
+            .unwrap_or_else(Route::Refused);
     }
     // The pod's own address is its own even before the control plane has said so.
     if client.addresses.contains(&ip) && is_proxy_port(destination.port()) {
@@ -139,7 +146,7 @@ fn to_service(
     client: &Workload,
     service: &Arc<Service>,
     destination: SocketAddr,
-    random: u64,
+    choice: &Choice<'_>,
 ) -> Result<Route, Refused> {
     let name = &service.name;
     if service.has_waypoint {
@@ -159,8 +166,14 @@ fn to_service(
     let none = || Refused::NoHealthyEndpoint(name.clone());
     let endpoints = state.endpoints(name).ok_or_else(none)?;
     let reachable = |endpoint: &Workload| endpoint.network == client.network;
-    let eligible = |endpoint: &Workload| reachable(endpoint) && target(endpoint).is_some();
-    let Some(chosen) = endpoints.choose(client, eligible, random) else {
+    let eligible =
+        |endpoint: &Workload| reachable(endpoint) && choice.admits(endpoint) && target(endpoint).is_some();
+    let sound = |endpoint: &Workload| {
+        eligible(endpoint) && target(endpoint).is_some_and(|at| !choice.passes_over(endpoint, at.port()))
+    };
+    // Where all are ejected, none is.
+    let chosen = endpoints.choose(client, sound, choice.random);
+    let Some(chosen) = chosen.or_else(|| endpoints.choose(client, eligible, choice.random)) else {
         let elsewhere = endpoints.iter().all(|endpoint| !reachable(endpoint));
         return Err(if elsewhere { Refused::OtherNetwork(name.clone()) } else { none() });
     };

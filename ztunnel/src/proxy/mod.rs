@@ -16,10 +16,12 @@ mod live;
 mod local;
 mod node;
 mod outbound;
+mod outliers;
 mod plaintext;
 mod refusal;
 mod relay;
 mod serve;
+mod tries;
 mod workers;
 
 pub(crate) use admission::{Capacity, Share};
@@ -28,6 +30,7 @@ pub(crate) use failure::Failure;
 pub(crate) use handshakes::Handshakes;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
+pub(crate) use outliers::Outliers;
 pub(crate) use serve::{CUT_TIME, keep_identities, start, stop};
 pub(crate) use workers::Workers;
 

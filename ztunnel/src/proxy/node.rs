@@ -11,6 +11,7 @@ use tunnel::tls::WorkloadCertificate;
 
 use super::admission::Capacity;
 use super::dial::Dialer;
+use super::outliers::Outliers;
 use super::workers::Workers;
 use crate::identity::Identities;
 use crate::mesh_state::MeshState;
@@ -36,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     /// The mesh.
     pub(crate) mesh: MeshState,
+    /// Endpoints that keep failing.
+    pub(crate) outliers: Outliers,
     /// The trust domain of the pods here.
     pub(crate) trust_domain: TrustDomain,
     /// Certificates.

@@ -1,7 +1,8 @@
 //! Connections a pod makes (listener 15001): where they go, and by which of the ways.
 //!
 //! The source identity is the pod's, because only its own traffic reaches a listener in its namespace. What the mesh
-//! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext.
+//! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext. An endpoint that is
+//! not reached gives way to the next one of its service (`tries`).
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::authorize::Attempt;
-use mesh::route::{Route, Upstream, route};
+use mesh::route::{Route, Upstream};
 use tokio::net::TcpStream;
 use tunnel::hbone::{Authority, OpenError, Opened, PoolKey, TunnelStream};
 use tunnel::socket::{Accepted, DialError};
@@ -24,6 +25,7 @@ use super::local::{self, Local};
 use super::node::Node;
 use super::refusal::refuse_early;
 use super::relay::relay;
+use super::tries::{Tries, endpoint, is_of_endpoint};
 use crate::pods::{Own, Pod};
 use crate::telemetry::{Path, Record, Reporter, TraceParent};
 
@@ -114,16 +116,44 @@ impl Call<'_> {
     async fn open(&mut self) -> Result<Way, Failure> {
         let own = self.pod.own().await?;
         self.record.ends.source = Some(own.workload.clone());
-        let random = rand::random();
-        match self.node.mesh.read(|state| route(state, &own.workload, self.destination, random)) {
+        let mut tries = Tries::new();
+        let mut route = self.route(&own, &tries);
+        loop {
+            let endpoint = endpoint(&route).cloned();
+            let (endpoint, failure) = match (self.take(&own, route).await, endpoint) {
+                (Ok(way), Some(endpoint)) => {
+                    self.node.outliers.succeeded(&endpoint);
+                    return Ok(way);
+                }
+                (Err(failure), Some(endpoint)) if is_of_endpoint(&failure) => (endpoint, failure),
+                (decided, _) => return decided,
+            };
+            self.node.outliers.failed(&endpoint, &self.node.metrics);
+            if !tries.failed(&endpoint) {
+                return Err(failure);
+            }
+            route = self.route(&own, &tries);
+            if !tries.may_take(&route) {
+                return Err(failure);
+            }
+            self.record.try_again(&endpoint.workload.name, endpoint.application, &failure);
+        }
+    }
+
+    fn route(&self, own: &Own, tries: &Tries) -> Route {
+        self.node.outliers.route(&self.node.mesh, &own.workload, self.destination, tries)
+    }
+
+    async fn take(&mut self, own: &Own, route: Route) -> Result<Way, Failure> {
+        match route {
             Route::SameWorkload(upstream) => {
                 let pod = self.pod.clone();
-                self.local(&own, pod, upstream).await
+                self.local(own, pod, upstream).await
             }
             Route::Hbone(upstream) => {
                 match self.node.pods.of_workload(&upstream.workload, upstream.application.ip()) {
-                    Some(pod) => self.local(&own, pod, upstream).await,
-                    None => self.tunnel(&own, upstream).await,
+                    Some(pod) => self.local(own, pod, upstream).await,
+                    None => self.tunnel(own, upstream).await,
                 }
             }
             Route::Plaintext(upstream) => {

@@ -74,6 +74,10 @@ pub(crate) struct Metrics {
     pub(crate) early_refusals: Family<ReasonLabel, Counter>,
     /// Handshakes with other proxies that failed.
     pub(crate) tls_failures: Family<TlsLabel, Counter>,
+    /// Endpoints of services that gave way to another one, by why they were not reached.
+    pub(crate) endpoint_retries: Family<ReasonLabel, Counter>,
+    /// Endpoints that were ejected.
+    pub(crate) endpoint_ejections: Counter,
     /// Accept loops that had to pause, by the kernel's error.
     pub(crate) accept_pauses: Family<ReasonLabel, Counter>,
     pub(crate) certificate_requests: Family<ResultLabel, Counter>,
@@ -130,6 +134,16 @@ impl Metrics {
             "tls_failures",
             "Handshakes with other proxies that failed, by side (source: dialled, destination: accepted) and reason",
             self.tls_failures.clone(),
+        );
+        own.register(
+            "endpoint_retries",
+            "Connections tried at another endpoint of their service, by why the one before was not reached",
+            self.endpoint_retries.clone(),
+        );
+        own.register(
+            "endpoint_ejections",
+            "Endpoints passed over for a while because connections to them kept failing",
+            self.endpoint_ejections.clone(),
         );
         own.register("accept_pauses", "Pauses of accept loops after an error", self.accept_pauses.clone());
         own.register(

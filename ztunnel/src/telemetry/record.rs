@@ -11,7 +11,7 @@ use tunnel::copy::Transferred;
 use tunnel::tls::TlsFacts;
 
 use super::labels::{Parties, Reporter, Security, Traffic};
-use super::metrics::{Metrics, ReporterLabel, TlsLabel};
+use super::metrics::{Metrics, ReasonLabel, ReporterLabel, TlsLabel};
 use super::trace::TraceParent;
 use crate::proxy::Failure;
 
@@ -79,6 +79,8 @@ pub(crate) struct Record {
     pub(crate) tls: Option<TlsFacts>,
     /// What ties both sides' lines together.
     pub(crate) trace: TraceParent,
+    /// The endpoints that were tried before, and what each failed for.
+    failed_tries: Vec<String>,
     transferred: Arc<Transferred>,
     counting: Option<Counting>,
     finished: bool,
@@ -105,6 +107,7 @@ impl Record {
             path: Path::Refused,
             tls: None,
             trace,
+            failed_tries: Vec::new(),
             transferred: Arc::default(),
             counting: None,
             finished: false,
@@ -119,6 +122,17 @@ impl Record {
     /// Counts the same bytes as `other`: the two sides of a connection within this process.
     pub(crate) fn counts_with(&mut self, other: &Self) {
         self.transferred = other.transferred.clone();
+    }
+
+    /// The endpoint `name` at `address` was not reached; another one is tried.
+    pub(crate) fn try_again(&mut self, name: &str, address: SocketAddr, failure: &Failure) {
+        let reason = failure.meaning().flag;
+        self.metrics.endpoint_retries.get_or_create(&ReasonLabel { reason }).inc();
+        self.count_handshake(failure);
+        self.failed_tries.push(format!("{name} at {address}: {reason}: {failure}"));
+        self.hbone_address = None;
+        self.ends.source_identity = None;
+        self.ends.destination_identity = None;
     }
 
     /// Both ends are connected.
@@ -168,11 +182,15 @@ impl Record {
         {
             self.metrics.cut_lag.0.observe(since.elapsed().as_secs_f64());
         }
-        if let Some(reason) = failure.and_then(Failure::tls_reason) {
+        failure.into_iter().for_each(|failure| self.count_handshake(failure));
+        self.log(failure, labels.response_flags);
+    }
+
+    fn count_handshake(&self, failure: &Failure) {
+        if let Some(reason) = failure.tls_reason() {
             let labels = TlsLabel { reporter: self.reporter, reason };
             self.metrics.tls_failures.get_or_create(&labels).inc();
         }
-        self.log(failure, labels.response_flags);
     }
 
     fn labels(&self) -> Traffic {
@@ -219,6 +237,7 @@ impl Record {
                 path = path.as_str(),
                 tls.version = self.tls.as_ref().map(|tls| tls.version),
                 tls.group = self.tls.as_ref().map(|tls| tls.group),
+                failed_tries = (!self.failed_tries.is_empty()).then(|| self.failed_tries.join("; ")),
                 policy = failure.and_then(Failure::policy).map(display),
                 trace_id = self.trace.trace_id(),
                 response_flags = flags,

@@ -26,7 +26,7 @@ use crate::mesh_state::MeshState;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
 use crate::proxy::dial::Dialer;
 use crate::proxy::node::{Limits, Node};
-use crate::proxy::{Capacity, Share, Workers, inbound, keep_identities, outbound, plaintext};
+use crate::proxy::{Capacity, Outliers, Share, Workers, inbound, keep_identities, outbound, plaintext};
 use crate::telemetry::Metrics;
 use crate::telemetry::kept::{Kept, Line};
 
@@ -297,6 +297,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
     let node = Node {
         metrics,
         mesh: MeshState::default(),
+        outliers: Outliers::new(),
         trust_domain: "cluster.local".into(),
         identities,
         workers: Workers::on(vec![tokio::runtime::Handle::current()]),

@@ -250,6 +250,11 @@ impl Mesh {
         self.ztunnel_env.insert(name.into(), value.into());
     }
 
+    /// The control plane.
+    pub fn control(&self) -> &Process {
+        &self.control
+    }
+
     /// The agent of a node.
     pub fn agent(&mut self, node: &str) -> Result<&mut Process> {
         process(&mut self.agents, node)

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use sandbox::{Binaries, Family, Mesh, MeshOptions, Pod, Process, Program, Redirection, Sandbox};
+use sandbox::{Family, Pod, Process, Program, Sandbox};
 
 use super::manifests::{self, CLIENT, HERE};
 use super::report::Row;
@@ -117,13 +117,7 @@ impl Stage {
     }
 
     fn make(&mut self, built: &Built, log: &str, progress: &mut Progress) -> anyhow::Result<()> {
-        let options = MeshOptions {
-            binaries: Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() },
-            redirection: Redirection::Auto,
-            log: log.to_owned(),
-            control: Vec::new(),
-        };
-        let mut mesh = Mesh::start(&self.sandbox, options, |step| progress.at(step))?;
+        let mut mesh = super::stage::start_mesh(&self.sandbox, built, log, progress)?;
         // First who could do something about the other's end.
         mesh.agent(HERE)?.kill()?;
         mesh.kill_ztunnel(HERE)?;

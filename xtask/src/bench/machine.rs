@@ -55,7 +55,7 @@ impl fmt::Display for Machine {
 }
 
 /// What follows a name and a colon in the first line that begins so.
-fn value(text: &str, name: &str) -> Option<String> {
+pub(super) fn value(text: &str, name: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let (found, value) = line.split_once(':')?;
         (found.trim() == name).then(|| value.trim().to_owned())

@@ -58,7 +58,7 @@ fn text(namespaces: impl IntoIterator<Item = Namespace>) -> String {
         for (place, (name, node)) in (1_u8..).zip(pods) {
             let subnet = if *node == HERE { 1 } else { 2 };
             let address = Ipv4Addr::new(10, 42, subnet, 10 * number + place);
-            text.push_str(&pod(namespace, name, node, address));
+            text.push_str(&pod(namespace, name, node, address, *name != CLIENT));
         }
     }
     text
@@ -69,7 +69,7 @@ pub(crate) fn capture() -> String {
     let mut text = String::new();
     for (place, way) in (1_u8..).zip(Way::ALL) {
         text.push_str(&namespace(way.name(), way == Way::Culvert));
-        text.push_str(&pod(way.name(), CLIENT, HERE, Ipv4Addr::new(10, 42, 1, place)));
+        text.push_str(&pod(way.name(), CLIENT, HERE, Ipv4Addr::new(10, 42, 1, place), false));
     }
     text
 }
@@ -79,16 +79,17 @@ fn namespace(name: &str, meshed: bool) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}{labels}\n---\n")
 }
 
-fn pod(namespace: &str, name: &str, node: &str, address: Ipv4Addr) -> String {
-    let [_, _, subnet, host] = address.octets();
-    let uid = format!("5b0f3c1e-0000-4c57-9a10-0000{subnet:04x}{host:04x}");
-    let container = if name == CLIENT {
-        r#"args: ["pause"]"#.to_owned()
-    } else {
+/// A pod with an account of its own; one that does not serve waits to be told what to do.
+pub(crate) fn pod(namespace: &str, name: &str, node: &str, address: Ipv4Addr, serves: bool) -> String {
+    let [_, network, subnet, host] = address.octets();
+    let uid = format!("5b0f3c1e-0000-4c57-9a10-{network:04x}{subnet:04x}{host:04x}");
+    let container = if serves {
         let ports: String = PORTS.map(|port| format!("\n        - containerPort: {port}")).concat();
         format!(
             "args: [answer, --echo, \"{ECHO}\", --once, \"{ONCE}\", --sink, \"{SINK}\", --http1, \"{HTTP1}\", --http2, \"{HTTP2}\"]\n      ports:{ports}"
         )
+    } else {
+        r#"args: ["pause"]"#.to_owned()
     };
     format!(
         r#"apiVersion: v1

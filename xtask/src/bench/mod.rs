@@ -17,6 +17,7 @@ pub(crate) mod rounds;
 mod route;
 mod rules;
 pub(crate) mod sample;
+mod scale;
 pub(crate) mod sidecars;
 pub(crate) mod stage;
 pub(crate) mod work;
@@ -42,7 +43,10 @@ use stage::Stage;
 use work::{Times, Work};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    instead: Option<Instead>,
     /// Fewer works and rounds: two minutes once everything is built.
     #[arg(long)]
     quick: bool,
@@ -81,6 +85,13 @@ pub(crate) struct Args {
     /// Store the counts of instructions in place of those that were stored.
     #[arg(long, requires = "instructions")]
     bless: bool,
+}
+
+/// What is measured in place of the costs.
+#[derive(clap::Subcommand)]
+enum Instead {
+    /// How the costs grow with connections, services and the pods of a node: five minutes once everything is built.
+    Scale(scale::Args),
 }
 
 impl Args {
@@ -123,6 +134,9 @@ impl Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     if args.instructions {
         return instructions::run(args.bless);
+    }
+    if let Some(Instead::Scale(args)) = &args.instead {
+        return scale::run(args);
     }
     let begin = Instant::now();
     sandbox::check_requirements()?;

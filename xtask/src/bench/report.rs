@@ -114,7 +114,7 @@ impl Row {
 }
 
 /// Three digits, more where they stand before the point.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     let digits = match value.abs() {
         0.0 => 0,
         above if above >= 100.0 => 0,

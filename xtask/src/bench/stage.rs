@@ -1,5 +1,6 @@
 //! Where it is measured: a sandbox with the benchmark's pods, the mesh on it, the bare relays, and where each path begins.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,7 +34,7 @@ const LOG_DEADLINE: Duration = Duration::from_secs(5);
 /// Everything that runs. Its processes end when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    relays: Vec<Process>,
+    relays: BTreeMap<Path, Vec<Process>>,
     sidecars: Option<Sidecars>,
     mesh: Option<Mesh>,
     peer: Option<Peer>,
@@ -54,6 +55,22 @@ pub(super) fn sandbox(built: &Built, text: &str) -> anyhow::Result<Sandbox> {
     Ok(Sandbox::start(&options)?)
 }
 
+/// The mesh on a sandbox, ready.
+pub(super) fn start_mesh(
+    sandbox: &Sandbox,
+    built: &Built,
+    log: &str,
+    progress: &mut Progress,
+) -> anyhow::Result<Mesh> {
+    let options = MeshOptions {
+        binaries: Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() },
+        redirection: Redirection::Auto,
+        log: log.to_owned(),
+        control: Vec::new(),
+    };
+    Ok(Mesh::start(sandbox, options, |step| progress.at(step))?)
+}
+
 impl Stage {
     /// Makes what these paths need.
     pub(crate) fn set(
@@ -65,16 +82,16 @@ impl Stage {
         let progress = Progress::begin("making two nodes and their pods");
         let sandbox = sandbox(built, &manifests::all())?;
         progress.done(&format!("{} pods", sandbox.pods().count()));
-        let (relays, echo) = (Vec::new(), built.echo.clone());
+        let (relays, echo) = (BTreeMap::new(), built.echo.clone());
         let mut stage = Self { relays, sidecars: None, mesh: None, peer: None, sandbox, echo };
         if paths.iter().any(|path| path.meshed()) {
-            stage.start_mesh(built, log)?;
+            let mut progress = Progress::begin("starting the mesh");
+            let mesh = start_mesh(&stage.sandbox, built, log, &mut progress);
+            stage.mesh = Some(mesh.with_context(|| stage.keep_logs())?);
+            progress.done("control plane, two agents and two ztunnels are ready");
         }
-        if paths.contains(&Path::Relay) {
-            stage.start_relay()?;
-        }
-        if paths.contains(&Path::TwoRelays) {
-            stage.start_two_relays()?;
+        for path in paths.iter().filter(|path| matches!(path, Path::Relay | Path::TwoRelays)) {
+            stage.start_relays(*path)?;
         }
         if paths.contains(&Path::Sidecars) {
             stage.sidecars = Some(Sidecars::start(&stage.sandbox, &stage.echo)?);
@@ -90,10 +107,21 @@ impl Stage {
 
     /// Makes one load on a path, first putting new proxies in the place of those that run if the work is to meet such.
     pub(crate) fn measure(&mut self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
-        if let (Some(sidecars), true) = (&mut self.sidecars, path == Path::Sidecars && work.begins_anew()) {
+        if work.begins_anew() {
+            self.renew(path)?;
+        }
+        self.load(path, work, times)
+    }
+
+    /// Puts new proxies in the place of a path's.
+    pub(crate) fn renew(&mut self, path: Path) -> anyhow::Result<()> {
+        if self.relays.remove(&path).is_some() {
+            self.start_relays(path)?;
+        }
+        if let (Some(sidecars), true) = (&mut self.sidecars, path == Path::Sidecars) {
             sidecars.restart(&self.sandbox)?;
         }
-        if let (Some(mesh), true) = (&mut self.mesh, path.meshed() && work.begins_anew()) {
+        if let (Some(mesh), true) = (&mut self.mesh, path.meshed()) {
             for name in [HERE, THERE] {
                 let node = self.sandbox.node(name)?;
                 mesh.kill_ztunnel(name)?;
@@ -101,13 +129,20 @@ impl Stage {
                 mesh.wait_ready(node)?;
             }
         }
-        if let (Some(peer), true) = (&mut self.peer, path.of_peer() && work.begins_anew()) {
+        if let (Some(peer), true) = (&mut self.peer, path.of_peer()) {
             peer.restart()?;
         }
-        self.load(path, work, times)
+        Ok(())
     }
 
-    fn load(&self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
+    /// Holds connections of a path beside the loads that are made on it until the process ends, and says what they cost.
+    pub(crate) fn hold(&self, path: Path, connections: u32) -> anyhow::Result<(Process, Sample)> {
+        let name = format!("{connections} held on {}", path.name());
+        let log = self.sandbox.directory().join(format!("{name}.log"));
+        self.route(path)?.hold(&self.echo, &name, connections, &log)
+    }
+
+    pub(crate) fn load(&self, path: Path, work: Work, times: Times) -> anyhow::Result<Sample> {
         let name = format!("{} on {}", work.name(), path.name());
         self.route(path)?.load(&self.echo, &name, work, times, &[])
     }
@@ -145,44 +180,33 @@ impl Stage {
         format!("the logs are in {}{peer}", self.sandbox.directory().display())
     }
 
-    fn start_mesh(&mut self, built: &Built, log: &str) -> anyhow::Result<()> {
-        let mut progress = Progress::begin("starting the mesh");
-        let binaries = Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() };
-        let options = MeshOptions {
-            binaries,
-            redirection: Redirection::Auto,
-            log: log.to_owned(),
-            control: Vec::new(),
-        };
-        let mesh = Mesh::start(&self.sandbox, options, |step| progress.at(step));
-        self.mesh = Some(mesh.map_err(|error| anyhow::Error::new(error).context(self.keep_logs()))?);
-        progress.done("control plane, two agents and two ztunnels are ready");
-        Ok(())
-    }
-
     fn pod(&self, namespace: &str, name: &str) -> anyhow::Result<&Pod> {
         Ok(self.sandbox.pod(&format!("{namespace}/{name}"))?)
     }
 
+    fn start_relays(&mut self, path: Path) -> anyhow::Result<()> {
+        let relays = if path == Path::Relay { self.start_relay()? } else { self.start_two_relays()? };
+        self.relays.insert(path, relays);
+        Ok(())
+    }
+
     /// One process with a socket in each pod, as a node's proxy has them.
-    fn start_relay(&mut self) -> anyhow::Result<()> {
+    fn start_relay(&self) -> anyhow::Result<Vec<Process>> {
         let (client, server) = (self.pod(PLAIN, CLIENT)?, self.pod(PLAIN, NEAR)?);
         let from = format!("/proc/{}/ns/net", server.pid());
         let address = server.address(Family::V4)?;
         let relay = self.relay(client, "relay", RELAY_AT.into(), 0, address, 0, &["--dial-from", &from])?;
-        self.relays.push(relay);
-        Ok(())
+        Ok(vec![relay])
     }
 
     /// A process at each pod.
-    fn start_two_relays(&mut self) -> anyhow::Result<()> {
+    fn start_two_relays(&self) -> anyhow::Result<Vec<Process>> {
         let (client, server) = (self.pod(PLAIN, CLIENT)?, self.pod(PLAIN, FAR)?);
         let address = server.address(Family::V4)?;
         let second = self.relay(server, "second-relay", address, SECOND_RELAY_OFFSET, address, 0, &[])?;
         let first =
             self.relay(client, "first-relay", FIRST_RELAY_AT.into(), 0, address, SECOND_RELAY_OFFSET, &[])?;
-        self.relays.extend([first, second]);
-        Ok(())
+        Ok(vec![first, second])
     }
 
     #[expect(clippy::too_many_arguments, reason = "two addresses, each with what is added to its ports")]

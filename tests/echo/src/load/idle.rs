@@ -23,6 +23,9 @@ pub(super) struct Idle {
     /// Threads that make them.
     #[arg(long, default_value_t = 8)]
     threads: usize,
+    /// Hold them for ever, beside other loads.
+    #[arg(long)]
+    pub(super) stay: bool,
 }
 
 impl Idle {
@@ -64,7 +67,8 @@ mod tests {
     #[test]
     fn all_are_held_and_answer_still() {
         let to = answer::serve_for_test(Service::Echo);
-        let mut outcomes = Idle { target: Target { to }, connections: 21, threads: 4 }.run().unwrap();
+        let mut outcomes =
+            Idle { target: Target { to }, connections: 21, threads: 4, stay: false }.run().unwrap();
         assert!(outcomes.failures.is_empty(), "{:?}", outcomes.failures);
         assert_eq!((outcomes.held.len(), outcomes.histogram.len()), (21, 21));
         for stream in &mut outcomes.held {

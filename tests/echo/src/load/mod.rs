@@ -107,7 +107,7 @@ impl Load {
             Work::Http(http) => http.run(window)?,
         };
         let costs = meter.finish()?;
-        let Outcomes { histogram, bytes, seconds, failures, held: _ } = outcomes;
+        let Outcomes { histogram, bytes, seconds, failures, held: _held } = outcomes;
         let seconds = seconds.unwrap_or(measure).as_secs_f64();
         let report = Report {
             requests: histogram.len(),
@@ -118,6 +118,9 @@ impl Load {
             costs,
         };
         println!("{}", serde_json::to_string(&report)?);
+        if matches!(&self.work, Work::Idle(idle) if idle.stay) {
+            crate::pause()?;
+        }
         Ok(())
     }
 }

@@ -121,9 +121,9 @@ impl Endpoints {
         random: u64,
     ) -> Option<&Arc<Workload>> {
         let mut eligible = |number: Number| eligible(&self.members[number].workload);
-        let groups = self.tiers.for_client(client);
-        let drawn = groups
-            .into_iter()
+        let drawn = self
+            .tiers
+            .for_client(client)
             .find_map(|group| group.draw(self.balancing.allow_unhealthy, random, &mut eligible))?;
         Some(&self.members[drawn].workload)
     }

@@ -166,11 +166,12 @@ fn to_service(
     let none = || Refused::NoHealthyEndpoint(name.clone());
     let endpoints = state.endpoints(name).ok_or_else(none)?;
     let reachable = |endpoint: &Workload| endpoint.network == client.network;
-    let eligible =
-        |endpoint: &Workload| reachable(endpoint) && choice.admits(endpoint) && target(endpoint).is_some();
-    let sound = |endpoint: &Workload| {
-        eligible(endpoint) && target(endpoint).is_some_and(|at| !choice.passes_over(endpoint, at.port()))
+    let fit = |endpoint: &Workload| {
+        if reachable(endpoint) && choice.admits(endpoint) { target(endpoint) } else { None }
     };
+    let eligible = |endpoint: &Workload| fit(endpoint).is_some();
+    let sound =
+        |endpoint: &Workload| fit(endpoint).is_some_and(|at| !choice.passes_over(endpoint, at.port()));
     // Where all are ejected, none is.
     let chosen = endpoints.choose(client, sound, choice.random);
     let Some(chosen) = chosen.or_else(|| endpoints.choose(client, eligible, choice.random)) else {

@@ -116,8 +116,8 @@ impl Tiers {
     }
 
     /// The groups to draw from for the client, best first: when one has nobody to offer, the next is asked.
-    pub(super) fn for_client(&self, client: &Workload) -> Vec<&Group> {
-        let mut groups = Vec::with_capacity(16);
+    pub(super) fn for_client(&self, client: &Workload) -> impl Iterator<Item = &Group> {
+        let mut groups = Vec::new();
         for Tree { scopes, branches } in &self.trees {
             let first = groups.len();
             let mut branches = branches;
@@ -129,11 +129,10 @@ impl Tiers {
             groups[first..].reverse();
             if self.strict {
                 groups.truncate(usize::from(groups.len() == scopes.len()));
-                return groups;
             }
         }
-        groups.push(&self.root);
-        groups
+        let any_will_do = !self.strict || self.trees.is_empty();
+        groups.into_iter().chain(any_will_do.then_some(&self.root))
     }
 }
 

@@ -6,12 +6,15 @@
 //! would make a DENY inert or an ALLOW wide, so its reader gets a [`RejectedPolicy`] to enforce instead.
 
 mod authorization;
+mod gateway;
+mod service;
 #[cfg(test)]
 mod tests;
 mod workload;
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use mesh::policy::{PolicyScope, RejectedPolicy};
 use mesh::{Authorization, PolicyName, Service, Workload};
 use prost::Message;
@@ -21,7 +24,8 @@ use crate::proto;
 use crate::type_url::ResourceType;
 
 pub use authorization::{policy_from_proto, policy_to_proto};
-pub use workload::{service_from_proto, service_to_proto, workload_from_proto, workload_to_proto};
+pub use service::{service_from_proto, service_to_proto};
+pub use workload::{workload_from_proto, workload_to_proto};
 
 /// Why a resource cannot be read. The control plane is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,9 +58,6 @@ pub enum ConvertError {
         /// Its length.
         length: u32,
     },
-    /// A virtual address that is a range.
-    #[error("a range of virtual addresses is not supported")]
-    VirtualRange,
     /// A number that is no port.
     #[error("{field} has {value}, which is no port")]
     Port {
@@ -233,6 +234,19 @@ pub fn address_to_bytes(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     }
+}
+
+fn address(field: &'static str, bytes: &[u8]) -> Result<IpAddr, ConvertError> {
+    bytes_to_address(bytes).ok_or(ConvertError::Address { field, length: bytes.len() })
+}
+
+/// A range from the bytes of its address and the length of its prefix.
+fn range(field: &'static str, bytes: &[u8], length: u32) -> Result<IpNet, ConvertError> {
+    let address = address(field, bytes)?;
+    // A range of IPv4 addresses in IPv6 form has 96 bits before them.
+    let mapped = if address.is_ipv4() && bytes.len() == 16 { 96 } else { 0 };
+    let bits = length.checked_sub(mapped).and_then(|bits| u8::try_from(bits).ok());
+    bits.and_then(|bits| IpNet::new(address, bits).ok()).ok_or(ConvertError::PrefixLength { field, length })
 }
 
 /// A port from its number; 0 is none.

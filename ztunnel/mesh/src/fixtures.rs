@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::service::{LoadBalancing, PortMap, Service, ServiceName};
+use crate::service::{LoadBalancing, PortMap, Service, ServiceName, Visibility};
 use crate::workload::{
-    Health, Locality, Network, NetworkAddress, NetworkMode, TunnelProtocol, Workload, WorkloadType,
-    WorkloadUid,
+    Health, Locality, Network, NetworkAddress, NetworkMode, NetworkRange, TunnelProtocol, Workload,
+    WorkloadType, WorkloadUid,
 };
 
 /// A ready HBONE workload `Kubernetes//Pod/shop/<name>` of the service account `<name>`.
@@ -32,7 +32,10 @@ pub(crate) fn workload(name: &str, addresses: &[&str]) -> Workload {
         capacity: 1,
         services: BTreeMap::new(),
         authorization_policies: Vec::new(),
-        has_waypoint: false,
+        waypoint: None,
+        network_gateway: None,
+        hostname: None,
+        application_tunnel: None,
     }
 }
 
@@ -52,10 +55,14 @@ pub(crate) fn service(namespace: &str, name: &str, vips: &[&str], ports: &[(u16,
         name: service_name(namespace, name),
         short_name: name.to_owned(),
         vips: vips.iter().map(|vip| address(vip)).collect(),
+        cidr_vips: Vec::new(),
         ports: port_map(ports),
         subject_alt_names: Vec::new(),
         load_balancing: LoadBalancing::default(),
-        has_waypoint: false,
+        canonical: true,
+        visibility: Visibility::Public,
+        waypoint: None,
+        weighted_waypoints: Vec::new(),
     }
 }
 
@@ -76,6 +83,10 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 
 pub(crate) fn address(text: &str) -> NetworkAddress {
     NetworkAddress { network: Network::default(), ip: ip(text) }
+}
+
+pub(crate) fn range(text: &str) -> NetworkRange {
+    NetworkRange::new(Network::default(), text.parse().unwrap())
 }
 
 /// A repeatable source of numbers (xorshift64*).

@@ -11,6 +11,7 @@ pub mod balance;
 pub mod ejection;
 #[cfg(test)]
 mod fixtures;
+pub mod gateway;
 pub mod identity;
 #[cfg(test)]
 mod instructions;
@@ -21,8 +22,9 @@ pub mod service;
 pub mod state;
 pub mod workload;
 
+pub use gateway::GatewayAddress;
 pub use identity::{Namespace, ServiceAccount, SpiffeId, TrustDomain};
 pub use policy::{Authorization, PolicyName};
 pub use service::{Service, ServiceName};
 pub use state::State;
-pub use workload::{Network, NetworkAddress, Workload, WorkloadUid};
+pub use workload::{Network, NetworkAddress, NetworkRange, Workload, WorkloadUid};

@@ -1,53 +1,35 @@
 //! Where a connection that a pod makes goes (Istio contract 1.2).
 //!
-//! Virtual addresses are looked up before workload addresses, in one order everywhere. What the mesh knows and
-//! cannot serve is refused, never let past it in plaintext; only what it does not know passes unchanged.
+//! What the client dialled is looked up in one order everywhere: a service's virtual address, a workload's address, a
+//! service's range of virtual addresses. Then, in this order:
+//! 1. a service goes through its waypoint; a workload that was called by its own address through the workload's, and
+//!    through none that the client itself is a part of;
+//! 2. a service that passes through leaves the address as it is;
+//! 3. an endpoint is chosen; one on another network is reached through that network's gateway, and by services alone;
+//! 4. a workload is reached over HBONE, or in plaintext if it is outside the mesh.
+//!
+//! What the mesh knows and cannot serve is refused, never let past it in plaintext; only what it does not know passes
+//! unchanged. A service that the client's namespace does not see is not known.
 
+mod gateway;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::balance::{Choice, address_for};
+use crate::balance::{Choice, address_for, mix};
+use crate::gateway::GatewayAddress;
 use crate::identity::SpiffeId;
-use crate::ports::{HBONE, is_proxy_port};
-use crate::service::{Mode, Service, ServiceName};
+use crate::ports::is_proxy_port;
+use crate::service::{Hostname, Mode, Service, ServiceName};
 use crate::state::State;
 use crate::workload::{NetworkAddress, TunnelProtocol, Workload, WorkloadUid};
 
-/// A workload to be connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// The workload.
-    pub workload: Arc<Workload>,
-    /// The service it was called by, if it was.
-    pub service: Option<Arc<Service>>,
-    /// Its application: the pod's address and the target port. In HBONE the authority.
-    pub application: SocketAddr,
-}
-
-impl Upstream {
-    /// Where its HBONE listener is.
-    pub fn hbone(&self) -> SocketAddr {
-        SocketAddr::new(self.application.ip(), HBONE)
-    }
-
-    /// The identities of which it must prove one: its own and those its service states. A stated name that is
-    /// no SPIFFE id of the mesh's form cannot be proved and is left out.
-    pub fn expected_identities(&self) -> Vec<SpiffeId> {
-        let mut expected = vec![self.workload.identity()];
-        for name in self.service.iter().flat_map(|service| &service.subject_alt_names) {
-            if let Ok(id) = name.parse()
-                && !expected.contains(&id)
-            {
-                expected.push(id);
-            }
-        }
-        expected
-    }
-}
+pub use gateway::GatewayTrouble;
+pub use upstream::{Hop, NamedUpstream, Upstream};
 
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,52 +40,134 @@ pub enum Route {
     Hbone(Upstream),
     /// To a workload outside the mesh, in plaintext.
     Plaintext(Upstream),
+    /// To a workload whose address has to be asked for first.
+    Named(NamedUpstream),
+    /// Through a waypoint, which decides the rest.
+    Waypoint {
+        /// The waypoint.
+        hop: Hop,
+        /// What it is asked for: the address that the client dialled.
+        authority: SocketAddr,
+        /// What was called.
+        called: Called,
+    },
+    /// To another network: a tunnel to its gateway, and through that a tunnel to the endpoint.
+    Gateway {
+        /// The gateway.
+        hop: Hop,
+        /// What both are asked for: the host name and the port of the service that was called.
+        authority: (Hostname, u16),
+        /// The identities of which the far end of the inner tunnel must prove one; never empty.
+        inner: Vec<SpiffeId>,
+        /// The far end that was chosen. The gateway may choose another one.
+        workload: Arc<Workload>,
+        /// The service that was called.
+        service: Arc<Service>,
+    },
     /// To the original destination, unchanged: the mesh does not know it.
     Passthrough(SocketAddr),
     /// Nowhere.
     Refused(Refused),
 }
 
-/// Why a connection goes nowhere.
+/// What the client called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// No endpoint of the service is ready, has the port, and is of the rank its preference demands.
-    NoHealthyEndpoint(ServiceName),
-    /// The service has no such port.
-    NoSuchPort(ServiceName, u16),
-    /// The service is reached through a waypoint, which this build does not speak to.
-    ServiceWaypoint(ServiceName),
-    /// The workload is reached through a waypoint, which this build does not speak to.
-    WorkloadWaypoint(WorkloadUid),
-    /// All endpoints of the service are on other networks, which this build does not reach.
-    OtherNetwork(ServiceName),
-    /// The port is the proxy's own.
-    ProxyPort(u16),
-    /// The address is no destination of a captured connection (loopback, unspecified, multicast).
-    NoDestination(IpAddr),
+pub enum Called {
+    /// A service, by a virtual address.
+    Service(Arc<Service>),
+    /// A workload, by its own address.
+    Workload(Arc<Workload>),
 }
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Called {
+    /// The service, if it was one.
+    pub fn service(&self) -> Option<&Arc<Service>> {
         match self {
-            Self::NoHealthyEndpoint(service) => write!(f, "service {service} has no healthy endpoint"),
-            Self::NoSuchPort(service, port) => write!(f, "service {service} has no port {port}"),
-            Self::ServiceWaypoint(service) => {
-                write!(f, "service {service} is reached through a waypoint, which is not supported")
-            }
-            Self::WorkloadWaypoint(uid) => {
-                write!(f, "workload {uid} is reached through a waypoint, which is not supported")
-            }
-            Self::OtherNetwork(service) => {
-                write!(f, "service {service} has endpoints on other networks only, which is not supported")
-            }
-            Self::ProxyPort(port) => write!(f, "port {port} is the proxy's own"),
-            Self::NoDestination(ip) => write!(f, "{ip} is not an address to connect to"),
+            Self::Service(service) => Some(service),
+            Self::Workload(_) => None,
+        }
+    }
+
+    fn name(&self) -> CalledName {
+        match self {
+            Self::Service(service) => CalledName::Service(service.name.clone()),
+            Self::Workload(workload) => CalledName::Workload(workload.uid.clone()),
         }
     }
 }
 
-impl std::error::Error for Refused {}
+/// The name of what the client called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CalledName {
+    /// A service's.
+    Service(ServiceName),
+    /// A workload's.
+    Workload(WorkloadUid),
+}
+
+impl fmt::Display for CalledName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Workload(uid) => write!(f, "workload {uid}"),
+        }
+    }
+}
+
+/// Why a connection goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No endpoint of the service is ready, has the port, and is of the rank its preference demands.
+    #[error("service {0} has no healthy endpoint")]
+    NoHealthyEndpoint(ServiceName),
+    /// The service has no such port.
+    #[error("service {0} has no port {1}")]
+    NoSuchPort(ServiceName, u16),
+    /// What was called is reached through a waypoint, and the waypoint is not reached.
+    #[error("{called} is reached through the waypoint {waypoint}, which {trouble}")]
+    Waypoint {
+        /// What was called.
+        called: CalledName,
+        /// Its waypoint.
+        waypoint: GatewayAddress,
+        /// What is wrong.
+        trouble: GatewayTrouble,
+    },
+    /// The service has waypoints, and all of them have the weight 0.
+    #[error("service {0} is reached through waypoints, none of which takes connections")]
+    WaypointWeights(ServiceName),
+    /// The chosen endpoint is on another network, whose gateway is not reached.
+    #[error("service {service} is reached through the network gateway {gateway}, which {trouble}")]
+    NetworkGateway {
+        /// What was called.
+        service: ServiceName,
+        /// The endpoint's network's gateway.
+        gateway: GatewayAddress,
+        /// What is wrong.
+        trouble: GatewayTrouble,
+    },
+    /// All endpoints of the service are on other networks and no gateway leads there.
+    #[error("service {0} has endpoints on other networks only, and no gateway leads there")]
+    OtherNetwork(ServiceName),
+    /// Who the far end of a gateway is can be proved only against the identities that the service states.
+    #[error("service {0} has endpoints on other networks and states no identity for them to prove")]
+    NoRemoteIdentity(ServiceName),
+    /// The port is the proxy's own.
+    #[error("port {0} is the proxy's own")]
+    ProxyPort(u16),
+    /// The address is no destination of a captured connection (loopback, unspecified, multicast).
+    #[error("{0} is not an address to connect to")]
+    NoDestination(IpAddr),
+}
+
+/// Which networks the asking proxy comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It speaks no tunnel within a tunnel: endpoints of other networks are none for it.
+    OwnNetwork,
+    /// All of them.
+    AllNetworks,
+}
 
 /// Decides where a connection of the pod `client` to `destination` goes, by what of `choice` is needed: a number that
 /// is uniform over `u64` is enough.
@@ -111,6 +175,7 @@ pub fn route<'a>(
     state: &State,
     client: &Workload,
     destination: SocketAddr,
+    reach: Reach,
     choice: impl Into<Choice<'a>>,
 ) -> Route {
     let ip = destination.ip().to_canonical();
@@ -118,69 +183,149 @@ pub fn route<'a>(
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
         return Route::Refused(Refused::NoDestination(ip));
     }
-    let address = NetworkAddress { network: client.network.clone(), ip };
-    if let Some(service) = state.service_by_vip(&address, &client.namespace) {
-        return to_service(state, client, service, destination, &choice.into())
-            .unwrap_or_else(Route::Refused);
-    }
-    // The pod's own address is its own even before the control plane has said so.
-    if client.addresses.contains(&ip) && is_proxy_port(destination.port()) {
-        return Route::Refused(Refused::ProxyPort(destination.port()));
-    }
-    match state.workload_by_address(&address) {
-        Some(workload) if workload.has_waypoint && workload.uid != client.uid => {
-            Route::Refused(Refused::WorkloadWaypoint(workload.uid.clone()))
-        }
-        Some(workload) => connect(
-            client,
-            Upstream { workload: Arc::clone(workload), service: None, application: destination },
-        )
-        .unwrap_or_else(Route::Refused),
-        None => Route::Passthrough(destination),
-    }
+    // The choice of an endpoint must not depend on that of a waypoint before it.
+    let choice = choice.into();
+    let random = choice.random;
+    let choice = Choice { random: mix(random), ..choice };
+    let call = Call { state, client, destination, reach, choice };
+    call.decide(random).unwrap_or_else(Route::Refused)
 }
 
-/// A connection to a virtual address. A waypoint of the endpoint's does not count here (contract 1.2, step 7).
-fn to_service(
-    state: &State,
-    client: &Workload,
-    service: &Arc<Service>,
+/// A connection whose way is looked for.
+struct Call<'a> {
+    state: &'a State,
+    client: &'a Workload,
     destination: SocketAddr,
-    choice: &Choice<'_>,
-) -> Result<Route, Refused> {
-    let name = &service.name;
-    if service.has_waypoint {
-        return Err(Refused::ServiceWaypoint(name.clone()));
+    reach: Reach,
+    /// Among endpoints, be they the service's, a waypoint's or a gateway's.
+    choice: Choice<'a>,
+}
+
+impl Call<'_> {
+    fn decide(&self, random: u64) -> Result<Route, Refused> {
+        let Self { state, client, destination, .. } = self;
+        let address = NetworkAddress { network: client.network.clone(), ip: destination.ip() };
+        if let Some(service) = state.service_by_vip(&address, &client.namespace) {
+            return self.to_service(service, random);
+        }
+        // The pod's own address is its own even before the control plane has said so.
+        if client.addresses.contains(&address.ip) && is_proxy_port(destination.port()) {
+            return Err(Refused::ProxyPort(destination.port()));
+        }
+        if let Some(workload) = state.workload_by_address(&address) {
+            return self.to_workload(workload);
+        }
+        match state.service_by_range(&address, &client.namespace) {
+            Some(service) => self.to_service(service, random),
+            None => Ok(Route::Passthrough(*destination)),
+        }
     }
-    if service.load_balancing.mode == Mode::Passthrough {
-        return Ok(Route::Passthrough(destination));
+
+    /// A connection to a workload's own address.
+    fn to_workload(&self, workload: &Arc<Workload>) -> Result<Route, Refused> {
+        if let Some(waypoint) = &workload.waypoint
+            && workload.uid != self.client.uid
+            && !self.is_client(waypoint)
+        {
+            return self.through(waypoint, Called::Workload(Arc::clone(workload)));
+        }
+        let workload = Arc::clone(workload);
+        self.connect(Upstream { workload, service: None, application: self.destination })
     }
-    let port = destination.port();
-    if !service.ports.contains_key(&port) {
-        return Err(Refused::NoSuchPort(name.clone(), port));
+
+    /// A connection to a virtual address. A waypoint of the endpoint's does not count here.
+    fn to_service(&self, service: &Arc<Service>, random: u64) -> Result<Route, Refused> {
+        // A waypoint that calls what is behind it must reach it, not itself again.
+        if !service.waypoints().any(|waypoint| self.is_client(waypoint))
+            && let Some(waypoint) = gateway::choose_waypoint(service, random)?
+        {
+            return self.through(waypoint, Called::Service(Arc::clone(service)));
+        }
+        if service.load_balancing.mode == Mode::Passthrough {
+            return self.unchanged(service);
+        }
+        let name = &service.name;
+        if !service.ports.contains_key(&self.destination.port()) {
+            return Err(Refused::NoSuchPort(name.clone(), self.destination.port()));
+        }
+        let none = || Refused::NoHealthyEndpoint(name.clone());
+        let endpoints = self.state.endpoints(name).ok_or_else(none)?;
+        let fit = |endpoint: &Workload| {
+            let eligible = self.is_reachable(endpoint) && self.choice.admits(endpoint);
+            if eligible { self.target_port(service, endpoint) } else { None }
+        };
+        let eligible = |endpoint: &Workload| fit(endpoint).is_some();
+        let sound =
+            |endpoint: &Workload| fit(endpoint).is_some_and(|port| !self.choice.passes_over(endpoint, port));
+        // Where all are ejected, none is.
+        let chosen = endpoints.choose(self.client, sound, self.choice.random);
+        let again = || endpoints.choose(self.client, eligible, self.choice.random);
+        let Some(chosen) = chosen.or_else(again) else {
+            let elsewhere = endpoints.iter().all(|endpoint| self.is_out_of_reach(endpoint));
+            return Err(if elsewhere { Refused::OtherNetwork(name.clone()) } else { none() });
+        };
+        if chosen.network != self.client.network {
+            return self.across(service, service, chosen);
+        }
+        let port = self.target_port(service, chosen).ok_or_else(none)?;
+        let (workload, service) = (Arc::clone(chosen), Some(Arc::clone(service)));
+        match (address_for(&workload, self.destination.ip()), &workload.hostname) {
+            (Some(ip), _) => {
+                self.connect(Upstream { workload, service, application: SocketAddr::new(ip, port) })
+            }
+            (None, Some(hostname)) => {
+                let hostname = hostname.clone();
+                Ok(Route::Named(NamedUpstream { workload, service, hostname, port }))
+            }
+            (None, None) => Err(none()),
+        }
     }
-    let target = |endpoint: &Workload| {
-        let application = address_for(endpoint, destination.ip())?;
-        Some(SocketAddr::new(application, target_port(service, endpoint, port)?))
-    };
-    let none = || Refused::NoHealthyEndpoint(name.clone());
-    let endpoints = state.endpoints(name).ok_or_else(none)?;
-    let reachable = |endpoint: &Workload| endpoint.network == client.network;
-    let fit = |endpoint: &Workload| {
-        if reachable(endpoint) && choice.admits(endpoint) { target(endpoint) } else { None }
-    };
-    let eligible = |endpoint: &Workload| fit(endpoint).is_some();
-    let sound =
-        |endpoint: &Workload| fit(endpoint).is_some_and(|at| !choice.passes_over(endpoint, at.port()));
-    // Where all are ejected, none is.
-    let chosen = endpoints.choose(client, sound, choice.random);
-    let Some(chosen) = chosen.or_else(|| endpoints.choose(client, eligible, choice.random)) else {
-        let elsewhere = endpoints.iter().all(|endpoint| !reachable(endpoint));
-        return Err(if elsewhere { Refused::OtherNetwork(name.clone()) } else { none() });
-    };
-    let application = target(chosen).ok_or_else(none)?;
-    let service = Some(Arc::clone(service));
-    connect(client, Upstream { workload: Arc::clone(chosen), service, application })
+
+    /// A service that passes through, unless the mesh knows better how to reach that address.
+    fn unchanged(&self, service: &Arc<Service>) -> Result<Route, Refused> {
+        let address = NetworkAddress { network: self.client.network.clone(), ip: self.destination.ip() };
+        let Some(workload) = self.state.workload_by_address(&address) else {
+            return Ok(Route::Passthrough(self.destination));
+        };
+        // There is one place to go to: once it has failed there is none.
+        if !self.choice.admits(workload) {
+            return Err(Refused::NoHealthyEndpoint(service.name.clone()));
+        }
+        let (workload, service) = (Arc::clone(workload), Some(Arc::clone(service)));
+        self.connect(Upstream { workload, service, application: self.destination })
+    }
+
+    /// Whether there is a way to the endpoint: an address or a name on the client's network, a gateway from there.
+    fn is_reachable(&self, endpoint: &Workload) -> bool {
+        if endpoint.network == self.client.network {
+            !endpoint.addresses.is_empty() || endpoint.hostname.is_some()
+        } else {
+            !self.is_out_of_reach(endpoint)
+        }
+    }
+
+    fn is_out_of_reach(&self, endpoint: &Workload) -> bool {
+        endpoint.network != self.client.network
+            && (self.reach == Reach::OwnNetwork || endpoint.network_gateway.is_none())
+    }
+
+    fn target_port(&self, service: &Service, endpoint: &Workload) -> Option<u16> {
+        target_port(service, endpoint, self.destination.port())
+    }
+
+    fn connect(&self, upstream: Upstream) -> Result<Route, Refused> {
+        if upstream.workload.uid == self.client.uid {
+            // What reaches the pod's own listeners would come back here.
+            return match upstream.application.port() {
+                port if is_proxy_port(port) => Err(Refused::ProxyPort(port)),
+                _ => Ok(Route::SameWorkload(upstream)),
+            };
+        }
+        Ok(match upstream.workload.tunnel_protocol {
+            TunnelProtocol::Hbone => Route::Hbone(upstream),
+            TunnelProtocol::None => Route::Plaintext(upstream),
+        })
+    }
 }
 
 /// The endpoint's own port for the service's, else the service's target; `None` where neither states one.
@@ -188,18 +333,4 @@ fn target_port(service: &Service, endpoint: &Workload, port: u16) -> Option<u16>
     let own = endpoint.services.get(&service.name).and_then(|ports| ports.get(&port));
     let stated = own.copied().filter(|target| *target != 0);
     stated.or_else(|| service.ports.get(&port).copied().filter(|target| *target != 0))
-}
-
-fn connect(client: &Workload, upstream: Upstream) -> Result<Route, Refused> {
-    if upstream.workload.uid == client.uid {
-        // What reaches the pod's own listeners would come back here.
-        return match upstream.application.port() {
-            port if is_proxy_port(port) => Err(Refused::ProxyPort(port)),
-            _ => Ok(Route::SameWorkload(upstream)),
-        };
-    }
-    Ok(match upstream.workload.tunnel_protocol {
-        TunnelProtocol::Hbone => Route::Hbone(upstream),
-        TunnelProtocol::None => Route::Plaintext(upstream),
-    })
 }

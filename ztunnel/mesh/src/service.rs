@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::gateway::{GatewayAddress, WeightedWaypoint};
 use crate::identity::{Namespace, name};
-use crate::workload::NetworkAddress;
+use crate::workload::{NetworkAddress, NetworkRange};
 
 name!(
     /// A service's full host name, such as `web.shop.svc.cluster.local`.
@@ -96,6 +97,16 @@ pub struct LoadBalancing {
     pub allow_unhealthy: bool,
 }
 
+/// Whose clients know the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Visibility {
+    /// Everybody's.
+    #[default]
+    Public,
+    /// Those of its own namespace.
+    Namespace,
+}
+
 /// A service as the control plane describes it (WDS `istio.workload.Service`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -105,12 +116,32 @@ pub struct Service {
     pub short_name: String,
     /// Virtual addresses; none for a headless service.
     pub vips: Vec<NetworkAddress>,
+    /// Ranges of virtual addresses.
+    pub cidr_vips: Vec<NetworkRange>,
     /// Ports and their targets.
     pub ports: PortMap,
     /// Identities its endpoints may prove beside their own.
     pub subject_alt_names: Vec<String>,
     /// How endpoints are chosen.
     pub load_balancing: LoadBalancing,
-    /// It is reached through a waypoint, which this build does not speak to: connections are refused, not let past it.
-    pub has_waypoint: bool,
+    /// It is the one of record where several services state its host name or addresses.
+    pub canonical: bool,
+    /// Whose clients know it.
+    pub visibility: Visibility,
+    /// The waypoint that calls go through.
+    pub waypoint: Option<GatewayAddress>,
+    /// Several waypoints, of which each connection goes through one; they come before `waypoint`.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
+}
+
+impl Service {
+    /// Whether a client of this namespace knows it.
+    pub fn is_visible_to(&self, client: &Namespace) -> bool {
+        self.visibility == Visibility::Public || self.name.namespace == *client
+    }
+
+    /// All its waypoints.
+    pub fn waypoints(&self) -> impl Iterator<Item = &GatewayAddress> {
+        self.weighted_waypoints.iter().map(|one| &one.destination).chain(&self.waypoint)
+    }
 }

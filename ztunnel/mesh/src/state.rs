@@ -9,6 +9,7 @@
 //! Invariants: every index entry leads to an entry of `workloads`, `services` or `policies`; no index keeps an
 //! empty entry; workloads on their node's network are not found by address.
 
+mod ranges;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use self::ranges::Ranges;
 use crate::balance::Endpoints;
 use crate::identity::{Namespace, ServiceAccount};
 use crate::policy::{Authorization, PolicyName, PolicyScope, RejectedPolicy};
@@ -59,6 +61,7 @@ pub struct State {
     by_pod: HashMap<(Namespace, String), Vec<WorkloadUid>>,
     services: HashMap<ServiceName, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
+    by_range: Ranges,
     /// Also of services that are not known (yet). Those of a known one are chosen from as it says.
     endpoints: HashMap<ServiceName, Endpoints>,
     policies: HashMap<PolicyName, Policy>,
@@ -133,6 +136,9 @@ impl State {
         for vip in &service.vips {
             self.by_vip.entry(vip.clone()).or_default().insert(service.name.clone());
         }
+        for range in &service.cidr_vips {
+            self.by_range.insert(range, &service.name);
+        }
     }
 
     /// Forgets the service. Whether there was one.
@@ -145,6 +151,9 @@ impl State {
     fn unlink_service(&mut self, old: &Service) {
         for vip in &old.vips {
             remove_from_set(&mut self.by_vip, vip, &old.name);
+        }
+        for range in &old.cidr_vips {
+            self.by_range.remove(range, &old.name);
         }
     }
 
@@ -216,12 +225,39 @@ impl State {
         self.services.get(name)
     }
 
-    /// The service with this virtual address: of several, the one of the client's namespace, else the first by
-    /// name.
+    /// The service with this virtual address, as a client of this namespace knows it: of several, the one of its own
+    /// namespace, else a canonical one, else the first by name.
     pub fn service_by_vip(&self, vip: &NetworkAddress, client: &Namespace) -> Option<&Arc<Service>> {
-        let names = self.by_vip.get(vip)?;
-        let name = names.iter().find(|name| name.namespace == *client).or_else(|| names.first())?;
-        self.services.get(name)
+        self.best_known(self.by_vip.get(vip)?, client)
+    }
+
+    /// The service with a range of virtual addresses that the address lies in: of several, one of the client's own
+    /// namespace, then the one with the longest prefix, then as [`Self::service_by_vip`].
+    pub fn service_by_range(&self, address: &NetworkAddress, client: &Namespace) -> Option<&Arc<Service>> {
+        let mut longest = None;
+        for names in self.by_range.covering(address) {
+            let Some(found) = self.best_known(names, client) else { continue };
+            if found.name.namespace == *client {
+                return Some(found);
+            }
+            longest = longest.or(Some(found));
+        }
+        longest
+    }
+
+    fn best_known(&self, names: &BTreeSet<ServiceName>, client: &Namespace) -> Option<&Arc<Service>> {
+        let known = names.iter().filter_map(|name| self.services.get(name));
+        known
+            .filter(|service| service.is_visible_to(client))
+            .min_by_key(|service| (service.name.namespace != *client, !service.canonical))
+    }
+
+    /// All services with this virtual address, whoever knows them, canonical ones first.
+    pub fn services_at(&self, vip: &NetworkAddress) -> Vec<&Arc<Service>> {
+        let names = self.by_vip.get(vip).into_iter().flatten();
+        let mut services: Vec<_> = names.filter_map(|name| self.services.get(name)).collect();
+        services.sort_by_key(|service| !service.canonical);
+        services
     }
 
     /// The service's endpoints; `None` where it has none.

@@ -1,11 +1,15 @@
 //! Workloads: what runs where, under which addresses and which identity.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use crate::gateway::GatewayAddress;
 use crate::identity::{Namespace, ServiceAccount, SpiffeId, TrustDomain, name};
 use crate::policy::PolicyName;
-use crate::service::{PortMap, ServiceName};
+use crate::service::{Hostname, PortMap, ServiceName};
 
 name!(
     /// A workload's name in the mesh state, such as `Kubernetes//Pod/<namespace>/<name>`: unique, opaque.
@@ -29,6 +33,54 @@ pub struct NetworkAddress {
     pub network: Network,
     /// The address.
     pub ip: IpAddr,
+}
+
+impl fmt::Display for NetworkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.ip)
+    }
+}
+
+/// A range of addresses within a network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetworkRange {
+    network: Network,
+    range: IpNet,
+}
+
+impl NetworkRange {
+    /// The range that `range` lies in: bits after its prefix mean nothing.
+    pub fn new(network: Network, range: IpNet) -> Self {
+        Self { network, range: range.trunc() }
+    }
+
+    /// The network that the addresses are unique in.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> IpNet {
+        self.range
+    }
+}
+
+impl fmt::Display for NetworkRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.range)
+    }
+}
+
+/// How an application is told of its client, which it cannot see by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApplicationTunnel {
+    /// The PROXY protocol, version 2.
+    Proxy {
+        /// The port it is spoken on; `None`: the one that was asked for.
+        port: Option<u16>,
+    },
+    /// A protocol of a later version.
+    Unknown,
 }
 
 /// How a workload takes connections from the mesh.
@@ -129,8 +181,14 @@ pub struct Workload {
     pub services: BTreeMap<ServiceName, PortMap>,
     /// Policies that select it by label; those of its namespace and of the mesh apply without being named.
     pub authorization_policies: Vec<PolicyName>,
-    /// It is reached through a waypoint, which this build does not speak to: connections are refused, not let past it.
-    pub has_waypoint: bool,
+    /// The waypoint that calls to its addresses go through.
+    pub waypoint: Option<Box<GatewayAddress>>,
+    /// The gateway by which other networks reach it.
+    pub network_gateway: Option<Box<GatewayAddress>>,
+    /// The name by which its addresses are found where none is stated.
+    pub hostname: Option<Hostname>,
+    /// How its application is told of its client.
+    pub application_tunnel: Option<ApplicationTunnel>,
 }
 
 impl Workload {

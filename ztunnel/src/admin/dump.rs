@@ -1,10 +1,11 @@
 //! `/config_dump`, in the shape that `istioctl ztunnel-config` reads (contract 2.7). Pure: mesh types in, JSON out.
 
 use ipnet::IpNet;
+use mesh::gateway::WeightedWaypoint;
 use mesh::policy::{Action, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
-use mesh::service::{Mode, Scope};
-use mesh::workload::{Health, TunnelProtocol, WorkloadType};
-use mesh::{Authorization, Service, Workload};
+use mesh::service::{Mode, Scope, Visibility};
+use mesh::workload::{ApplicationTunnel, Health, TunnelProtocol, WorkloadType};
+use mesh::{Authorization, GatewayAddress, Service, Workload};
 use serde_json::{Map, Value, json};
 
 /// One of `workloads`.
@@ -41,14 +42,29 @@ pub(crate) fn workload(workload: &Workload) -> Value {
             Health::Healthy => "Healthy",
             Health::Unhealthy => "Unhealthy",
         },
-        "hostname": "",
+        "hostname": workload.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
         "capacity": workload.capacity,
     });
+    for (key, gateway) in [("waypoint", &workload.waypoint), ("networkGateway", &workload.network_gateway)] {
+        if let Some(gateway) = gateway {
+            value[key] = gateway_address(gateway);
+        }
+    }
+    if let Some(tunnel) = workload.application_tunnel {
+        value["applicationTunnel"] = match tunnel {
+            ApplicationTunnel::Proxy { port } => json!({ "protocol": "PROXY", "port": port }),
+            ApplicationTunnel::Unknown => json!({ "protocol": "unknown" }),
+        };
+    }
     if !workload.authorization_policies.is_empty() {
         let names = workload.authorization_policies.iter().map(ToString::to_string);
         value["authorizationPolicies"] = names.collect();
     }
     value
+}
+
+fn gateway_address(gateway: &GatewayAddress) -> Value {
+    json!({ "destination": gateway.to_string(), "hboneMtlsPort": gateway.hbone_port })
 }
 
 /// One of `services`, with the workloads that are its endpoints.
@@ -65,11 +81,12 @@ pub(crate) fn service<'a>(service: &Service, endpoints: impl Iterator<Item = &'a
         })
         .collect();
     let balancing = &service.load_balancing;
-    json!({
+    let mut value = json!({
         "name": service.short_name,
         "namespace": service.name.namespace.as_str(),
         "hostname": service.name.hostname.as_str(),
-        "vips": service.vips.iter().map(|vip| format!("{}/{}", vip.network, vip.ip)).collect::<Vec<_>>(),
+        "vips": service.vips.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "cidrVips": service.cidr_vips.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "ports": service.ports,
         "loadBalancer": {
             "mode": match balancing.mode {
@@ -83,7 +100,20 @@ pub(crate) fn service<'a>(service: &Service, endpoints: impl Iterator<Item = &'a
         "endpoints": endpoints,
         "subjectAltNames": service.subject_alt_names,
         "ipFamilies": "",
-    })
+        "canonical": service.canonical,
+        "visibility": match service.visibility {
+            Visibility::Public => "Public",
+            Visibility::Namespace => "Namespace",
+        },
+    });
+    if let Some(waypoint) = &service.waypoint {
+        value["waypoint"] = gateway_address(waypoint);
+    }
+    if !service.weighted_waypoints.is_empty() {
+        let weighted = |one: &WeightedWaypoint| json!({ "destination": gateway_address(&one.destination), "weight": one.weight });
+        value["weightedWaypoints"] = service.weighted_waypoints.iter().map(weighted).collect();
+    }
+    value
 }
 
 fn scope_name(scope: Scope) -> &'static str {
@@ -207,16 +237,22 @@ mod tests {
 
     #[test]
     fn services_carry_their_endpoints_and_addresses_their_network() {
+        use mesh::gateway::GatewayDestination;
         use mesh::service::LoadBalancing;
+        let at = |name| GatewayAddress { destination: GatewayDestination::Hostname(name), hbone_port: 15008 };
         let name: mesh::ServiceName = "shop/web.shop.svc.cluster.local".parse().unwrap();
         let web = Service {
             name: name.clone(),
             short_name: "web".to_owned(),
             vips: vec![mesh::NetworkAddress { network: "n1".into(), ip: "10.96.0.1".parse().unwrap() }],
+            cidr_vips: vec![mesh::NetworkRange::new("n1".into(), "10.99.0.0/16".parse().unwrap())],
             ports: [(80, 8080)].into(),
             subject_alt_names: Vec::new(),
             load_balancing: LoadBalancing::default(),
-            has_waypoint: false,
+            canonical: true,
+            visibility: Visibility::Public,
+            waypoint: Some(at("shop/way".parse().unwrap())),
+            weighted_waypoints: Vec::new(),
         };
         let pod = Workload {
             uid: "Kubernetes//Pod/shop/web-1".into(),
@@ -239,14 +275,21 @@ mod tests {
             capacity: 1,
             services: [(name, [(80, 8080)].into())].into(),
             authorization_policies: Vec::new(),
-            has_waypoint: false,
+            waypoint: Some(Box::new(at("shop/way".parse().unwrap()))),
+            network_gateway: None,
+            hostname: None,
+            application_tunnel: None,
         };
         let told = service(&web, [&pod].into_iter());
         assert_eq!(told["vips"], json!(["n1/10.96.0.1"]));
+        assert_eq!(told["cidrVips"], json!(["n1/10.99.0.0/16"]));
+        let way = json!({ "destination": "shop/way", "hboneMtlsPort": 15008 });
+        assert_eq!(told["waypoint"], way);
         assert_eq!(told["ports"], json!({ "80": 8080 }));
         assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["address"], "n1/10.0.0.1");
         assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["port"], json!({ "80": 8080 }));
         let told = workload(&pod);
+        assert_eq!(told["waypoint"], way);
         assert_eq!(told["workloadIps"], json!(["10.0.0.1", "fd00::1"]));
         assert_eq!((&told["protocol"], &told["status"]), (&json!("HBONE"), &json!("Healthy")));
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh::authorize::Attempt;
+use mesh::workload::ApplicationTunnel;
 use mesh::{NetworkAddress, SpiffeId, Workload, ports};
 
 use super::failure::Failure;
@@ -48,6 +49,13 @@ pub(crate) async fn arrive(
     let Visitor { identity, address, destination, protocol } = visitor;
     if ports::is_proxy_port(destination.port()) {
         return Err(Failure::OwnPort(destination.port()));
+    }
+    if let Some(tunnel) = own.workload.application_tunnel {
+        // Told nothing, it would take this proxy's word for nobody's, or the client's first bytes for ours.
+        return Err(Failure::ApplicationTunnel(match tunnel {
+            ApplicationTunnel::Proxy { .. } => "the PROXY protocol",
+            ApplicationTunnel::Unknown => "a protocol of a later version",
+        }));
     }
     let attempt = Attempt {
         source: identity,

@@ -8,9 +8,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use http::StatusCode;
-use mesh::PolicyName;
 use mesh::authorize::{Reason, Refusal};
 use mesh::route::Refused;
+use mesh::service::Hostname;
+use mesh::{PolicyName, ServiceName};
 use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::OpenError;
@@ -45,6 +46,15 @@ pub(crate) enum Failure {
     /// The mesh knows the destination and does not lead there.
     #[error("{0}")]
     Unroutable(Refused),
+    /// The destination is on another network, and this proxy speaks no tunnel within a tunnel.
+    #[error("service {0} is reached through the gateway of another network, which is not supported")]
+    OtherNetwork(ServiceName),
+    /// The destination is known by a name, and this proxy asks for none.
+    #[error("the destination is known by its name {0} alone, which is not supported")]
+    Hostname(Hostname),
+    /// The application is to be told of its client by a protocol that this proxy does not speak.
+    #[error("the application is told of its clients by {0}, which is not supported")]
+    ApplicationTunnel(&'static str),
     /// The own pod's certificate did not come in time.
     #[error("{0}")]
     Certificate(Unavailable),
@@ -162,6 +172,9 @@ impl Failure {
             Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
             Self::Unroutable(refused) => unroutable(refused),
+            Self::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
+            Self::Hostname(_) => (Blame::ControlPlane, "HOSTNAME", 503),
+            Self::ApplicationTunnel(_) => (Blame::ControlPlane, "APPLICATION_TUNNEL", 503),
             Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),
             Self::Dial(DialError::Failed { error, .. }) => connect(error),
             Self::Dial(DialError::Timeout { .. }) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
@@ -218,6 +231,9 @@ impl Failure {
             | Self::ForeignAddress(_)
             | Self::ForeignSource(_)
             | Self::BadRequest(_)
+            | Self::OtherNetwork(_)
+            | Self::Hostname(_)
+            | Self::ApplicationTunnel(_)
             | Self::Unroutable(_) => true,
             _ => false,
         }
@@ -231,8 +247,10 @@ fn unroutable(refused: &Refused) -> Row {
         Refused::NoHealthyEndpoint(_) | Refused::NoSuchPort(..) => {
             (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503)
         }
-        Refused::ServiceWaypoint(_) | Refused::WorkloadWaypoint(_) => (Blame::ControlPlane, "WAYPOINT", 503),
-        Refused::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
+        Refused::Waypoint { .. } | Refused::WaypointWeights(_) => (Blame::ControlPlane, "WAYPOINT", 503),
+        Refused::OtherNetwork(_) | Refused::NetworkGateway { .. } | Refused::NoRemoteIdentity(_) => {
+            (Blame::ControlPlane, "OTHER_NETWORK", 503)
+        }
         Refused::ProxyPort(_) => (Blame::Client, "OWN_PORT", 400),
         Refused::NoDestination(_) => (Blame::Client, "FOREIGN_ADDRESS", 400),
     }

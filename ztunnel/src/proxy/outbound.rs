@@ -3,6 +3,11 @@
 //! The source identity is the pod's, because only its own traffic reaches a listener in its namespace. What the mesh
 //! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext. An endpoint that is
 //! not reached gives way to the next one of its service (`tries`).
+//!
+//! Known and not spoken yet, so refused, each with a failure of its own: other networks ([`Failure::OtherNetwork`];
+//! their endpoints are not chosen either, see [`mesh::route::Reach::OwnNetwork`]), workloads of which only a name is known
+//! ([`Failure::Hostname`]), and, where a connection arrives, applications that are told of their clients by a protocol
+//! ([`Failure::ApplicationTunnel`]).
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::authorize::Attempt;
-use mesh::route::{Route, Upstream};
+use mesh::route::{Called, Hop, NamedUpstream, Route, Upstream};
+use mesh::{ServiceName, SpiffeId};
 use tokio::net::TcpStream;
 use tunnel::hbone::{Authority, OpenError, Opened, PoolKey, TunnelStream};
 use tunnel::socket::{Accepted, DialError};
@@ -101,6 +107,18 @@ async fn carry(node: &Node, client: Held, way: Way, mut record: Box<Record>, mut
     record.finish(result.as_ref().err());
 }
 
+/// What a tunnel is asked for.
+struct Tunnelled<'a> {
+    /// The proxy at its other end.
+    peer: SocketAddr,
+    /// The identities of which that has to prove one.
+    expected: Vec<SpiffeId>,
+    /// Where it is to lead.
+    authority: SocketAddr,
+    /// The service that was called.
+    service: Option<&'a ServiceName>,
+}
+
 /// A connection whose way is being looked for.
 struct Call<'a> {
     node: &'a Node,
@@ -153,8 +171,14 @@ impl Call<'_> {
             Route::Hbone(upstream) => {
                 match self.node.pods.of_workload(&upstream.workload, upstream.application.ip()) {
                     Some(pod) => self.local(own, pod, upstream).await,
-                    None => self.tunnel(own, upstream).await,
+                    None => self.hbone(own, upstream).await,
                 }
+            }
+            Route::Waypoint { hop, authority, called } => self.waypoint(own, hop, authority, &called).await,
+            Route::Gateway { service, .. } => Err(Failure::OtherNetwork(service.name.clone())),
+            Route::Named(NamedUpstream { workload, hostname, .. }) => {
+                self.record.ends.destination = Some(workload);
+                Err(Failure::Hostname(hostname))
             }
             Route::Plaintext(upstream) => {
                 self.describe(&upstream);
@@ -203,24 +227,51 @@ impl Call<'_> {
         dialled.map(Way::Plain).map_err(Failure::Dial)
     }
 
-    async fn tunnel(&mut self, own: &Own, upstream: Upstream) -> Result<Way, Failure> {
+    /// To a workload of another node, through the proxy there.
+    async fn hbone(&mut self, own: &Own, upstream: Upstream) -> Result<Way, Failure> {
         self.describe(&upstream);
-        let peer = upstream.hbone();
         self.record.path = Path::OtherNode;
+        let service = upstream.service.as_ref().map(|service| &service.name);
+        let to = Tunnelled {
+            peer: upstream.hbone(),
+            expected: upstream.expected_identities(),
+            authority: upstream.application,
+            service,
+        };
+        self.tunnel(own, to).await
+    }
+
+    /// To a waypoint, on whatever node it is: it has a proxy of its own. The service is the one that was called, the
+    /// workload is the waypoint's, because nobody knows yet which one the waypoint will choose.
+    async fn waypoint(
+        &mut self,
+        own: &Own,
+        hop: Hop,
+        authority: SocketAddr,
+        called: &Called,
+    ) -> Result<Way, Failure> {
+        let service = called.service().map(|service| &service.name);
+        self.record.path = Path::Waypoint;
+        self.record.ends.destination = Some(hop.workload.clone());
+        self.record.ends.service = service.cloned();
+        let to = Tunnelled { peer: hop.hbone, expected: hop.expected_identities(), authority, service };
+        self.tunnel(own, to).await
+    }
+
+    async fn tunnel(&mut self, own: &Own, to: Tunnelled<'_>) -> Result<Way, Failure> {
+        let Tunnelled { peer, expected, authority, service } = to;
         self.record.destination_address = peer;
-        self.record.hbone_address = Some(upstream.application);
+        self.record.hbone_address = Some(authority);
         let source = self.source_to(peer.ip())?;
         let mut certificate = own.certificate().await?;
-        let expected = upstream.expected_identities();
         let key = PoolKey {
             source: own.workload.identity(),
             expected: ExpectedPeers::new(expected.iter().map(ToString::to_string)),
             destination: peer,
             source_ip: source,
         };
-        let service = upstream.service.as_ref().map(|service| &service.name);
         let headers = headers::request(&own.workload, self.client, service, &self.record.trace);
-        let authority = Authority::Address(upstream.application);
+        let authority = Authority::Address(authority);
         let dial = || {
             let dial = self.node.dialer.network(&self.pod.netns, Some(source), peer);
             async move { dial.await.map_err(into_io) }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mesh::Workload;
 use mesh::ejection::Ejections;
-use mesh::route::{Route, Upstream, route};
+use mesh::route::{Reach, Route, Upstream, route};
 use tokio::time::Instant;
 
 use super::tries::Tries;
@@ -36,7 +36,7 @@ impl Outliers {
     ) -> Route {
         let ejections = self.ejections.read().unwrap_or_else(PoisonError::into_inner);
         let choice = tries.choice(rand::random(), (&ejections, self.now()));
-        mesh.read(|state| route(state, client, destination, choice))
+        mesh.read(|state| route(state, client, destination, Reach::OwnNetwork, choice))
     }
 
     /// The endpoint was reached.

@@ -59,7 +59,11 @@ pub(super) fn endpoint(route: &Route) -> Option<&Upstream> {
         Route::SameWorkload(upstream) | Route::Hbone(upstream) | Route::Plaintext(upstream) => {
             Some(upstream).filter(|upstream| upstream.service.is_some())
         }
-        Route::Passthrough(_) | Route::Refused(_) => None,
+        Route::Named(_)
+        | Route::Waypoint { .. }
+        | Route::Gateway { .. }
+        | Route::Passthrough(_)
+        | Route::Refused(_) => None,
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) enum Path {
     SameNode,
     /// Through a tunnel between nodes.
     OtherNode,
+    /// Through a tunnel to a waypoint.
+    Waypoint,
     /// Plain TCP, to or from something outside the mesh.
     Passthrough,
     /// Nowhere.
@@ -33,6 +35,7 @@ impl Path {
         match self {
             Self::SameNode => "same_node",
             Self::OtherNode => "other_node",
+            Self::Waypoint => "waypoint",
             Self::Passthrough => "passthrough",
             Self::Refused => "refused",
         }

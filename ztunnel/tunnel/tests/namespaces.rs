@@ -87,7 +87,10 @@ fn permit(to: SocketAddr) -> Permit {
         capacity: 1,
         services: Default::default(),
         authorization_policies: vec![],
-        has_waypoint: false,
+        waypoint: None,
+        network_gateway: None,
+        hostname: None,
+        application_tunnel: None,
     };
     let attempt =
         Attempt { source: None, source_ip: CLIENT_V4, workload: workload.uid.clone(), destination: to };

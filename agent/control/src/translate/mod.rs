@@ -10,6 +10,7 @@
 mod authorization;
 mod peer_authentication;
 mod service;
+mod waypoint;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mesh::service::{LoadBalancing, Mode, PortMap, Scope, ServiceName};
+use mesh::service::{LoadBalancing, Mode, PortMap, Scope, ServiceName, Visibility};
 use mesh::{Network, NetworkAddress, Service};
 
-use super::workload::USE_WAYPOINT;
+use super::waypoint::{LabelsOf, waypoint};
 use super::{Settings, Surroundings, Warnings, selects};
 use crate::manifests::{self, Objects, Pod, PortReference};
 
@@ -46,16 +46,8 @@ fn service(
 ) -> Service {
     let metadata = &manifest.metadata;
     let hostname = format!("{}.{}.svc.{}", metadata.name, metadata.namespace, settings.cluster_domain);
-    let waypoint = metadata
-        .label(USE_WAYPOINT)
-        .or_else(|| surroundings.namespace_label(&metadata.namespace, USE_WAYPOINT))
-        .filter(|waypoint| *waypoint != "none");
-    if let Some(waypoint) = waypoint {
-        let message = format!(
-            "{USE_WAYPOINT}: {waypoint}: this build has no waypoints; calls to the service are refused"
-        );
-        warnings.add("Service", metadata, message);
-    }
+    let labels = LabelsOf::ObjectOrNamespace;
+    let waypoint = waypoint("Service", metadata, labels, surroundings, settings, warnings);
     if manifest.selector.is_empty() {
         warnings.add(
             "Service",
@@ -86,10 +78,14 @@ fn service(
             .iter()
             .map(|ip| NetworkAddress { network: Network::default(), ip: *ip })
             .collect(),
+        cidr_vips: Vec::new(),
         ports: manifest.ports.iter().map(|port| (port.port, target(&port.target))).collect(),
         subject_alt_names: Vec::new(),
         load_balancing: load_balancing(manifest, surroundings, warnings),
-        has_waypoint: waypoint.is_some(),
+        canonical: true,
+        visibility: Visibility::Public,
+        waypoint,
+        weighted_waypoints: Vec::new(),
     }
 }
 

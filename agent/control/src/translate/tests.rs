@@ -241,7 +241,8 @@ fn what_services_do_not_get_is_said() {
     assert!(external.services.is_empty());
     warned(&external, "ExternalName");
     let waypoint = translated(&(namespace("shop", ", labels: {istio.io/use-waypoint: w}") + &service("")));
-    assert!(waypoint.services[0].has_waypoint, "refused, not let past it");
+    let found = waypoint.services[0].waypoint.as_ref().unwrap();
+    assert_eq!((found.to_string().as_str(), found.hbone_port), ("shop/w.shop.svc.cluster.local", 15008));
     warned(&waypoint, "no waypoints");
     warned(
         &translated(&pod("web", "10.0.0.1", "", ", serviceAccountName: wbe")),

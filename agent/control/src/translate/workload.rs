@@ -3,6 +3,7 @@
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 use mesh::{Network, Workload};
 
+use super::waypoint::{LabelsOf, waypoint};
 use super::{Settings, Surroundings, Warnings};
 use crate::manifests::Pod;
 
@@ -10,8 +11,6 @@ use crate::manifests::Pod;
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// A pod that has it carries a sidecar, which does what the node's proxy would do.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
-/// Names a waypoint.
-pub(super) const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 
 /// Whether the pod is in the mesh.
 pub(super) fn is_enrolled(pod: &Pod, surroundings: &Surroundings<'_>) -> bool {
@@ -47,13 +46,7 @@ pub(super) fn workload(
     warnings: &mut Warnings,
 ) -> Workload {
     let metadata = &pod.metadata;
-    let has_waypoint = metadata.label(USE_WAYPOINT).is_some_and(|waypoint| waypoint != "none");
-    if has_waypoint {
-        let message = format!(
-            "label {USE_WAYPOINT}: this build has no waypoints; calls to the pod's address are refused"
-        );
-        warnings.add("Pod", metadata, message);
-    }
+    let waypoint = waypoint("Pod", metadata, LabelsOf::Object, surroundings, settings, warnings);
     if let Some(mode) = metadata.label(DATAPLANE_MODE).filter(|mode| !matches!(*mode, "ambient" | "none")) {
         warnings.add(
             "Pod",
@@ -94,7 +87,10 @@ pub(super) fn workload(
         capacity: 1,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),
-        has_waypoint,
+        waypoint: waypoint.map(Box::new),
+        network_gateway: None,
+        hostname: None,
+        application_tunnel: None,
     }
 }
 

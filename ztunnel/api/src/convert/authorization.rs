@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use mesh::Authorization;
 use mesh::policy::{Action, Clause, Match, PolicyName, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 
-use super::{ConvertError, address_to_bytes, bytes_to_address, port};
+use super::{ConvertError, address_to_bytes, port, range};
 use crate::proto::security as proto;
 
 /// Reads a policy, whole or not at all.
@@ -93,16 +93,7 @@ fn accounts(
 }
 
 fn ranges(field: &'static str, ranges: &[proto::Address]) -> Result<Vec<IpNet>, ConvertError> {
-    let convert = |range: &proto::Address| {
-        let length = range.address.len();
-        let address = bytes_to_address(&range.address).ok_or(ConvertError::Address { field, length })?;
-        let wrong = ConvertError::PrefixLength { field, length: range.length };
-        // A range of IPv4 addresses in IPv6 form has 96 bits before them.
-        let mapped = if address.is_ipv4() && length == 16 { 96 } else { 0 };
-        let bits = range.length.checked_sub(mapped).and_then(|bits| u8::try_from(bits).ok());
-        bits.and_then(|bits| IpNet::new(address, bits).ok()).ok_or(wrong)
-    };
-    ranges.iter().map(convert).collect()
+    ranges.iter().map(|one| range(field, &one.address, one.length)).collect()
 }
 
 fn ports(field: &'static str, ports: &[u32]) -> Result<Vec<u16>, ConvertError> {

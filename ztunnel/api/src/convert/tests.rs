@@ -1,9 +1,11 @@
 //! What control writes ztunnel reads, and what cannot be read says why.
 
+use mesh::gateway::{GatewayDestination, WeightedWaypoint};
 use mesh::identity::Namespace;
 use mesh::policy::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch};
-use mesh::service::{LoadBalancing, Mode, Scope, ServiceName};
-use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::service::{LoadBalancing, Mode, Scope, ServiceName, Visibility};
+use mesh::workload::{ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::{GatewayAddress, NetworkRange};
 
 use super::*;
 
@@ -30,8 +32,21 @@ fn workload() -> Workload {
         capacity: 0,
         services: [(name("a"), [(80, 8080), (81, 0)].into()), (name("b"), [].into())].into(),
         authorization_policies: vec!["shop/p".parse().unwrap()],
-        has_waypoint: true,
+        waypoint: Some(Box::new(by_name())),
+        network_gateway: Some(Box::new(by_address())),
+        hostname: Some("web.example.com".into()),
+        application_tunnel: Some(ApplicationTunnel::Proxy { port: Some(15088) }),
     }
+}
+
+fn by_name() -> GatewayAddress {
+    let name = ServiceName { namespace: "infra".into(), hostname: "way.infra".into() };
+    GatewayAddress { destination: GatewayDestination::Hostname(name), hbone_port: 15009 }
+}
+
+fn by_address() -> GatewayAddress {
+    let at = mesh::NetworkAddress { network: "blue".into(), ip: "10.9.1.1".parse().unwrap() };
+    GatewayAddress { destination: GatewayDestination::Address(at), hbone_port: 15008 }
 }
 
 fn service() -> Service {
@@ -40,6 +55,9 @@ fn service() -> Service {
         short_name: "web".to_owned(),
         vips: ["10.9.0.1", "fd09::1"]
             .map(|ip| mesh::NetworkAddress { network: "blue".into(), ip: ip.parse().unwrap() })
+            .to_vec(),
+        cidr_vips: ["10.99.0.0/16", "fd99::/64"]
+            .map(|range| NetworkRange::new("blue".into(), range.parse().unwrap()))
             .to_vec(),
         ports: [(80, 8080), (81, 0)].into(),
         subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/x".to_owned()],
@@ -55,7 +73,13 @@ fn service() -> Service {
             mode: Mode::Strict,
             allow_unhealthy: true,
         },
-        has_waypoint: true,
+        canonical: true,
+        visibility: Visibility::Namespace,
+        waypoint: Some(by_address()),
+        weighted_waypoints: vec![
+            WeightedWaypoint { destination: by_name(), weight: 1 },
+            WeightedWaypoint { destination: by_address(), weight: 9 },
+        ],
     }
 }
 
@@ -151,11 +175,103 @@ fn numbers_of_a_later_version_get_the_value_that_admits_least() {
 }
 
 #[test]
-fn a_service_with_weighted_waypoints_has_one() {
-    let mut wire = proto::workload::Service { waypoint: None, ..service_to_proto(&service()) };
-    assert!(!service_from_proto(wire.clone()).unwrap().has_waypoint);
-    wire.weighted_waypoints.push(proto::workload::WeightedWaypoint::default());
-    assert!(service_from_proto(wire).unwrap().has_waypoint);
+fn a_gateway_of_a_later_version_is_one_that_is_not_known_and_never_none() {
+    let bare = proto::workload::GatewayAddress::default;
+    let unknown = || GatewayAddress { destination: GatewayDestination::Unknown, hbone_port: 15008 };
+    let wire = proto::workload::Workload {
+        waypoint: Some(bare()),
+        network_gateway: Some(bare()),
+        application_tunnel: Some(proto::workload::ApplicationTunnel { protocol: 9, port: 0 }),
+        ..workload_to_proto(&workload())
+    };
+    let read = workload_from_proto(wire).unwrap();
+    assert_eq!(read.waypoint.as_deref(), Some(&unknown()));
+    assert_eq!(read.network_gateway.as_deref(), Some(&unknown()));
+    assert_eq!(read.application_tunnel, Some(ApplicationTunnel::Unknown));
+    let wire = proto::workload::Service {
+        waypoint: Some(bare()),
+        weighted_waypoints: vec![proto::workload::WeightedWaypoint { destination: None, weight: 2 }],
+        visibility: 9,
+        ..service_to_proto(&service())
+    };
+    let read = service_from_proto(wire).unwrap();
+    assert_eq!(read.waypoint, Some(unknown()));
+    assert_eq!(read.weighted_waypoints, [WeightedWaypoint { destination: unknown(), weight: 2 }]);
+    assert_eq!(read.visibility, Visibility::Namespace);
+}
+
+#[test]
+fn what_is_not_stated_of_ways_is_none() {
+    let none = proto::workload::ApplicationTunnel::default();
+    let bare = proto::workload::Workload {
+        uid: "u".to_owned(),
+        application_tunnel: Some(none),
+        ..Default::default()
+    };
+    let read = workload_from_proto(bare).unwrap();
+    assert_eq!((read.waypoint, read.network_gateway, read.hostname), (None, None, None));
+    assert_eq!(read.application_tunnel, None, "the protocol NONE");
+    let bare = proto::workload::Service {
+        namespace: "shop".to_owned(),
+        hostname: "web".to_owned(),
+        ..Default::default()
+    };
+    let read = service_from_proto(bare).unwrap();
+    assert!(read.waypoints().next().is_none() && !read.canonical);
+    assert_eq!(read.visibility, Visibility::Public);
+}
+
+#[test]
+fn a_virtual_address_with_a_prefix_is_a_range_unless_the_prefix_is_the_whole() {
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3];
+    let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let cases: [(&[u8], Option<u32>, &str); 8] = [
+        (&[10, 1, 2, 3], None, "blue/10.1.2.3"),
+        (&[10, 1, 2, 3], Some(32), "blue/10.1.2.3"),
+        (&[10, 1, 2, 3], Some(8), "blue/10.0.0.0/8"),
+        (&[10, 1, 2, 3], Some(0), "blue/0.0.0.0/0"),
+        (&mapped, None, "blue/10.1.2.3"),
+        (&mapped, Some(112), "blue/10.1.0.0/16"),
+        (&v6, Some(128), "blue/fd00::1"),
+        (&v6, Some(64), "blue/fd00::/64"),
+    ];
+    let with = |address: &[u8], length| {
+        let address =
+            proto::workload::NetworkAddress { network: "blue".to_owned(), address: address.to_vec(), length };
+        service_from_proto(proto::workload::Service {
+            addresses: vec![address],
+            ..service_to_proto(&service())
+        })
+    };
+    for (address, length, expected) in cases {
+        let read = with(address, length).unwrap();
+        let vips = read.vips.iter().map(ToString::to_string);
+        let ranges = read.cidr_vips.iter().map(ToString::to_string);
+        assert_eq!(vips.chain(ranges).collect::<Vec<_>>(), [expected], "{address:?} {length:?}");
+    }
+    for (address, length) in [(&[10, 1, 2, 3][..], 33), (&v6, 129), (&mapped, 95), (&[10, 1, 2, 3], 256)] {
+        let expected = ConvertError::PrefixLength { field: "addresses", length };
+        assert_eq!(with(address, Some(length)), Err(expected), "{address:?}");
+    }
+}
+
+#[test]
+fn a_gateway_that_means_nothing_says_why() {
+    use proto::workload::gateway_address::Destination;
+    let at = |address: &[u8], hbone_mtls_port| {
+        let address = proto::workload::NetworkAddress { address: address.to_vec(), ..Default::default() };
+        let waypoint = proto::workload::GatewayAddress {
+            destination: Some(Destination::Address(address)),
+            hbone_mtls_port,
+        };
+        proto::workload::Workload { waypoint: Some(waypoint), ..workload_to_proto(&workload()) }
+    };
+    let port = |wire| workload_from_proto(wire).map(|read| read.waypoint.unwrap().hbone_port);
+    assert_eq!(port(at(&[10, 0, 0, 1], 0)), Ok(15008), "HBONE's own");
+    assert_eq!(port(at(&[10, 0, 0, 1], 15009)), Ok(15009));
+    let no_port = ConvertError::Port { field: "waypoint", value: 65536 };
+    assert_eq!(port(at(&[10, 0, 0, 1], 65536)), Err(no_port));
+    assert_eq!(port(at(&[10], 0)), Err(ConvertError::Address { field: "waypoint", length: 1 }));
 }
 
 #[test]
@@ -199,10 +315,6 @@ fn a_workload_or_service_that_means_nothing_says_why() {
         assert_eq!(workload_from_proto(wire), Err(expected), "{sentence}");
     }
     let mut wire = service_to_proto(&service());
-    wire.addresses[0].length = Some(24);
-    assert_eq!(service_from_proto(wire.clone()), Err(ConvertError::VirtualRange));
-    wire.addresses[0].length = Some(32);
-    assert!(service_from_proto(wire.clone()).is_ok(), "a range of one address is an address");
     wire.ports[0].service_port = 0;
     assert_eq!(service_from_proto(wire), Err(ConvertError::Port { field: "ports", value: 0 }));
 }

@@ -1,12 +1,13 @@
-//! Workloads and services.
+//! Workloads.
 
 use std::collections::BTreeMap;
 
-use mesh::service::{LoadBalancing, Mode, PortMap, Scope};
-use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
-use mesh::{NetworkAddress, Service, ServiceName, Workload};
+use mesh::service::PortMap;
+use mesh::workload::{ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::{ServiceName, Workload};
 
-use super::{ConvertError, address_to_bytes, bytes_to_address, port};
+use super::gateway::{gateway_from_proto, gateway_to_proto};
+use super::{ConvertError, address, address_to_bytes, port};
 use crate::proto::workload as proto;
 
 /// Reads a workload. Empty trust domain, service account and cluster mean `cluster.local`, `default` and
@@ -58,7 +59,14 @@ pub fn workload_from_proto(workload: proto::Workload) -> Result<Workload, Conver
             Ok(proto::WorkloadStatus::Unhealthy) | Err(_) => Health::Unhealthy,
         },
         capacity: workload.capacity.unwrap_or(1),
-        has_waypoint: workload.waypoint.is_some(),
+        waypoint: workload.waypoint.map(|one| gateway_from_proto("waypoint", one)).transpose()?.map(Box::new),
+        network_gateway: workload
+            .network_gateway
+            .map(|one| gateway_from_proto("network_gateway", one))
+            .transpose()?
+            .map(Box::new),
+        hostname: Some(workload.hostname).filter(|name| !name.is_empty()).map(Into::into),
+        application_tunnel: workload.application_tunnel.map(application_tunnel).transpose()?.flatten(),
     })
 }
 
@@ -69,6 +77,29 @@ fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, ConvertError> {
         Ok(proto::TunnelProtocol::Hbone) | Err(_) => Ok(TunnelProtocol::Hbone),
         Ok(proto::TunnelProtocol::LegacyIstioMtls) => Err(ConvertError::LegacyTunnel),
     }
+}
+
+/// A protocol that is not known is kept: an application that is to be told more than plain TCP tells must not be
+/// connected to as if it were not.
+fn application_tunnel(wire: proto::ApplicationTunnel) -> Result<Option<ApplicationTunnel>, ConvertError> {
+    use proto::application_tunnel::Protocol;
+    Ok(match Protocol::try_from(wire.protocol) {
+        Ok(Protocol::None) => None,
+        Ok(Protocol::Proxy) if wire.port == 0 => Some(ApplicationTunnel::Proxy { port: None }),
+        Ok(Protocol::Proxy) => {
+            Some(ApplicationTunnel::Proxy { port: Some(port("application_tunnel", wire.port)?) })
+        }
+        Err(_) => Some(ApplicationTunnel::Unknown),
+    })
+}
+
+fn application_tunnel_to_proto(tunnel: ApplicationTunnel) -> proto::ApplicationTunnel {
+    use proto::application_tunnel::Protocol;
+    let (protocol, port) = match tunnel {
+        ApplicationTunnel::Proxy { port } => (Protocol::Proxy.into(), port.map_or(0, u32::from)),
+        ApplicationTunnel::Unknown => (i32::MAX, 0),
+    };
+    proto::ApplicationTunnel { protocol, port }
 }
 
 fn services(
@@ -96,7 +127,7 @@ fn policies(names: Vec<String>) -> Result<Vec<mesh::PolicyName>, ConvertError> {
     names.into_iter().map(convert).collect()
 }
 
-fn port_map(field: &'static str, ports: &[proto::Port]) -> Result<PortMap, ConvertError> {
+pub(super) fn port_map(field: &'static str, ports: &[proto::Port]) -> Result<PortMap, ConvertError> {
     let convert = |one: &proto::Port| {
         let target = if one.target_port == 0 { 0 } else { port(field, one.target_port)? };
         Ok((port(field, one.service_port)?, target))
@@ -104,70 +135,11 @@ fn port_map(field: &'static str, ports: &[proto::Port]) -> Result<PortMap, Conve
     ports.iter().map(convert).collect()
 }
 
-fn address(field: &'static str, bytes: &[u8]) -> Result<std::net::IpAddr, ConvertError> {
-    bytes_to_address(bytes).ok_or(ConvertError::Address { field, length: bytes.len() })
-}
-
 fn or_default(text: String, default: &str) -> String {
     if text.is_empty() { default.to_owned() } else { text }
 }
 
-/// Reads a service.
-pub fn service_from_proto(service: proto::Service) -> Result<Service, ConvertError> {
-    for (field, value) in [("namespace", &service.namespace), ("hostname", &service.hostname)] {
-        if value.is_empty() {
-            return Err(ConvertError::Missing(field));
-        }
-    }
-    Ok(Service {
-        name: ServiceName { namespace: service.namespace.into(), hostname: service.hostname.into() },
-        short_name: service.name,
-        vips: service.addresses.into_iter().map(vip).collect::<Result<_, _>>()?,
-        ports: port_map("ports", &service.ports)?,
-        subject_alt_names: service.subject_alt_names,
-        load_balancing: service.load_balancing.map(load_balancing).unwrap_or_default(),
-        has_waypoint: service.waypoint.is_some() || !service.weighted_waypoints.is_empty(),
-    })
-}
-
-fn vip(vip: proto::NetworkAddress) -> Result<NetworkAddress, ConvertError> {
-    let ip = address("addresses", &vip.address)?;
-    let whole = u32::try_from(vip.address.len() * 8).ok();
-    if vip.length.is_some() && vip.length != whole {
-        return Err(ConvertError::VirtualRange);
-    }
-    Ok(NetworkAddress { network: vip.network.into(), ip })
-}
-
-/// A mode that is not stated or not known means no preference at all.
-fn load_balancing(wire: proto::LoadBalancing) -> LoadBalancing {
-    use proto::load_balancing as lb;
-    let preference = wire.routing_preference.iter().filter_map(|scope| scope_from_proto(*scope)).collect();
-    let (mode, routing_preference) = match lb::Mode::try_from(wire.mode) {
-        Ok(lb::Mode::Strict) => (Mode::Strict, preference),
-        Ok(lb::Mode::Failover) => (Mode::Failover, preference),
-        Ok(lb::Mode::Passthrough) => (Mode::Passthrough, preference),
-        Ok(lb::Mode::UnspecifiedMode) | Err(_) => (Mode::Failover, Vec::new()),
-    };
-    let allow_unhealthy = wire.health_policy == lb::HealthPolicy::AllowAll as i32;
-    LoadBalancing { routing_preference, mode, allow_unhealthy }
-}
-
-fn scope_from_proto(scope: i32) -> Option<Scope> {
-    use proto::load_balancing::Scope as Wire;
-    match Wire::try_from(scope).ok()? {
-        Wire::Region => Some(Scope::Region),
-        Wire::Zone => Some(Scope::Zone),
-        Wire::Subzone => Some(Scope::Subzone),
-        Wire::Node => Some(Scope::Node),
-        Wire::Cluster => Some(Scope::Cluster),
-        Wire::Network => Some(Scope::Network),
-        Wire::UnspecifiedScope => None,
-    }
-}
-
-/// Writes a workload. That it has a waypoint is all we know of the waypoint, and is written as one without a
-/// destination.
+/// Writes a workload.
 pub fn workload_to_proto(workload: &Workload) -> proto::Workload {
     proto::Workload {
         uid: workload.uid.to_string(),
@@ -182,7 +154,10 @@ pub fn workload_to_proto(workload: &Workload) -> proto::Workload {
         .into(),
         trust_domain: workload.trust_domain.to_string(),
         service_account: workload.service_account.to_string(),
-        waypoint: workload.has_waypoint.then(proto::GatewayAddress::default),
+        waypoint: workload.waypoint.as_deref().map(gateway_to_proto),
+        network_gateway: workload.network_gateway.as_deref().map(gateway_to_proto),
+        hostname: workload.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+        application_tunnel: workload.application_tunnel.map(application_tunnel_to_proto),
         node: workload.node.clone(),
         canonical_name: workload.canonical_name.clone(),
         canonical_revision: workload.canonical_revision.clone(),
@@ -221,7 +196,7 @@ pub fn workload_to_proto(workload: &Workload) -> proto::Workload {
     }
 }
 
-fn ports_to_proto(ports: &PortMap) -> Vec<proto::Port> {
+pub(super) fn ports_to_proto(ports: &PortMap) -> Vec<proto::Port> {
     ports
         .iter()
         .map(|(service, target)| proto::Port {
@@ -230,55 +205,4 @@ fn ports_to_proto(ports: &PortMap) -> Vec<proto::Port> {
             app_protocol: proto::AppProtocol::Unknown.into(),
         })
         .collect()
-}
-
-/// Writes a service; its waypoint as [`workload_to_proto`] does.
-pub fn service_to_proto(service: &Service) -> proto::Service {
-    proto::Service {
-        name: service.short_name.clone(),
-        namespace: service.name.namespace.to_string(),
-        hostname: service.name.hostname.to_string(),
-        addresses: service
-            .vips
-            .iter()
-            .map(|vip| proto::NetworkAddress {
-                network: vip.network.to_string(),
-                address: address_to_bytes(vip.ip),
-                length: None,
-            })
-            .collect(),
-        ports: ports_to_proto(&service.ports),
-        subject_alt_names: service.subject_alt_names.clone(),
-        waypoint: service.has_waypoint.then(proto::GatewayAddress::default),
-        load_balancing: Some(load_balancing_to_proto(&service.load_balancing)),
-        canonical: true,
-        ..proto::Service::default()
-    }
-}
-
-fn load_balancing_to_proto(balancing: &LoadBalancing) -> proto::LoadBalancing {
-    use proto::load_balancing as lb;
-    let scope = |scope: &Scope| match scope {
-        Scope::Region => lb::Scope::Region,
-        Scope::Zone => lb::Scope::Zone,
-        Scope::Subzone => lb::Scope::Subzone,
-        Scope::Node => lb::Scope::Node,
-        Scope::Cluster => lb::Scope::Cluster,
-        Scope::Network => lb::Scope::Network,
-    };
-    proto::LoadBalancing {
-        routing_preference: balancing.routing_preference.iter().map(|one| scope(one).into()).collect(),
-        mode: match balancing.mode {
-            Mode::Strict => lb::Mode::Strict,
-            Mode::Failover => lb::Mode::Failover,
-            Mode::Passthrough => lb::Mode::Passthrough,
-        }
-        .into(),
-        health_policy: if balancing.allow_unhealthy {
-            lb::HealthPolicy::AllowAll
-        } else {
-            lb::HealthPolicy::OnlyHealthy
-        }
-        .into(),
-    }
 }

@@ -1,7 +1,9 @@
 //! Lookups, and the indexes against a mesh built afresh after random changes.
 
 use super::*;
-use crate::fixtures::{Numbers, address, endpoint_of, ip, port_map, service, service_name, uid, workload};
+use crate::fixtures::{
+    Numbers, address, endpoint_of, ip, port_map, range, service, service_name, uid, workload,
+};
 use crate::policy::Action;
 use crate::service::Scope;
 use crate::workload::Network;
@@ -169,6 +171,9 @@ fn change(state: &mut State, numbers: &mut Numbers) {
             let mut changed = service(["shop", "x"][numbers.below(2)], name, &[&vip], &[(80, 0)]);
             changed.load_balancing.routing_preference = vec![Scope::Node; numbers.below(2)];
             changed.load_balancing.allow_unhealthy = numbers.below(2) == 0;
+            for _ in 0..numbers.below(3) {
+                changed.cidr_vips.push(range(["10.9.0.0/16", "10.9.0.0/24", "fd09::/64"][numbers.below(3)]));
+            }
             state.upsert_service(changed);
         }
         _ => {
@@ -190,6 +195,12 @@ fn lookups(state: &State) -> Vec<String> {
     }
     for (vip, names) in &state.by_vip {
         seen.push(format!("{vip:?} {names:?}"));
+    }
+    for (range, names) in state.by_range.iter() {
+        seen.push(format!("{range} {names:?}"));
+    }
+    for at in ["10.9.0.1", "10.9.1.1", "fd09::1"] {
+        seen.push(format!("{at} {:?}", state.by_range.covering(&address(at)).collect::<Vec<_>>()));
     }
     for (name, endpoints) in &state.endpoints {
         let mut members: Vec<String> =
@@ -216,6 +227,21 @@ fn after_any_changes_the_indexes_are_those_of_a_mesh_built_afresh() {
             assert_eq!(lookups(&state), lookups(&fresh), "seed {seed}, step {step}");
         }
     }
+}
+
+#[test]
+fn a_service_that_changes_leaves_nothing_of_its_ranges() {
+    let mut state = State::new();
+    let mut ranged = service("shop", "web", &[], &[]);
+    for ranges in
+        [&["10.0.0.0/8", "fd00::/8"][..], &["10.0.0.0/8", "10.0.0.1/8", "10.1.0.0/16"], &["0.0.0.0/0"], &[]]
+    {
+        ranged.cidr_vips = ranges.iter().map(|text| range(text)).collect();
+        state.upsert_service(ranged.clone());
+        let found = state.service_by_range(&address("10.1.2.3"), &"any".into());
+        assert_eq!(found.is_some(), !ranges.is_empty(), "{ranges:?}");
+    }
+    assert!(state.by_range.is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod retry;
 mod sizes;
+mod waypoints;
 mod world;
 
 use std::time::Duration;
@@ -250,10 +251,14 @@ async fn a_pod_reaches_itself_through_its_service_by_the_same_gate() {
             name: name.clone(),
             short_name: "client".to_owned(),
             vips: vec![mesh::NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
+            cidr_vips: Vec::new(),
             ports: [(80, 8080)].into(),
             subject_alt_names: Vec::new(),
             load_balancing: mesh::service::LoadBalancing::default(),
-            has_waypoint: false,
+            canonical: true,
+            visibility: mesh::service::Visibility::Public,
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
         });
         let mut endpoint = workload("client", CLIENT);
         endpoint.services = [(name, [(80, 8080)].into())].into();

@@ -33,6 +33,7 @@ fn service() -> Service {
         name: web(),
         short_name: "web".to_owned(),
         vips: vec![NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
+        cidr_vips: Vec::new(),
         ports: [(80, 8080)].into(),
         subject_alt_names: Vec::new(),
         load_balancing: LoadBalancing {
@@ -40,7 +41,10 @@ fn service() -> Service {
             mode: Mode::Failover,
             allow_unhealthy: false,
         },
-        has_waypoint: false,
+        canonical: true,
+        visibility: mesh::service::Visibility::Public,
+        waypoint: None,
+        weighted_waypoints: Vec::new(),
     }
 }
 

@@ -40,6 +40,16 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Arc::new(Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()))
     }
+
+    /// A certificate for the identity.
+    pub(super) fn issue(&self, id: &SpiffeId) -> WorkloadCertificate {
+        let request = CertificateRequest::new(id).unwrap();
+        let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
+        csr.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = csr.signed_by(&self.0).unwrap().pem();
+        request.complete(&[leaf, self.0.pem()]).unwrap()
+    }
 }
 
 struct Signer {
@@ -52,12 +62,7 @@ impl Source for Signer {
     type Certificate = WorkloadCertificate;
 
     fn fetch<'a>(&'a self, id: &'a SpiffeId) -> BoxFuture<'a, Result<Issued<WorkloadCertificate>, String>> {
-        let request = CertificateRequest::new(id).unwrap();
-        let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
-        csr.params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let leaf = csr.signed_by(&self.ca.0).unwrap().pem();
-        let certificate = Arc::new(request.complete(&[leaf, self.ca.0.pem()]).unwrap());
+        let certificate = Arc::new(self.ca.issue(id));
         async { Ok(Issued { certificate, remaining: self.validity }) }.boxed()
     }
 }
@@ -76,9 +81,14 @@ impl Wires {
         self.ways.lock().unwrap().insert(from, to)
     }
 
+    /// Where an address leads.
+    pub(super) fn way(&self, to: SocketAddr) -> Option<SocketAddr> {
+        self.ways.lock().unwrap().get(&to).copied()
+    }
+
     async fn dial(self: Arc<Self>, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.dialled.lock().unwrap().push((source, to));
-        let way = self.ways.lock().unwrap().get(&to).copied();
+        let way = self.way(to);
         TcpStream::connect(way.ok_or(std::io::ErrorKind::ConnectionRefused)?).await
     }
 
@@ -123,6 +133,7 @@ pub(super) struct World {
     pub(super) east: TestNode,
     pub(super) west: TestNode,
     pub(super) wires: Arc<Wires>,
+    pub(super) ca: Arc<Ca>,
     kept: Kept,
     _subscriber: tracing::subscriber::DefaultGuard,
 }
@@ -148,6 +159,7 @@ impl World {
             east: test_node(&ca, &wires, validity),
             west: test_node(&ca, &wires, validity),
             wires,
+            ca,
             kept,
             _subscriber: subscriber,
         }
@@ -342,6 +354,9 @@ pub(crate) fn workload(name: &str, ip: &str) -> Workload {
         capacity: 1,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),
-        has_waypoint: false,
+        waypoint: None,
+        network_gateway: None,
+        hostname: None,
+        application_tunnel: None,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::fixtures::{endpoint_of, service, service_name, uid, workload};
-use crate::route::{Route, route};
+use crate::route::{Reach, Route, route};
 use crate::service::{Mode, Scope};
 use crate::state::State;
 
@@ -36,7 +36,7 @@ fn chosen(state: &State, choice: &Choice<'_>) -> String {
     let mut names = BTreeSet::new();
     for draw in 0..200 {
         let choice = Choice { random: draw * (u64::MAX / 200), ..*choice };
-        match route(state, &client, "10.9.0.1:80".parse().unwrap(), choice) {
+        match route(state, &client, "10.9.0.1:80".parse().unwrap(), Reach::AllNetworks, choice) {
             Route::Hbone(upstream) | Route::Plaintext(upstream) => {
                 names.insert(upstream.workload.name.clone())
             }

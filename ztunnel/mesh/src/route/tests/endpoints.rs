@@ -1,47 +1,6 @@
-//! Where connections of the pod `client` (10.0.0.1, fd00::1, node east) go.
+//! Steps 5 and 8: endpoints of services, and what is reached directly.
 
 use super::*;
-use crate::fixtures::{Numbers, endpoint_of, ip, service, service_name, uid, workload};
-use crate::workload::{Health, Network, NetworkMode};
-
-fn client() -> Workload {
-    workload("client", &["10.0.0.1", "fd00::1"])
-}
-
-fn web() -> Workload {
-    endpoint_of(workload("web", &["10.0.0.2", "fd00::2"]), &service_name("shop", "web"), &[(80, 8080)])
-}
-
-fn web_service() -> Service {
-    service("shop", "web", &["10.9.0.1", "fd09::1"], &[(80, 8080)])
-}
-
-fn mesh(workloads: Vec<Workload>, services: Vec<Service>) -> State {
-    let mut state = State::new();
-    state.upsert_workload(client());
-    workloads.into_iter().for_each(|workload| state.upsert_workload(workload));
-    services.into_iter().for_each(|service| state.upsert_service(service));
-    state
-}
-
-/// The route in a form that a table can state.
-fn goes(state: &State, destination: &str) -> String {
-    show(route(state, &client(), destination.parse().unwrap(), 1))
-}
-
-fn show(route: Route) -> String {
-    let upstream = |way: &str, to: Upstream| {
-        let by = to.service.map_or(String::new(), |service| format!(" by {}", service.short_name));
-        format!("{way} {} at {}{by}", to.workload.name, to.application)
-    };
-    match route {
-        Route::SameWorkload(to) => upstream("back to", to),
-        Route::Hbone(to) => upstream("hbone to", to),
-        Route::Plaintext(to) => upstream("plaintext to", to),
-        Route::Passthrough(to) => format!("passes to {to}"),
-        Route::Refused(why) => format!("refused: {why}"),
-    }
-}
 
 #[test]
 fn every_kind_of_destination_has_its_way() {
@@ -140,58 +99,8 @@ fn a_named_port_is_each_endpoints_own() {
     let mut named = web_service();
     named.ports = [(80, 0)].into();
     let state = mesh(vec![a, b], vec![named]);
-    let mut numbers = Numbers::from_seed(1);
-    let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..64 {
-        seen.insert(show(route(&state, &client(), "10.9.0.1:80".parse().unwrap(), numbers.next())));
-    }
     let expected = ["hbone to a at 10.0.0.10:1010 by web", "hbone to b at 10.0.0.11:1111 by web"];
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
-}
-
-#[test]
-fn an_address_known_as_both_is_the_services() {
-    let mut both = web_service();
-    both.vips.push(crate::fixtures::address("10.0.0.2"));
-    let state = mesh(vec![web()], vec![both]);
-    assert_eq!(goes(&state, "10.0.0.2:80"), "hbone to web at 10.0.0.2:8080 by web");
-}
-
-#[test]
-fn what_needs_a_waypoint_is_refused_and_a_service_call_ignores_the_workloads() {
-    let behind = Workload { has_waypoint: true, ..web() };
-    let state = mesh(vec![behind], vec![web_service()]);
-    let needs = "is reached through a waypoint, which is not supported";
-    let of_workload = format!("refused: workload {} {needs}", uid("web"));
-    assert_eq!(goes(&state, "10.0.0.2:8080"), of_workload);
-    assert_eq!(goes(&state, "10.9.0.1:80"), "hbone to web at 10.0.0.2:8080 by web");
-    let state = mesh(vec![web()], vec![Service { has_waypoint: true, ..web_service() }]);
-    let of_service = format!("refused: service {} {needs}", service_name("shop", "web"));
-    assert_eq!(goes(&state, "10.9.0.1:80"), of_service);
-}
-
-#[test]
-fn endpoints_of_other_networks_are_not_chosen_and_refused_where_there_are_no_others() {
-    let away = Workload { uid: uid("away"), name: "away".to_owned(), network: Network::from("far"), ..web() };
-    let state = mesh(vec![away.clone(), web()], vec![web_service()]);
-    let mut numbers = Numbers::from_seed(1);
-    for _ in 0..64 {
-        let chosen = show(route(&state, &client(), "10.9.0.1:80".parse().unwrap(), numbers.next()));
-        assert_eq!(chosen, "hbone to web at 10.0.0.2:8080 by web");
-    }
-    let state = mesh(vec![away], vec![web_service()]);
-    assert!(
-        goes(&state, "10.9.0.1:80")
-            .starts_with("refused: service shop/web.shop.svc.cluster.local has endpoints on other networks")
-    );
-}
-
-#[test]
-fn a_passthrough_service_goes_to_the_address_that_was_asked_for() {
-    let mut passing = web_service();
-    passing.load_balancing.mode = Mode::Passthrough;
-    let state = mesh(vec![web()], vec![passing]);
-    assert_eq!(goes(&state, "10.9.0.1:443"), "passes to 10.9.0.1:443");
+    assert_eq!(all_ways(&state, "10.9.0.1:80"), expected);
 }
 
 #[test]
@@ -204,13 +113,34 @@ fn an_upstream_must_prove_its_own_identity_or_one_its_service_states() {
     ];
     let state = mesh(vec![web()], vec![stated]);
     let expected = |destination: &str| {
-        let Route::Hbone(upstream) = route(&state, &client(), destination.parse().unwrap(), 1) else {
-            panic!("not over HBONE")
-        };
+        let Route::Hbone(upstream) = to(&state, destination, 1) else { panic!("not over HBONE") };
         assert_eq!(upstream.hbone(), SocketAddr::new(ip("10.0.0.2"), 15008));
-        upstream.expected_identities().iter().map(ToString::to_string).collect::<Vec<_>>()
+        identities(&upstream.expected_identities())
     };
     let (own, other) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/other");
     assert_eq!(expected("10.9.0.1:80"), [own, other]);
     assert_eq!(expected("10.0.0.2:8080"), [own]);
+}
+
+#[test]
+fn a_workload_without_addresses_is_asked_for_by_its_name() {
+    let named = |protocol| Workload {
+        addresses: vec![],
+        hostname: Some("db.example.com".into()),
+        tunnel_protocol: protocol,
+        ..web()
+    };
+    for protocol in [TunnelProtocol::None, TunnelProtocol::Hbone] {
+        let state = mesh(vec![named(protocol)], vec![web_service()]);
+        assert_eq!(goes(&state, "10.9.0.1:80"), "asks for db.example.com of web and port 8080");
+    }
+    let state = mesh(
+        vec![Workload { addresses: web().addresses, ..named(TunnelProtocol::None) }],
+        vec![web_service()],
+    );
+    assert_eq!(
+        goes(&state, "10.9.0.1:80"),
+        "plaintext to web at 10.0.0.2:8080 by web",
+        "an address comes first"
+    );
 }

@@ -9,6 +9,7 @@ mod abandoned;
 mod bypass;
 mod captured;
 mod churn;
+pub mod connects;
 mod dial;
 mod enrolment;
 mod faithful;

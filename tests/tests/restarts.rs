@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use e2e::world::{MARKER, SETTLE, World, echoes, pods, ports};
-use e2e::{Case, echo};
-use sandbox::{Family, Node, Process, Program, Redirection, wait};
+use e2e::Case;
+use e2e::connects::Connects;
+use e2e::world::{SETTLE, World, echoes, pods, ports};
+use sandbox::{Family, Node, Program, Redirection, wait};
 
 /// How long the ends of a connection may take to learn that a ztunnel which carried it was killed, and how long a refusal may take.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -155,55 +156,8 @@ fn in_flight(world: &mut World) -> anyhow::Result<()> {
     as_ever(world)
 }
 
-/// A steady stream of connections from the client to both servers over both families.
-struct Stream(Process);
-
-/// Connections begun in a second.
-const RATE: u64 = 500;
-
-impl Stream {
-    fn begin(world: &World) -> anyhow::Result<Self> {
-        let mut program = Program::new(echo()?).named("steady").args([
-            "steady",
-            "--rate",
-            &RATE.to_string(),
-            "--marker",
-            MARKER,
-        ]);
-        for family in Family::BOTH {
-            for to in [pods::NEAR, pods::FAR] {
-                program = program.args(["--echo", &world.address(to, family, ports::ECHO)?.to_string()]);
-            }
-        }
-        let log = format!("steady-{}.log", SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos());
-        let process = world.sandbox.pod(pods::CLIENT)?.spawn(&program, &log)?;
-        let begun =
-            || std::fs::read_to_string(process.log()).is_ok_and(|text| text.contains("begun")).then_some(());
-        wait::until(SETTLE, || "the stream of connections".into(), begun)?;
-        Ok(Self(process))
-    }
-
-    /// Ends it. No connect may have failed, and no request but those whose connection was made before `killed`, by a reset.
-    fn end(mut self, killed: SystemTime) -> anyhow::Result<()> {
-        self.0.signal(nix::sys::signal::Signal::SIGTERM)?;
-        let status = self.0.exited(Duration::from_secs(60))?.context("the stream does not end")?;
-        let text = std::fs::read_to_string(self.0.log())?;
-        ensure!(status.success(), "{text}");
-        println!("    {}", text.lines().last().unwrap_or_default());
-        let report: serde_json::Value = serde_json::from_str(text.lines().last().context("no report")?)?;
-        let none = serde_json::json!({});
-        ensure!(report["failed_connects"] == none, "connects failed: {text}");
-        ensure!(report["failed_requests"] == none, "requests failed otherwise than by a reset: {text}");
-        let last = u128::from(report["last_reset_made_at_ms"].as_u64().context("no time")?);
-        let killed = killed.duration_since(UNIX_EPOCH)?.as_millis();
-        ensure!(last <= killed, "a connection made {} ms after the kill was reset: {text}", last - killed);
-        ensure!(report["ok"].as_u64() > Some(RATE / 5), "too few: {text}");
-        Ok(())
-    }
-}
-
 fn no_connect_fails(world: &mut World) -> anyhow::Result<()> {
-    let stream = Stream::begin(world)?;
+    let stream = Connects::begin(world)?;
     let node = world.sandbox.node("east")?;
     world.mesh.agent("east")?.kill()?;
     world.answered_within(SETTLE, pods::CLIENT, pods::FAR, Family::V4)?;
@@ -312,7 +266,7 @@ fn other_layouts(world: &mut World) -> anyhow::Result<()> {
     let [name] = own.as_slice() else { bail!("{own:?}") };
     // The newer one keeps something else under the name of a map: of that one nothing can be carried over.
     for (other, reshaped) in [("v0", None), ("v4000000", Some(("OUTSIDE", "COUNTERS")))] {
-        let stream = Stream::begin(world)?;
+        let stream = Connects::begin(world)?;
         world.mesh.agent("east")?.kill()?;
         let (from, to) = (format!("{PINS}/{name}"), format!("{PINS}/{other}"));
         let moved = node.exec(&Program::new("mv").args(["-T", &from, &to]), SETTLE)?;
@@ -338,7 +292,7 @@ fn other_layouts(world: &mut World) -> anyhow::Result<()> {
         ensure!(lost.iter().all(|line| line.contains("OUTSIDE")), "{other}: {lost:?}");
         as_ever(world)?;
         // No ztunnel was killed: nothing may have been reset.
-        stream.end(UNIX_EPOCH)?;
+        stream.end_whole()?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use api::ca::CaClient;
 use api::type_url::ResourceType;
 use api::xds_client::{self, XdsConfig};
 use daemon::admin::{Address, Admin, BindError, Routes};
-use daemon::drain::{Drain, Drained, drain, signalled};
+use daemon::drain::{Deadline, Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
 use daemon::readiness::Readiness;
 use daemon::visitors::Refusals;
@@ -23,7 +23,9 @@ use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
-use crate::proxy::{self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, Workers};
+use crate::proxy::{
+    self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, Workers, cut_in_gaps, last_part,
+};
 use crate::telemetry::{BuildLabel, Collected, Metrics};
 use crate::xds;
 use crate::zds::{self, NodeProxies};
@@ -66,16 +68,17 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
         () = &mut pods => anyhow::bail!("the agent's socket is no longer followed"),
         _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
     };
-    tracing::info!(?cause, deadline = ?config.drain_deadline, "draining");
+    tracing::info!(?cause, deadline = ?node.drain_deadline.get(), "draining");
     // The endpoints are the successor's from now on; who asks for readiness meanwhile is refused, which is true.
     stop.cancel();
+    admin::serve_while_draining(&config, &node, &logging, BUILD);
     // The agent's words still count: a pod may leave meanwhile.
     let followed = async {
         pods.await;
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = end(&node, drain, config.drain_deadline) => {}
+        () = end(&node, drain) => {}
         () = followed => {}
     }
     Ok(())
@@ -121,8 +124,8 @@ fn node(
             handshake: config.stage_timeout,
             idle: config.idle_timeout,
             per_pod: config.max_connections_per_pod,
-            drain: config.drain_deadline,
         },
+        drain_deadline: Deadline::new(config.drain_deadline),
         options,
         drain,
     }))
@@ -213,8 +216,18 @@ async fn bind(address: Address, flag: &'static str) -> Result<Admin, BindError> 
 }
 
 /// Waits for live connections until the deadline, then resets what is left.
-async fn end(node: &Node, drain: Drain, deadline: Duration) {
-    match drain.start(deadline).await {
+async fn end(node: &Node, drain: Drain) {
+    let begun = Instant::now();
+    let live = || node.pods.with_connections().iter().map(|pod| pod.live.clone()).collect();
+    let gaps = async {
+        node.drain_deadline.passed(begun, last_part).await;
+        cut_in_gaps(live, || Failure::Drained).await
+    };
+    let drained = tokio::select! {
+        drained = drain.start(&node.drain_deadline) => drained,
+        never = gaps => match never {},
+    };
+    match drained {
         Drained::Completely => tracing::info!("all connections have ended"),
         Drained::DeadlineReached(left) => {
             tracing::warn!(left, "the drain deadline is over; what is left is reset");

@@ -189,7 +189,7 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     }
 }
 
-fn drain_deadline(text: &str) -> Result<Duration, String> {
+pub(crate) fn drain_deadline(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_secs(3600))
 }
 

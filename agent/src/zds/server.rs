@@ -1,4 +1,4 @@
-//! Accepts ztunnels on `zds.sock`: two at most, the active one and one that drains. None is told or given anything before
+//! Accepts ztunnels on `zds.sock`: the active one, and some that drain. None is told or given anything before
 //! it is admitted, and what a ztunnel is found out not to be ends its session.
 
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::telemetry::Telemetry;
 /// The pause after a failed accept, such as for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Sessions at once: the active one and one that drains.
-const MAX_SESSIONS: usize = 2;
+/// Sessions at once: the active one, which alone is given anything, and those that drain, one for each upgrade within a drain's deadline.
+const MAX_SESSIONS: usize = 16;
 
 /// How long a dead ztunnel's cgroup stays exempt: its sockets may still have something to send, and end by then
 /// (`net.ipv4.tcp_fin_timeout`).
@@ -233,13 +233,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_third_session_is_refused_before_it_is_told_anything() {
+    async fn one_session_too_many_is_refused_before_it_is_told_anything() {
         let service = service();
-        let _others = Arc::clone(&service.places).try_acquire_many_owned(2).unwrap();
-        let (third, agents) = SeqPacket::pair().unwrap();
-        third.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
+        let _others = Arc::clone(&service.places).try_acquire_many_owned(16).unwrap();
+        let (another, agents) = SeqPacket::pair().unwrap();
+        another.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
         service.one(agents).await;
-        assert!(third.receive().await.unwrap().is_none());
+        assert!(another.receive().await.unwrap().is_none());
         assert_eq!(service.telemetry.ztunnels_refused("too_many"), 1);
     }
 

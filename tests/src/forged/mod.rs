@@ -26,7 +26,7 @@ pub const FORGED: &[Case<World>] = &[
     ("a_token_that_is_no_nodes_opens_nothing", authority::no_token),
     ("other_users_are_refused_at_every_socket_even_when_its_modes_are_loosened", sockets::other_user),
     ("a_stranger_at_the_zds_socket_is_told_nothing_and_exempted_from_nothing", sockets::stranger),
-    ("a_second_ztunnel_is_named_and_a_third_refused", sockets::second),
+    ("a_second_ztunnel_is_named_and_counted", sockets::second),
     ("exemptions_of_agents_that_are_gone_are_removed_when_no_socket_has_them", sockets::pruned),
     (
         "and_beside_a_pod_that_is_shut_out_for_its_application_holds_a_port_of_the_mesh",

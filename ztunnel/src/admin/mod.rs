@@ -1,5 +1,6 @@
 //! The admin endpoint: what the process knows, in the shapes that Istio's tools read, and its log level.
 
+mod drain;
 mod dump;
 
 use std::path::PathBuf;
@@ -18,6 +19,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tunnel::tls::WorkloadCertificate;
 
+pub(crate) use self::drain::serve_while_draining;
+use self::drain::{End, drain_routes};
 use crate::identity::Held;
 use crate::pods::Serving;
 use crate::proxy::{Listed, Node};
@@ -34,15 +37,30 @@ pub(crate) enum Access {
     Full,
 }
 
-/// The routes. Nothing here changes anything but the log filter.
+impl Access {
+    /// What who may only look is told when he asks for a change, an example of which is `change`.
+    fn refusal(&self, change: &str) -> Option<AdminResponse> {
+        let Self::ReadOnly { socket } = self else { return None };
+        let text = format!(
+            "this is changed on the unix socket alone: curl -X POST --unix-socket {} 'http://localhost{change}'\n",
+            socket.display()
+        );
+        Some(status(StatusCode::FORBIDDEN, text))
+    }
+}
+
+/// The routes. Nothing here changes anything but the log filter and how long a drain may take.
 pub(crate) fn routes(node: Arc<Node>, logging: LogHandle, build: &'static str, access: Access) -> Routes {
     let help = match &access {
-        Access::Full => "/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n".to_owned(),
+        Access::Full => {
+            "/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n/drain (POST ?deadline=60s)\n".to_owned()
+        }
         Access::ReadOnly { socket } => {
-            format!("/config_dump\n/logging (changed on the unix socket {})\n", socket.display())
+            format!("/config_dump\n/logging\n/drain (changed on the unix socket {})\n", socket.display())
         }
     };
-    let routes = Routes::new()
+    let end = End { deadline: node.drain_deadline.clone(), signal: node.drain.clone() };
+    let routes = drain_routes(Routes::new(), end, &access)
         .get("/", move |_| {
             let help = help.clone();
             async move { text(help) }
@@ -64,17 +82,8 @@ fn log_routes(routes: Routes, logging: LogHandle, access: Access) -> Routes {
         }
     });
     routes.post("/logging", move |request| {
-        let answer = match &access {
-            Access::Full => set_filter(&logging, &first, &request),
-            Access::ReadOnly { socket } => status(
-                StatusCode::FORBIDDEN,
-                format!(
-                    "the log level is changed on the unix socket alone: \
-                     curl -X POST --unix-socket {} 'http://localhost/logging?level=debug'\n",
-                    socket.display()
-                ),
-            ),
-        };
+        let refusal = access.refusal("/logging?level=debug");
+        let answer = refusal.unwrap_or_else(|| set_filter(&logging, &first, &request));
         async move { answer }
     })
 }
@@ -196,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str) -> String {
+    pub(super) async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str) -> String {
         let request = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut reply = String::new();

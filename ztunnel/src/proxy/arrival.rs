@@ -65,7 +65,8 @@ pub(crate) async fn arrive(
     };
     let listed = Listed { source: address, original: destination, actual: destination, protocol };
     // Entered first, so that no change of policy can come between the decision and the entry.
-    let mut live = pod.live.enter(listed, Some(Arc::new(attempt.clone())));
+    let claim = Some(Arc::new(attempt.clone()));
+    let mut live = pod.live.enter(listed, claim, record.transferred().clone());
     let permit = node.mesh.authorize(attempt).map_err(Failure::Denied)?;
     tokio::select! {
         dialled = node.dialer.application(&pod.netns, address.ip(), permit) => {

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
+use tunnel::copy::Transferred;
 
 use super::failure::Failure;
 
@@ -32,6 +33,9 @@ struct Entry<C> {
     listed: Listed,
     /// What its authorization depended on; none for outbound ones, where the other end decides.
     claim: Option<Arc<C>>,
+    moved: Arc<Transferred>,
+    /// Bytes it had moved at the last look.
+    seen: u64,
     /// Used at most once; the entry stays until the connection has really ended.
     cut: Option<oneshot::Sender<Failure>>,
 }
@@ -99,13 +103,18 @@ impl<C> LiveConnections<C> {
         Arc::new(Self { entries: Mutex::new(entries), idle: Notify::new() })
     }
 
-    /// Enters a connection. `claim` is what [`Self::recheck`] will be asked about.
-    pub(crate) fn enter(self: &Arc<Self>, listed: Listed, claim: Option<Arc<C>>) -> Live<C> {
+    /// Enters a connection. `claim` is what [`Self::recheck`] will be asked about, `moved` counts its bytes.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        listed: Listed,
+        claim: Option<Arc<C>>,
+        moved: Arc<Transferred>,
+    ) -> Live<C> {
         let (sender, cut) = oneshot::channel();
         let mut entries = self.lock();
         let key = entries.next;
         entries.next += 1;
-        entries.live.insert(key, Entry { listed, claim, cut: Some(sender) });
+        entries.live.insert(key, Entry { listed, claim, moved, seen: u64::MAX, cut: Some(sender) });
         Live { list: self.clone(), key, cut }
     }
 
@@ -134,6 +143,16 @@ impl<C> LiveConnections<C> {
     pub(crate) fn cut_all(&self, why: impl Fn() -> Failure) {
         for entry in self.lock().live.values_mut() {
             entry.cut(why());
+        }
+    }
+
+    /// Cuts those on which nothing has moved since this was last called.
+    pub(crate) fn cut_still(&self, why: impl Fn() -> Failure) {
+        for entry in self.lock().live.values_mut() {
+            let moved = entry.moved.from_source().wrapping_add(entry.moved.from_destination());
+            if std::mem::replace(&mut entry.seen, moved) == moved {
+                entry.cut(why());
+            }
         }
     }
 
@@ -176,7 +195,8 @@ mod tests {
     #[tokio::test]
     async fn others_have_their_turn_while_many_claims_are_asked_about() {
         let all = LiveConnections::new();
-        let _live: Vec<_> = (0..2 * BATCH).map(|_| all.enter(listed(), Some(Arc::new(0)))).collect();
+        let _live: Vec<_> =
+            (0..2 * BATCH).map(|_| all.enter(listed(), Some(Arc::new(0)), Arc::default())).collect();
         let asked = std::cell::Cell::new(0);
         let recheck = all.recheck(|_: &u8| {
             asked.set(asked.get() + 1);
@@ -190,9 +210,9 @@ mod tests {
     #[tokio::test]
     async fn only_the_refused_claims_are_cut() {
         let all = LiveConnections::new();
-        let mut kept = all.enter(listed(), Some(Arc::new(1)));
-        let mut refused = all.enter(listed(), Some(Arc::new(2)));
-        let mut outbound = all.enter(listed(), None);
+        let mut kept = all.enter(listed(), Some(Arc::new(1)), Arc::default());
+        let mut refused = all.enter(listed(), Some(Arc::new(2)), Arc::default());
+        let mut outbound = all.enter(listed(), None, Arc::default());
         let count = all.recheck(|claim| if *claim == 2 { Err(Failure::Idle) } else { Ok(()) }).await;
         assert_eq!(count, 1);
         assert!(is_cut(&mut kept).is_none());
@@ -203,7 +223,8 @@ mod tests {
     #[tokio::test]
     async fn the_end_is_awaited_until_the_last_one_is_gone() {
         let all = LiveConnections::<u8>::new();
-        let (first, second) = (all.enter(listed(), None), all.enter(listed(), None));
+        let (first, second) =
+            (all.enter(listed(), None, Arc::default()), all.enter(listed(), None, Arc::default()));
         let waiting = tokio::spawn({
             let all = all.clone();
             async move { all.ended().await }
@@ -219,7 +240,10 @@ mod tests {
     #[tokio::test]
     async fn cutting_all_tells_each_of_them_why() {
         let all = LiveConnections::<u8>::new();
-        let mut live = [all.enter(listed(), None), all.enter(listed(), Some(Arc::new(0)))];
+        let mut live = [
+            all.enter(listed(), None, Arc::default()),
+            all.enter(listed(), Some(Arc::new(0)), Arc::default()),
+        ];
         all.cut_all(|| Failure::Drained);
         for one in &mut live {
             assert!(matches!(one.cut().await, Failure::Drained));

@@ -8,6 +8,7 @@ mod admission;
 mod arrival;
 mod dial;
 mod failure;
+mod farewell;
 mod handshakes;
 mod headers;
 mod held;
@@ -27,11 +28,12 @@ mod workers;
 pub(crate) use admission::{Capacity, Share};
 pub(crate) use dial::KernelDialer;
 pub(crate) use failure::Failure;
+pub(crate) use farewell::{CUT_TIME, cut_in_gaps, last_part};
 pub(crate) use handshakes::Handshakes;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
 pub(crate) use outliers::Outliers;
-pub(crate) use serve::{CUT_TIME, keep_identities, start, stop};
+pub(crate) use serve::{keep_identities, start, stop};
 pub(crate) use workers::Workers;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use daemon::drain::DrainSignal;
+use daemon::drain::{Deadline, DrainSignal};
 use mesh::TrustDomain;
 use tunnel::hbone::Pool;
 use tunnel::socket::TcpOptions;
@@ -27,8 +27,6 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
     /// Connections held at once for one pod.
     pub(crate) per_pod: u32,
-    /// How long the connections of a pod that left may go on.
-    pub(crate) drain: Duration,
 }
 
 /// See the module.
@@ -57,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) limits: Limits,
     /// Options of accepted sockets.
     pub(crate) options: TcpOptions,
+    /// How long live connections may go on when their pod leaves or the process ends.
+    pub(crate) drain_deadline: Deadline,
     /// The process is ending.
     pub(crate) drain: DrainSignal,
 }

@@ -67,7 +67,7 @@ pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
     let record = Record::new(&node.metrics, Reporter::Source, peer, destination, TraceParent::random());
     let mut record = Box::new(record);
     let listed = Listed { source: peer, original: destination, actual: destination, protocol: "TCP" };
-    let mut live = pod.live.enter(listed, None);
+    let mut live = pod.live.enter(listed, None, record.transferred().clone());
     let mut call = Call { node, pod, client: peer, destination, record: &mut record };
     // Apart, so that the connection's task does not keep room for its opening as long as it lives.
     let way = tokio::select! {

@@ -3,17 +3,16 @@
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::zds::Listener;
 use daemon::drain::DrainGuard;
 use tokio::net::TcpListener;
-use tokio::time::timeout;
 use tunnel::socket::{Accepted, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener};
 
 use super::accept::{Accept, Acceptor};
 use super::admission::Share;
 use super::failure::Failure;
+use super::farewell::let_end;
 use super::node::Node;
 use super::workers::{Burden, Worker};
 use super::{inbound, outbound, plaintext};
@@ -21,9 +20,6 @@ use crate::pods::{Listeners, Pod, PodSpec, PodUid, Serving};
 
 /// Every pod has one of each.
 const LISTENERS: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
-
-/// After connections were cut, how long their tasks may take to reset them.
-pub(crate) const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// Why a pod cannot be served. It can be tried again.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +92,7 @@ fn retire(node: &Arc<Node>, serving: &Serving) {
     node.metrics.active_proxies.dec();
     let node = node.clone();
     tokio::spawn(async move {
-        if timeout(node.limits.drain, pod.live.ended()).await.is_err() {
-            pod.live.cut_all(|| Failure::PodRemoved);
-            // Whoever does not make it is cut with everything else of the pod.
-            let _ = timeout(CUT_TIME, pod.live.ended()).await;
-        }
+        let_end(&pod.live, &node.drain_deadline, || Failure::PodRemoved).await;
         pod.ended.cancel();
         node.pods.left(&pod);
     });

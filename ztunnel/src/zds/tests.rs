@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use api::seqpacket::SeqPacketListener;
 use api::zds::{Add, Held, Listener, PodInfo, Request, Response};
+use daemon::drain::Deadline;
 
 use tokio::task::JoinHandle;
 
@@ -270,7 +271,7 @@ async fn a_pod_that_leaves_during_a_drain_ends_and_there_is_no_new_connection() 
     let agent = Agent::greeted(listener.accept().await.unwrap(), task).await;
     agent.add("leaving", &ALL).await;
     agent.ask(&Request::SnapshotSent, &[]).await;
-    drain.start(Duration::from_secs(60)).await;
+    drain.start(&Deadline::new(Duration::from_secs(60))).await;
     assert_eq!(agent.ask(&Request::Del("leaving".to_owned()), &[]).await, Response::Ack);
     assert!(proxies.uids().is_empty());
     let Agent { socket, task } = agent;

@@ -192,6 +192,42 @@ async fn taken_ports() {
 }
 
 #[test]
+fn an_application_that_did_not_hear_is_asked_again_before_the_kernel_would() {
+    inside("an_application_that_did_not_hear_is_asked_again_before_the_kernel_would", unheard);
+}
+
+async fn unheard() {
+    let netns = Netns::current().unwrap();
+    let to = SocketAddr::new(POD_V4, 8080);
+    let application = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    application.bind(&to.into()).unwrap();
+    application.listen(0).unwrap();
+    // Its queue is full, so that what comes next is not heard.
+    let _first = std::net::TcpStream::connect(to).unwrap();
+    let permit = permit(to);
+    // The kernel sends a SYN again after 1 s.
+    let options = TcpOptions { connect_timeout: Duration::from_millis(900), ..options() };
+    let before = overflows();
+    let dial = dial_application(&netns, CLIENT_V4, &permit, &options);
+    let room = async {
+        // The dial has had its turn, and no timer has.
+        assert_eq!(overflows(), before + 1);
+        application.accept().unwrap();
+    };
+    let (dialed, ()) = tokio::join!(biased; dial, room);
+    dialed.unwrap();
+}
+
+/// SYNs that found a full queue.
+fn overflows() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/net/netstat").unwrap();
+    let mut rows = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let (_, value) = names.zip(values).find(|(name, _)| *name == "ListenOverflows").unwrap();
+    value.parse().unwrap()
+}
+
+#[test]
 fn exhausted_ports_are_an_error_of_their_own() {
     inside("exhausted_ports_are_an_error_of_their_own", exhausted_ports);
 }

@@ -7,6 +7,7 @@ mod world;
 
 use std::time::Duration;
 
+use daemon::drain::Deadline;
 use mesh::policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch};
 use mesh::{PolicyName, WorkloadUid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -284,7 +285,7 @@ async fn a_draining_node_lets_live_connections_end() {
     live.write_all(b"x").await.unwrap();
     let (mut served, _) = application.accept().await.unwrap();
     let drain = world.west.drain.take().unwrap();
-    let ended = tokio::spawn(drain.start(Duration::from_secs(60)));
+    let ended = tokio::spawn(async move { drain.start(&Deadline::new(Duration::from_secs(60))).await });
     live.write_all(b"y").await.unwrap();
     let mut both = [0; 2];
     served.read_exact(&mut both).await.unwrap();

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use daemon::drain::{Drain, drain};
+use daemon::drain::{Deadline, Drain, drain};
 use futures::future::{BoxFuture, FutureExt as _};
 use mesh::authorize::Permit;
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
@@ -317,13 +317,9 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         dialer: Arc::new(Loopback(wires.clone())),
         tunnels: Pool::new(PoolConfig::default()),
         capacity: Capacity::new(1000),
-        limits: Limits {
-            handshake: Duration::from_secs(10),
-            idle: Duration::from_secs(3600),
-            per_pod: 100,
-            drain: Duration::from_secs(5),
-        },
+        limits: Limits { handshake: Duration::from_secs(10), idle: Duration::from_secs(3600), per_pod: 100 },
         options: TcpOptions::default(),
+        drain_deadline: Deadline::new(Duration::from_secs(5)),
         drain: signal,
     };
     let node = Arc::new(node);

@@ -36,6 +36,15 @@ pub struct Transferred {
 }
 
 impl Transferred {
+    /// Counts bytes from one side that were written to the other.
+    pub fn count(&self, from: Side, bytes: u64) {
+        let counter = match from {
+            Side::Source => &self.from_source,
+            Side::Destination => &self.from_destination,
+        };
+        counter.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Bytes from the source (who opened the connection), written to the destination.
     pub fn from_source(&self) -> u64 {
         self.from_source.load(Ordering::Relaxed)
@@ -127,7 +136,8 @@ where
         Pump {
             reader: source_reader,
             writer: destination_writer,
-            moved: &transferred.from_source,
+            transferred,
+            from: Side::Source,
             own: &forth,
             other: &back,
         }
@@ -137,7 +147,8 @@ where
         Pump {
             reader: destination_reader,
             writer: source_writer,
-            moved: &transferred.from_destination,
+            transferred,
+            from: Side::Destination,
             own: &back,
             other: &forth,
         }

@@ -2,15 +2,15 @@
 
 use std::future::{pending, poll_fn};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::RESET_GRACE;
 use super::endpoint::{Reader, SendFailure, Taken, Writer};
+use super::{RESET_GRACE, Side, Transferred};
 
 /// Bytes that a direction takes at once, and so holds at most, of TCP; of a tunnel it is a frame.
 const CHUNK: usize = 64 << 10;
@@ -48,7 +48,8 @@ impl Progress {
 pub(super) struct Pump<'a, R, W> {
     pub(super) reader: R,
     pub(super) writer: W,
-    pub(super) moved: &'a AtomicU64,
+    pub(super) transferred: &'a Transferred,
+    pub(super) from: Side,
     pub(super) own: &'a Progress,
     /// The other direction's.
     pub(super) other: &'a Progress,
@@ -134,7 +135,7 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     async fn write(&mut self, mut data: Bytes) -> Result<(), Stop> {
         while !data.is_empty() {
             let written = poll_fn(|cx| self.writer.poll_write(cx, &mut data)).await?;
-            self.moved.fetch_add(written as u64, Ordering::Relaxed);
+            self.transferred.count(self.from, written as u64);
             self.reader.release(written);
         }
         // What was asked for in advance and not used.

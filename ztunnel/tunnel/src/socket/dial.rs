@@ -108,11 +108,14 @@ pub async fn dial_application(
     let leg = Leg { netns, client, to, options };
     let failed = |error| ApplicationDialError::Failed { to, error };
     let dial = async {
+        let mut patience = Patience::Short;
         loop {
             let socket = leg.start(rand::random()).await.map_err(failed)?;
             let socket = socket.ok_or(ApplicationDialError::PortsExhausted { to, client })?;
-            if let Some(stream) = leg.answered(socket).await.map_err(failed)? {
-                return Ok(stream);
+            match leg.answered(socket, patience).await.map_err(failed)? {
+                Answer::Connected(stream) => return Ok(stream),
+                Answer::EndsTaken => {}
+                Answer::None => patience = Patience::Long,
             }
         }
     };
@@ -143,6 +146,25 @@ pub async fn dial_network(
         Ok(dialled) => dialled.map_err(|error| DialError::Failed { to, error }),
         Err(_) => Err(DialError::Timeout { to, after }),
     }
+}
+
+/// What came of a connection to an application.
+enum Answer {
+    Connected(TcpStream),
+    /// None can come: a client has the same two ends.
+    EndsTaken,
+    /// Nobody knows why.
+    None,
+}
+
+/// How long an application is waited for.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// What had these two ends may have swallowed the SYN and be gone since, as what is left of a client's connection is in its last
+    /// moments: another SYN is answered at once, where the kernel would send this one again after a second.
+    Short,
+    /// The application is full, or the namespace drops packets: that is the kernel's to deal with.
+    Long,
 }
 
 /// A connection to an application that looks for its source port.
@@ -188,22 +210,28 @@ impl Leg<'_> {
         Ok(None)
     }
 
-    /// Waits until the application answers; `None` if it cannot, because a client has the same two ends.
-    async fn answered(&self, socket: Socket) -> io::Result<Option<TcpStream>> {
+    /// Waits until the application answers.
+    async fn answered(&self, socket: Socket, patience: Patience) -> io::Result<Answer> {
         let stream = TcpStream::from_std(socket.into())?;
         let from = stream.local_addr()?;
-        let mut patience = UNANSWERED;
-        while tokio::time::timeout(patience, stream.writable()).await.is_err() {
-            // The far end of a connection that has come about has these ends too; then this end has a peer.
-            if are_taken(self.netns, self.to, from).unwrap_or(false) && stream.peer_addr().is_err() {
-                tracing::debug!(application = %self.to, %from, "a client has these two ends; another port is tried");
-                return Ok(None);
+        let mut wait = UNANSWERED;
+        while tokio::time::timeout(wait, stream.writable()).await.is_err() {
+            // This end of a connection that has come about has a peer; its far end has these ends too.
+            if stream.peer_addr().is_ok() {
+                continue;
             }
-            patience = STILL_UNANSWERED;
+            if are_taken(self.netns, self.to, from).unwrap_or(false) {
+                tracing::debug!(application = %self.to, %from, "a client has these two ends; another port is tried");
+                return Ok(Answer::EndsTaken);
+            }
+            match patience {
+                Patience::Short => return Ok(Answer::None),
+                Patience::Long => wait = STILL_UNANSWERED,
+            }
         }
         match stream.take_error()? {
             Some(error) => Err(error),
-            None => Ok(Some(stream)),
+            None => Ok(Answer::Connected(stream)),
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::budget::Share;
+use super::gather::{Gathered, gathered};
 use super::keepalive::Keepalive;
 use super::message::{Authority, ConnectHeaders};
 use super::stream::{StreamError, TunnelStream};
@@ -114,7 +115,9 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut windows = Windows::new(&terms.share);
+    let (io, turn) = gathered(io);
     let mut connection = handshake(io, config, &windows).await?;
+    turn.begin();
     let streams = Streams::default();
     let keepalive = Keepalive { interval: config.ping_interval, timeout: config.ping_timeout };
     let mut silence = pin!(keepalive.silence(connection.ping_pong()));
@@ -146,14 +149,16 @@ where
                 ending = Some(ServeEnd::Idle);
                 connection.graceful_shutdown();
             }
-            next = connection.accept() => match next {
-                None => return Ok(ending.unwrap_or(ServeEnd::Closed)),
+            next = poll_fn(|cx| turn.poll(cx, |cx| connection.poll_accept(cx))) => match next {
                 // Both ends say goodbye, and the one that closes first breaks the other's: nothing is lost.
-                Some(Err(error)) if error.is_io() && streams.count() == 0 => {
+                Err(_) if streams.count() == 0 => return Ok(ending.unwrap_or(ServeEnd::Closed)),
+                Err(error) => return Err(ServeError::Connection(error.to_string())),
+                Ok(None) => return Ok(ending.unwrap_or(ServeEnd::Closed)),
+                Ok(Some(Err(error))) if error.is_io() && streams.count() == 0 => {
                     return Ok(ending.unwrap_or(ServeEnd::Closed));
                 }
-                Some(Err(error)) => return Err(error.into()),
-                Some(Ok((request, respond))) => {
+                Ok(Some(Err(error))) => return Err(error.into()),
+                Ok(Some(Ok((request, respond)))) => {
                     // The GOAWAY may still be on its way.
                     let room = if ending == Some(ServeEnd::Expired) { 0 } else { config.max_streams };
                     if let Some(request) = admit(request, respond, &streams, room) {
@@ -166,10 +171,10 @@ where
 }
 
 async fn handshake<IO>(
-    io: IO,
+    io: Gathered<IO>,
     config: &ServerConfig,
     windows: &Windows,
-) -> Result<Connection<IO, Chunk>, ServeError>
+) -> Result<Connection<Gathered<IO>, Chunk>, ServeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {

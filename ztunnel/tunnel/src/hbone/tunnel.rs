@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::budget::Share;
+use super::gather::{Gathered, Turn, gathered};
 use super::keepalive::Keepalive;
 use super::message::{Authority, ConnectHeaders};
 use super::pool::PoolConfig;
@@ -123,7 +124,8 @@ pub(super) struct Tunnel {
 
 /// A tunnel's connection, to be driven.
 pub(super) struct Driver<IO> {
-    connection: Connection<Observed<IO>, Chunk>,
+    connection: Connection<Gathered<Observed<IO>>, Chunk>,
+    turn: Turn<Observed<IO>>,
     refusal: Arc<OnceLock<TlsError>>,
     windows: Windows,
     keepalive: Keepalive,
@@ -143,7 +145,7 @@ impl Tunnel {
         let (io, peer) =
             tls::connect(io, certificate, expected, config.tls_timeout).await.map_err(OpenError::Tls)?;
         let refusal = Arc::default();
-        let io = Observed { io, refusal: Arc::clone(&refusal) };
+        let (io, turn) = gathered(Observed { io, refusal: Arc::clone(&refusal) });
         let windows = Windows::new(share);
         let mut builder = h2::client::Builder::new();
         builder
@@ -169,8 +171,10 @@ impl Tunnel {
             cause: watch::Sender::new(None),
             idle_since: Mutex::new(Instant::now()),
         };
+        turn.begin();
         let driver = Driver {
             connection,
+            turn,
             refusal,
             windows,
             keepalive: Keepalive { interval: config.ping_interval, timeout: config.ping_timeout },
@@ -338,7 +342,7 @@ impl<IO: Dialed> Driver<IO> {
     /// Drives the tunnel to its end. `release` is asked when it has been idle for long, and takes it out of
     /// the pool unless somebody was faster; when a certificate has expired it is told, by `true`, to do so anyway.
     pub(super) async fn run(self, tunnel: &Tunnel, release: impl Fn(bool) -> bool) {
-        let Self { mut connection, refusal, mut windows, keepalive, idle_release, expiry_grace } = self;
+        let Self { mut connection, turn, refusal, mut windows, keepalive, idle_release, expiry_grace } = self;
         let mut silence = pin!(keepalive.silence(connection.ping_pong()));
         let mut expiry = pin!(tokio::time::sleep_until(tunnel.peer.expires()));
         let mut expired = false;
@@ -376,8 +380,12 @@ impl<IO: Dialed> Driver<IO> {
                         idle.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
                     }
                 }
-                result = &mut connection => {
-                    let dismissed = result.as_ref().map_or_else(dismissal, |()| true);
+                result = poll_fn(|cx| turn.poll(cx, |cx| Pin::new(&mut connection).poll(cx))) => {
+                    let (dismissed, result) = match result {
+                        Ok(Ok(())) => (true, Ok(())),
+                        Ok(Err(error)) => (dismissal(&error), Err(error.to_string())),
+                        Err(error) => (false, Err(error.to_string())),
+                    };
                     tunnel.dismissed.store(dismissed, Ordering::Release);
                     break cause_of(result, refusal.get());
                 }
@@ -391,10 +399,10 @@ impl<IO: Dialed> Driver<IO> {
 }
 
 /// TLS 1.3: that the server refuses our certificate shows here, after the handshake.
-fn cause_of(result: Result<(), h2::Error>, refusal: Option<&TlsError>) -> OpenError {
+fn cause_of(result: Result<(), String>, refusal: Option<&TlsError>) -> OpenError {
     match (result, refusal) {
         (_, Some(refusal)) => OpenError::Tls(refusal.clone()),
-        (Err(error), None) => OpenError::Http2(error.to_string()),
+        (Err(error), None) => OpenError::Http2(error),
         (Ok(()), None) => OpenError::Http2("the server closed the tunnel".to_owned()),
     }
 }

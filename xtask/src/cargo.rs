@@ -88,6 +88,16 @@ pub(crate) fn build_tests(end_to_end: bool) -> anyhow::Result<Vec<TestProgram>> 
     Ok(programs(compile("building the tests", &arguments)?))
 }
 
+/// Builds and runs a benchmark of a crate, which prints its own figures; whether it ended well.
+pub(crate) fn bench(package: &str, name: &str) -> anyhow::Result<bool> {
+    let arguments = ["bench", "--no-run", "--locked", "--package", package, "--bench", name];
+    let built = compile(&format!("building the benchmark {name}"), &arguments)?;
+    let built = built.into_iter().find(|artifact| artifact.target == name);
+    let path = built.and_then(|artifact| artifact.executable).context("cargo built no benchmark")?;
+    let status = Command::new(&path).status().with_context(|| format!("running {}", path.display()))?;
+    Ok(status.success())
+}
+
 /// Builds one end-to-end test program.
 pub(crate) fn build_end_to_end(name: &str) -> anyhow::Result<TestProgram> {
     let arguments = ["test", "--no-run", "--release", "--locked", "--package", "e2e", "--test", name];

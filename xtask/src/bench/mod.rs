@@ -92,6 +92,9 @@ pub(crate) struct Args {
 enum Instead {
     /// How the costs grow with connections, services and the pods of a node: five minutes once everything is built.
     Scale(scale::Args),
+    /// What the mesh's state costs a ztunnel: to read a whole cluster, of 100,000 workloads at most, to hold it, and to change an endpoint
+    /// of it.
+    State,
 }
 
 impl Args {
@@ -135,8 +138,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     if args.instructions {
         return instructions::run(args.bless);
     }
-    if let Some(Instead::Scale(args)) = &args.instead {
-        return scale::run(args);
+    match &args.instead {
+        Some(Instead::Scale(args)) => return scale::run(args),
+        Some(Instead::State) => return cargo::bench("api", "state"),
+        None => {}
     }
     let begin = Instant::now();
     sandbox::check_requirements()?;

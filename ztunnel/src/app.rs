@@ -8,17 +8,19 @@ use api::ca::CaClient;
 use api::type_url::ResourceType;
 use api::xds_client::{self, XdsConfig};
 use daemon::admin::{Address, Admin, BindError, Routes};
-use daemon::drain::{Deadline, Drain, Drained, drain, signalled};
+use daemon::drain::{Cause, Deadline, Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
+use daemon::process::Process;
 use daemon::readiness::Readiness;
 use daemon::visitors::Refusals;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tunnel::hbone::{Budget, Pool, PoolConfig};
 use tunnel::socket::TcpOptions;
 
-use crate::admin::{self, Access};
+use crate::admin::{self, Access, Shown};
 use crate::config::Config;
 use crate::identity::{Authority, Identities};
 use crate::mesh_state::MeshState;
@@ -26,7 +28,7 @@ use crate::pods::Pods;
 use crate::proxy::{
     self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, Workers, cut_in_gaps, last_part,
 };
-use crate::telemetry::{BuildLabel, Collected, Metrics};
+use crate::telemetry::{BuildLabel, Collected, Metrics, Shared};
 use crate::xds;
 use crate::zds::{self, NodeProxies};
 
@@ -42,18 +44,29 @@ const REPLY_MARGIN: Duration = Duration::from_secs(5);
 /// Runs until a signal ends it and what is live has ended or been cut.
 pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) -> anyhow::Result<()> {
     let registry = daemon::metrics::Metrics::new();
-    let metrics = Metrics::default();
+    let metrics = Metrics {
+        shared: Arc::new(Shared { localities: config.locality_metrics, ..Shared::default() }),
+        ..Metrics::default()
+    };
     registry.register(|registry| metrics.register(registry));
     let readiness = Readiness::new();
     let (drain, drain_signal) = drain();
     metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: BUILD }).set(1);
     let node = node(&config, metrics, drain_signal, workers)?;
-    let collected = Collected { tunnels: node.tunnels.clone(), logging: logging.clone() };
+    let collected = Collected {
+        tunnels: node.tunnels.clone(),
+        logging: logging.clone(),
+        identities: node.identities.clone(),
+    };
     registry.register(|registry| collected.register(registry));
+    let process = Process::new(runtimes(&node));
+    registry.register(|registry| process.register(registry));
     let servers = Servers::bind(&config).await?;
-    let stop = CancellationToken::new();
+    let (stop, quit) = (CancellationToken::new(), CancellationToken::new());
     let servers = Servers { control: servers.control.counting(&visitors(&registry)), ..servers };
-    servers.serve(&config, &node, &logging, &registry, &readiness, &stop);
+    let shown = Shown { node: node.clone(), logging, settings: config.listed(), quit: quit.clone() };
+    let shown = Arc::new(shown);
+    servers.serve(&config, &shown, &registry, &readiness, &stop);
 
     // They go on while the process drains: live connections are still re-checked, and certificates renewed.
     let mut lasting = JoinSet::new();
@@ -65,13 +78,14 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
     tracing::info!(node = %config.node_name, version = BUILD, "ztunnel started");
     let cause = tokio::select! {
         cause = signalled() => cause.context("waiting for signals")?,
+        () = quit.cancelled() => Cause::Request,
         () = &mut pods => anyhow::bail!("the agent's socket is no longer followed"),
         _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
     };
     tracing::info!(?cause, deadline = ?node.drain_deadline.get(), "draining");
     // The endpoints are the successor's from now on; who asks for readiness meanwhile is refused, which is true.
     stop.cancel();
-    admin::serve_while_draining(&config, &node, &logging, BUILD);
+    admin::serve_while_draining(&config, &shown);
     // The agent's words still count: a pod may leave meanwhile.
     let followed = async {
         pods.await;
@@ -82,6 +96,13 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
         () = followed => {}
     }
     Ok(())
+}
+
+/// The process's runtimes by name.
+fn runtimes(node: &Node) -> Vec<(String, Handle)> {
+    let workers = node.workers.runtimes().enumerate();
+    let workers = workers.map(|(number, runtime)| (format!("worker-{number}"), runtime.clone()));
+    std::iter::once(("main".to_owned(), Handle::current())).chain(workers).collect()
 }
 
 /// The count of those who are not let in to the admin socket.
@@ -179,14 +200,13 @@ impl Servers {
     fn serve(
         self,
         config: &Config,
-        node: &Arc<Node>,
-        logging: &LogHandle,
+        shown: &Arc<Shown>,
         registry: &daemon::metrics::Metrics,
         readiness: &Readiness,
         stop: &CancellationToken,
     ) {
         let admin = |access| {
-            let routes = admin::routes(node.clone(), logging.clone(), BUILD, access);
+            let routes = admin::routes(shown, &access);
             registry.routes(readiness.routes(routes))
         };
         let all = [

@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::channel::{Credentials, Server, ServerAddress};
 use daemon::logging::Format;
 use mesh::{Network, TrustDomain};
+use serde_json::{Value, json};
 
 /// The node proxy: captures the TCP traffic of the node's mesh pods and gives it mutual TLS, identity
 /// and policy.
@@ -61,6 +62,9 @@ pub(crate) struct Config {
     /// Readiness endpoint.
     #[arg(long, env = "READINESS_ADDR", default_value = "0.0.0.0:15021")]
     pub(crate) readiness_address: SocketAddr,
+    /// Have the traffic metrics say the region and zone of both ends as well: four labels more, and as many series as there are pairs.
+    #[arg(long, env = "LOCALITY_METRICS", default_value_t = false)]
+    pub(crate) locality_metrics: bool,
     /// Log filter, such as `info` or `ztunnel=debug,access=info`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub(crate) log: String,
@@ -90,6 +94,39 @@ pub(crate) struct Config {
     /// 100ms to 5m. Shorter fails calls that a lost SYN delays (a retransmission takes 1 s, the next 2 s).
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "10s", value_parser = stage_timeout)]
     pub(crate) stage_timeout: Duration,
+}
+
+impl Config {
+    /// The settings, for people: places of secrets, no secrets. In the letters of Istio's dump.
+    pub(crate) fn listed(&self) -> Value {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let seconds = |duration: Duration| format!("{duration:?}");
+        json!({
+            "xdsAddress": self.xds_address.to_string(),
+            "caAddress": self.ca_address.as_ref().map(ToString::to_string),
+            "rootCa": path(&self.root_ca),
+            "authToken": path(&self.token),
+            "altXdsHostname": self.xds_name,
+            "altCaHostname": self.ca_name,
+            "inpodUds": self.inpod_uds.display().to_string(),
+            "localNode": self.node_name,
+            "clusterId": self.cluster_id,
+            "network": self.network.to_string(),
+            "trustDomain": self.trust_domain.to_string(),
+            "adminAddr": self.admin_address.to_string(),
+            "adminSocket": self.admin_socket().display().to_string(),
+            "statsAddr": self.stats_address.to_string(),
+            "readinessAddr": self.readiness_address.to_string(),
+            "localityMetrics": self.locality_metrics,
+            "logFormat": format!("{:?}", self.log_format),
+            "selfTerminationDeadline": seconds(self.drain_deadline),
+            "maxConnectionsPerPod": self.max_connections_per_pod,
+            "numWorkerThreads": self.worker_threads(),
+            "bufferBudget": self.buffer_budget,
+            "idleTimeout": seconds(self.idle_timeout),
+            "connectTimeout": seconds(self.stage_timeout),
+        })
+    }
 }
 
 /// How many threads carry connections.

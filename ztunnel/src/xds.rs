@@ -3,7 +3,7 @@
 //! A resource that cannot be read is rejected by itself (NACK) and the rest of its push holds; a policy that cannot be
 //! read refuses what it applies to (`api::convert`).
 
-use api::xds_client::{Batch, Subscription};
+use api::xds_client::{Batch, Endings, Subscription};
 
 use crate::mesh_state::MeshState;
 use crate::telemetry::{Metrics, ReasonLabel, UrlLabel};
@@ -16,7 +16,7 @@ pub(crate) async fn consume(
     synced: impl FnOnce(),
 ) {
     let mut synced = Some(synced);
-    let mut terminations = 0;
+    let mut counted = Endings::default();
     loop {
         tokio::select! {
             batch = subscription.batches.recv() => match batch {
@@ -28,13 +28,26 @@ pub(crate) async fn consume(
                     return;
                 }
                 let status = *subscription.status.borrow_and_update();
-                metrics.xds_terminations.get_or_create(&ReasonLabel { reason: "ended" }).inc_by(status.terminations - terminations);
-                terminations = status.terminations;
+                count(metrics, counted, status.endings);
+                counted = status.endings;
                 if status.synced && let Some(synced) = synced.take() {
                     mesh.complete();
                     synced();
                 }
             }
+        }
+    }
+}
+
+/// Counts what has ended since `counted`, by Istio's names of the ways.
+fn count(metrics: &Metrics, counted: Endings, now: Endings) {
+    for (reason, more) in [
+        ("ConnectionError", now.connection_error - counted.connection_error),
+        ("Error", now.error - counted.error),
+        ("Complete", now.complete - counted.complete),
+    ] {
+        if more > 0 {
+            metrics.xds_terminations.get_or_create(&ReasonLabel { reason }).inc_by(more);
         }
     }
 }

@@ -80,6 +80,19 @@ pub struct XdsStatus {
     pub synced: bool,
     /// How many streams or attempts at one have ended.
     pub terminations: u64,
+    /// The same, by how.
+    pub endings: Endings,
+}
+
+/// How streams and attempts at one have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endings {
+    /// There was no stream: no connection, or no answer on it.
+    pub connection_error: u64,
+    /// The server ended it with an error, or broke the protocol.
+    pub error: u64,
+    /// The server ended it without an error, as one does that restarts.
+    pub complete: u64,
 }
 
 /// The receiving half.
@@ -211,6 +224,16 @@ fn behind(status: &Status) -> String {
     std::error::Error::source(status).map_or_else(String::new, |cause| format!(": {}", Causes(cause)))
 }
 
+impl Ended {
+    fn count(&self, endings: &mut Endings) {
+        match self {
+            Self::Connect(_) | Self::Silent => endings.connection_error += 1,
+            Self::Status(_) | Self::Violation(_) | Self::Unanswered | Self::Abandoned => endings.error += 1,
+            Self::Closed => endings.complete += 1,
+        }
+    }
+}
+
 impl From<Status> for Ended {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
@@ -235,6 +258,7 @@ impl XdsClient {
             self.status.send_modify(|status| {
                 status.connected = false;
                 status.terminations += 1;
+                ended.count(&mut status.endings);
             });
             // A server that had something to say is not one to be spared.
             if heard {

@@ -7,7 +7,9 @@
 pub mod admin;
 pub mod drain;
 pub mod limits;
+pub mod log_filter;
 pub mod logging;
 pub mod metrics;
+pub mod process;
 pub mod readiness;
 pub mod visitors;

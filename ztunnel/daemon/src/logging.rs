@@ -209,22 +209,27 @@ fn write_lines(lines: &Receiver<Vec<u8>>, lost: &AtomicU64, output: impl Write) 
     let mut output = io::BufWriter::with_capacity(64 * 1024, output);
     let mut reported = 0;
     while let Ok(first) = lines.recv() {
-        let lost = lost.load(Ordering::Relaxed);
-        if lost > reported {
-            // A log that cannot be written has nowhere to complain; the counter still tells.
-            let _ = writeln!(
-                output,
-                "{} log lines were lost: the log could not be written fast enough",
-                lost - reported
-            );
-            reported = lost;
-        }
+        tell_lost(lost, &mut reported, &mut output);
         let _ = output.write_all(&first);
         for line in lines.try_iter() {
             let _ = output.write_all(&line);
         }
         let _ = output.flush();
         thread::sleep(GATHER);
+    }
+    // Lost while the last lines were written.
+    tell_lost(lost, &mut reported, &mut output);
+    let _ = output.flush();
+}
+
+/// Says how many lines were lost that were not `reported` yet.
+fn tell_lost(lost: &AtomicU64, reported: &mut u64, output: &mut impl Write) {
+    let lost = lost.load(Ordering::Relaxed);
+    if lost > *reported {
+        let more = lost - *reported;
+        // A log that cannot be written has nowhere to complain; the counter still tells.
+        let _ = writeln!(output, "{more} log lines were lost: the log could not be written fast enough");
+        *reported = lost;
     }
 }
 
@@ -415,6 +420,32 @@ mod tests {
         let bytes = captured.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.starts_with("2 log lines were lost") && text.ends_with("first\n"), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_up_nobody_and_what_is_lost_is_counted_and_told() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (sender, receiver) = sync_channel(QUEUE_LINES);
+        let lost = Arc::new(AtomicU64::new(0));
+        let for_writer = lost.clone();
+        let writing = thread::spawn(move || write_lines(&receiver, &for_writer, writer));
+        let queue = Arc::new(Queue { sender, lost: lost.clone() });
+        // The pipe, the buffer and the queue take a third of that; a connection that waited would wait for ever.
+        let all = 4 * QUEUE_LINES;
+        for number in 0..all {
+            let mut queued = QueuedLine { queue: Some(queue.clone()), line: Vec::new() };
+            writeln!(queued, "line {number:0>200}").unwrap();
+        }
+        drop(queue);
+        let counted = usize::try_from(lost.load(Ordering::Relaxed)).unwrap();
+        assert!(counted > QUEUE_LINES, "{counted} of {all}");
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        writing.join().unwrap();
+        let (written, said): (Vec<&str>, Vec<&str>) =
+            text.lines().partition(|line| line.starts_with("line "));
+        let told = said.iter().map(|line| line.split_once(' ').unwrap().0.parse::<usize>().unwrap());
+        assert_eq!((written.len() + counted, told.sum::<usize>()), (all, counted));
     }
 
     #[test]

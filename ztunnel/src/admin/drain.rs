@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use daemon::admin::{Address, Admin, AdminRequest, AdminResponse, Routes, json, query, status};
 use daemon::drain::{Deadline, DrainSignal};
-use daemon::logging::LogHandle;
 use http::StatusCode;
 use serde_json::json;
 
-use super::{Access, routes};
+use super::{Access, Shown, routes};
 use crate::config::{Config, drain_deadline};
-use crate::proxy::Node;
 
 /// What is to be seen and changed of a process's end.
 #[derive(Clone)]
@@ -63,17 +61,12 @@ impl End {
 
 /// The admin socket's place belongs to the successor once this process drains; so what there is still to see and change of it is at a
 /// socket of its own, until the process ends.
-pub(crate) fn serve_while_draining(
-    config: &Config,
-    node: &Arc<Node>,
-    logging: &LogHandle,
-    build: &'static str,
-) {
+pub(crate) fn serve_while_draining(config: &Config, shown: &Arc<Shown>) {
     let socket = draining_socket(&config.admin_socket(), std::process::id());
     match Admin::bind(&Address::Unix(socket.clone()), "--admin-socket") {
         Ok(server) => {
             tracing::info!(socket = %socket.display(), "the deadline can be changed: POST /drain?deadline=60s");
-            let routes = routes(node.clone(), logging.clone(), build, Access::Full);
+            let routes = routes(shown, &Access::Full);
             tokio::spawn(server.serve(routes, std::future::pending()));
         }
         Err(error) => {

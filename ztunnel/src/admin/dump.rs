@@ -73,7 +73,7 @@ pub(crate) fn service<'a>(service: &Service, endpoints: impl Iterator<Item = &'a
         .map(|workload| {
             let value = json!({
                 "workloadUid": workload.uid.as_str(),
-                "service": "",
+                "service": service.name.to_string(),
                 "address": workload.addresses.first().map(|ip| format!("{}/{ip}", workload.network)),
                 "port": workload.services.get(&service.name).cloned().unwrap_or_default(),
             });
@@ -235,62 +235,131 @@ mod tests {
         assert_eq!(policy(&strict), expected);
     }
 
-    #[test]
-    fn services_carry_their_endpoints_and_addresses_their_network() {
+    fn gateway(name: &str) -> GatewayAddress {
         use mesh::gateway::GatewayDestination;
+        GatewayAddress { destination: GatewayDestination::Hostname(name.parse().unwrap()), hbone_port: 15008 }
+    }
+
+    fn name() -> mesh::ServiceName {
+        "shop/web.shop.svc.cluster.local".parse().unwrap()
+    }
+
+    /// A pod with everything that a dump tells of one.
+    fn pod() -> Workload {
+        Workload {
+            name: "web-1".to_owned(),
+            service_account: "web".into(),
+            network: "n1".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            node: "east".to_owned(),
+            canonical_name: "web".to_owned(),
+            workload_type: WorkloadType::Deployment,
+            workload_name: "web".to_owned(),
+            locality: mesh::workload::Locality {
+                region: "r".to_owned(),
+                zone: "z".to_owned(),
+                subzone: "s".to_owned(),
+            },
+            capacity: 2,
+            services: [(name(), [(80, 8080)].into())].into(),
+            authorization_policies: vec!["shop/strict".parse().unwrap()],
+            waypoint: Some(Box::new(gateway("shop/way"))),
+            network_gateway: Some(Box::new(gateway("infra/east-west"))),
+            hostname: Some("web.example.com".into()),
+            application_tunnel: Some(ApplicationTunnel::Proxy { port: Some(15088) }),
+            ..crate::proxy::tests::workload("web-1", "10.0.0.1")
+        }
+    }
+
+    /// Contract 2.7, field by field.
+    #[test]
+    fn a_workload_is_told_in_the_shape_istioctl_reads() {
+        let expected = json!({
+            "uid": "Kubernetes//Pod/shop/web-1",
+            "workloadIps": ["10.0.0.1", "fd00::1"],
+            "waypoint": { "destination": "shop/way", "hboneMtlsPort": 15008 },
+            "networkGateway": { "destination": "infra/east-west", "hboneMtlsPort": 15008 },
+            "protocol": "HBONE",
+            "name": "web-1",
+            "namespace": "shop",
+            "serviceAccount": "web",
+            "workloadName": "web",
+            "workloadType": "deployment",
+            "canonicalName": "web",
+            "canonicalRevision": "v1",
+            "clusterId": "Kubernetes",
+            "trustDomain": "cluster.local",
+            "locality": { "region": "r", "zone": "z", "subzone": "s" },
+            "node": "east",
+            "network": "n1",
+            "status": "Healthy",
+            "hostname": "web.example.com",
+            "capacity": 2,
+            "applicationTunnel": { "protocol": "PROXY", "port": 15088 },
+            "authorizationPolicies": ["shop/strict"],
+        });
+        assert_eq!(workload(&pod()), expected);
+        let plain = Workload {
+            tunnel_protocol: TunnelProtocol::None,
+            health: Health::Unhealthy,
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            authorization_policies: Vec::new(),
+            ..pod()
+        };
+        let told = workload(&plain);
+        assert_eq!((&told["protocol"], &told["status"]), (&json!("TCP"), &json!("Unhealthy")));
+        for absent in ["waypoint", "networkGateway", "applicationTunnel", "authorizationPolicies"] {
+            assert!(told.get(absent).is_none(), "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_told_in_the_shape_istioctl_reads() {
         use mesh::service::LoadBalancing;
-        let at = |name| GatewayAddress { destination: GatewayDestination::Hostname(name), hbone_port: 15008 };
-        let name: mesh::ServiceName = "shop/web.shop.svc.cluster.local".parse().unwrap();
         let web = Service {
-            name: name.clone(),
+            name: name(),
             short_name: "web".to_owned(),
             vips: vec![mesh::NetworkAddress { network: "n1".into(), ip: "10.96.0.1".parse().unwrap() }],
             cidr_vips: vec![mesh::NetworkRange::new("n1".into(), "10.99.0.0/16".parse().unwrap())],
             ports: [(80, 8080)].into(),
-            subject_alt_names: Vec::new(),
-            load_balancing: LoadBalancing::default(),
+            subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/web".to_owned()],
+            load_balancing: LoadBalancing {
+                routing_preference: vec![Scope::Network, Scope::Region],
+                ..LoadBalancing::default()
+            },
             canonical: true,
             visibility: Visibility::Public,
-            waypoint: Some(at("shop/way".parse().unwrap())),
+            waypoint: Some(gateway("shop/way")),
             weighted_waypoints: Vec::new(),
         };
-        let pod = Workload {
-            uid: "Kubernetes//Pod/shop/web-1".into(),
-            name: "web-1".to_owned(),
-            namespace: "shop".into(),
-            trust_domain: "cluster.local".into(),
-            service_account: "web".into(),
-            network: "n1".into(),
-            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-            tunnel_protocol: TunnelProtocol::Hbone,
-            network_mode: mesh::workload::NetworkMode::Standard,
-            node: "east".to_owned(),
-            canonical_name: "web".to_owned(),
-            canonical_revision: "v1".to_owned(),
-            workload_type: WorkloadType::Pod,
-            workload_name: "web-1".to_owned(),
-            cluster_id: "Kubernetes".to_owned(),
-            locality: mesh::workload::Locality::default(),
-            health: Health::Healthy,
-            capacity: 1,
-            services: [(name, [(80, 8080)].into())].into(),
-            authorization_policies: Vec::new(),
-            waypoint: Some(Box::new(at("shop/way".parse().unwrap()))),
-            network_gateway: None,
-            hostname: None,
-            application_tunnel: None,
-        };
-        let told = service(&web, [&pod].into_iter());
-        assert_eq!(told["vips"], json!(["n1/10.96.0.1"]));
-        assert_eq!(told["cidrVips"], json!(["n1/10.99.0.0/16"]));
-        let way = json!({ "destination": "shop/way", "hboneMtlsPort": 15008 });
-        assert_eq!(told["waypoint"], way);
-        assert_eq!(told["ports"], json!({ "80": 8080 }));
-        assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["address"], "n1/10.0.0.1");
-        assert_eq!(told["endpoints"]["Kubernetes//Pod/shop/web-1"]["port"], json!({ "80": 8080 }));
-        let told = workload(&pod);
-        assert_eq!(told["waypoint"], way);
-        assert_eq!(told["workloadIps"], json!(["10.0.0.1", "fd00::1"]));
-        assert_eq!((&told["protocol"], &told["status"]), (&json!("HBONE"), &json!("Healthy")));
+        let expected = json!({
+            "name": "web",
+            "namespace": "shop",
+            "hostname": "web.shop.svc.cluster.local",
+            "vips": ["n1/10.96.0.1"],
+            "cidrVips": ["n1/10.99.0.0/16"],
+            "ports": { "80": 8080 },
+            "loadBalancer": {
+                "mode": "FAILOVER",
+                "routingPreferences": ["NETWORK", "REGION"],
+                "healthPolicy": "ONLY_HEALTHY",
+            },
+            "waypoint": { "destination": "shop/way", "hboneMtlsPort": 15008 },
+            "endpoints": {
+                "Kubernetes//Pod/shop/web-1": {
+                    "workloadUid": "Kubernetes//Pod/shop/web-1",
+                    "service": "shop/web.shop.svc.cluster.local",
+                    "address": "n1/10.0.0.1",
+                    "port": { "80": 8080 },
+                },
+            },
+            "subjectAltNames": ["spiffe://cluster.local/ns/shop/sa/web"],
+            "ipFamilies": "",
+            "canonical": true,
+            "visibility": "Public",
+        });
+        assert_eq!(service(&web, [&pod()].into_iter()), expected);
     }
 }

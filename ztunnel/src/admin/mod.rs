@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use daemon::admin::{AdminRequest, AdminResponse, Routes, query, status, text};
+use daemon::log_filter::merged;
 use daemon::logging::LogHandle;
 use http::StatusCode;
 use mesh::State;
@@ -17,7 +18,8 @@ use mesh::state::Policy;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tunnel::tls::WorkloadCertificate;
+use tokio_util::sync::CancellationToken;
+use tunnel::tls::{CertificateFacts, WorkloadCertificate};
 
 pub(crate) use self::drain::serve_while_draining;
 use self::drain::{End, drain_routes};
@@ -49,27 +51,61 @@ impl Access {
     }
 }
 
-/// The routes. Nothing here changes anything but the log filter and how long a drain may take.
-pub(crate) fn routes(node: Arc<Node>, logging: LogHandle, build: &'static str, access: Access) -> Routes {
-    let help = match &access {
-        Access::Full => {
-            "/config_dump\n/logging (POST ?level=FILTER, or ?reset)\n/drain (POST ?deadline=60s)\n".to_owned()
-        }
+/// What is shown, and what may be changed.
+pub(crate) struct Shown {
+    /// What connections share.
+    pub(crate) node: Arc<Node>,
+    /// The log.
+    pub(crate) logging: LogHandle,
+    /// What the process was started with.
+    pub(crate) settings: Value,
+    /// Ends the process in order.
+    pub(crate) quit: CancellationToken,
+}
+
+/// The routes (contract 1.10).
+pub(crate) fn routes(shown: &Arc<Shown>, access: &Access) -> Routes {
+    let help = help(access);
+    let end = End { deadline: shown.node.drain_deadline.clone(), signal: shown.node.drain.clone() };
+    let routes = drain_routes(Routes::new(), end, access).get("/", move |_| {
+        let help = help.clone();
+        async move { text(help) }
+    });
+    let for_dump = shown.clone();
+    let routes = routes.get("/config_dump", move |_| {
+        let shown = for_dump.clone();
+        async move { daemon::admin::json(&config_dump(&shown.node, &shown.settings)) }
+    });
+    let routes = log_routes(routes, shown.logging.clone(), access.clone());
+    quit_route(routes, shown.quit.clone(), access.clone())
+}
+
+fn help(access: &Access) -> String {
+    let where_to = match access {
+        Access::Full => String::new(),
         Access::ReadOnly { socket } => {
-            format!("/config_dump\n/logging\n/drain (changed on the unix socket {})\n", socket.display())
+            format!("\nWhat is marked * is done on the unix socket {} alone.\n", socket.display())
         }
     };
-    let end = End { deadline: node.drain_deadline.clone(), signal: node.drain.clone() };
-    let routes = drain_routes(Routes::new(), end, &access)
-        .get("/", move |_| {
-            let help = help.clone();
-            async move { text(help) }
-        })
-        .get("/config_dump", move |_| {
-            let node = node.clone();
-            async move { daemon::admin::json(&config_dump(&node, build)) }
+    format!(
+        "/config_dump\n\
+         /healthz/ready\n\
+         /metrics\n\
+         /logging (GET; POST* ?level=LEVEL, ?level=MODULE:LEVEL,..., ?reset)\n\
+         /drain (GET; POST* ?deadline=60s)\n\
+         /quitquitquit* (POST)\n{where_to}"
+    )
+}
+
+/// Ends the process as SIGTERM does.
+fn quit_route(routes: Routes, quit: CancellationToken, access: Access) -> Routes {
+    routes.post("/quitquitquit", move |_| {
+        let answer = access.refusal("/quitquitquit").unwrap_or_else(|| {
+            quit.cancel();
+            text("shutdown now\n")
         });
-    log_routes(routes, logging, access)
+        async move { answer }
+    })
 }
 
 fn log_routes(routes: Routes, logging: LogHandle, access: Access) -> Routes {
@@ -78,7 +114,7 @@ fn log_routes(routes: Routes, logging: LogHandle, access: Access) -> Routes {
         let logging = logging.clone();
         move |_| {
             let logging = logging.clone();
-            async move { text(format!("{}\n", logging.filter())) }
+            async move { text(format!("current log level is {}\n", logging.filter())) }
         }
     });
     routes.post("/logging", move |request| {
@@ -88,27 +124,30 @@ fn log_routes(routes: Routes, logging: LogHandle, access: Access) -> Routes {
     })
 }
 
-/// `level=FILTER` sets one, `reset` brings back the one the process began with; both are istioctl's words.
+/// `level=` adds to the filter: a level for all, or one for each of some modules. `reset` brings back the one that the process began
+/// with, to which `level` is then added. Both are istioctl's words.
 fn set_filter(logging: &LogHandle, first: &str, request: &AdminRequest) -> AdminResponse {
-    let wanted = match (query(request, "level"), query(request, "reset")) {
-        (Some(level), _) => level,
-        (None, Some(_)) => first.to_owned(),
-        (None, None) => logging.filter(),
-    };
+    let base = if query(request, "reset").is_some() { first.to_owned() } else { logging.filter() };
+    let wanted = merged(&base, &query(request, "level").unwrap_or_default());
     match logging.set_filter(&wanted) {
         Ok(()) => text(format!("current log level is {}\n", logging.filter())),
         Err(error) => status(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 
-fn config_dump(node: &Node, build: &'static str) -> Value {
+/// All of `/config_dump` (contract 2.7).
+pub(crate) fn config_dump(node: &Node, settings: &Value) -> Value {
     let mut dump = node.mesh.read(mesh_dump);
     dump["certificates"] =
         node.identities.snapshot().iter().map(|(id, held)| certificate(id, held)).collect();
     let pods: Map<String, Value> =
         node.pods.all().iter().map(|serving| (serving.pod.uid.to_string(), pod(serving))).collect();
     dump["workloadState"] = Value::Object(pods);
-    dump["version"] = json!(build);
+    dump["version"] = build();
+    dump["config"] = settings.clone();
+    // Istio's: endpoints that came before their service, which our state holds as endpoints, and configuration out of a file.
+    dump["stagedServices"] = json!({});
+    dump["staticConfig"] = json!({});
     dump
 }
 
@@ -140,22 +179,30 @@ fn certificate(id: &mesh::SpiffeId, held: &Held<WorkloadCertificate>) -> Value {
             held.error.as_ref().map_or("Initializing".to_owned(), |error| format!("Unavailable: {error}"));
         return json!({ "identity": id.to_string(), "state": state, "certChain": [] });
     };
-    let facts = |pem: &String, serial: &str| {
-        json!({
-            "pem": BASE64.encode(pem),
-            "serialNumber": serial,
-            "validFrom": timestamp(certificate.not_before()),
-            "expirationTime": timestamp(certificate.not_after()),
-        })
+    let facts = |pem: &String| {
+        let mut value = json!({ "pem": BASE64.encode(pem) });
+        if let Some(facts) = CertificateFacts::of(pem) {
+            value["serialNumber"] = json!(facts.serial);
+            value["validFrom"] = json!(timestamp(facts.not_before));
+            value["expirationTime"] = json!(timestamp(facts.not_after));
+        }
+        value
     };
-    let chain = certificate.chain_pem().iter().take(1).map(|pem| facts(pem, certificate.serial()));
-    let roots = certificate.roots_pem().iter().map(|pem| json!({ "pem": BASE64.encode(pem) }));
     json!({
         "identity": id.to_string(),
         "state": "Available",
-        "certChain": chain.collect::<Vec<_>>(),
-        "rootCerts": roots.collect::<Vec<_>>(),
+        "certChain": certificate.chain_pem().iter().map(facts).collect::<Vec<_>>(),
+        "rootCerts": certificate.roots_pem().iter().map(facts).collect::<Vec<_>>(),
         "error": held.error,
+    })
+}
+
+/// What this program is, in the keys of Istio's.
+fn build() -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "rustVersion": env!("CARGO_PKG_RUST_VERSION"),
+        "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
     })
 }
 
@@ -232,9 +279,15 @@ mod tests {
             assert!(refused.starts_with("HTTP/1.1 403 "), "{line}: {refused}");
             assert!(refused.contains(&format!("--unix-socket {}", socket.display())), "{refused}");
         }
-        assert!(over_tcp("GET /logging").await.ends_with("\r\n\r\ninfo\n"));
+        assert!(over_tcp("GET /logging").await.ends_with("current log level is info\n"));
         assert!(over_unix("POST /logging?level=warn").await.ends_with("current log level is warn\n"));
-        assert!(over_tcp("GET /logging").await.ends_with("\r\n\r\nwarn\n"));
+        assert!(over_tcp("GET /logging").await.ends_with("current log level is warn\n"));
+        let more = over_unix("POST /logging?level=access:debug,ztunnel::proxy:trace").await;
+        assert!(more.ends_with("current log level is warn,access=debug,ztunnel::proxy=trace\n"), "{more}");
+        let bad = over_unix("POST /logging?level=info,%3D%5B").await;
+        assert!(bad.starts_with("HTTP/1.1 400 "), "{bad}");
+        let anew = over_unix("POST /logging?reset&level=h2:off").await;
+        assert!(anew.ends_with("current log level is info,h2=off\n"), "{anew}");
         assert!(over_unix("POST /logging?reset").await.ends_with("current log level is info\n"));
     }
 }

@@ -239,8 +239,10 @@ impl<C: Send + Sync + 'static> Identities<C> {
 
     /// Whether it gave a certificate in the place of another.
     async fn fetch(&self, fetch: &Fetch) -> bool {
+        let begun = Instant::now();
         let result = self.0.source.fetch(&fetch.id).await;
         let now = Instant::now();
+        self.0.metrics.shared.certificate_time.0.observe((now - begun).as_secs_f64());
         let mut inner = self.lock();
         let Inner { scheduler, slots, inherited } = &mut *inner;
         let slot = slots.get(&fetch.id);

@@ -14,7 +14,7 @@ use mesh::service::Hostname;
 use mesh::{PolicyName, ServiceName};
 use tokio::time::Instant;
 use tunnel::copy::Side;
-use tunnel::hbone::OpenError;
+use tunnel::hbone::{OpenError, ServeError};
 use tunnel::socket::{ApplicationDialError, DialError};
 use tunnel::tls::TlsError;
 
@@ -72,6 +72,9 @@ pub(crate) enum Failure {
     /// A client's handshake failed.
     #[error("TLS: {0}")]
     Handshake(TlsError),
+    /// A client does not speak HTTP/2 as it should, or no more, and its tunnel was ended.
+    #[error("HTTP/2 from the client: {0}")]
+    Http2(ServeError),
     /// A CONNECT request that we cannot honour.
     #[error("bad CONNECT: {0}")]
     BadRequest(String),
@@ -181,6 +184,7 @@ impl Failure {
             Self::Tunnel { error, .. } => tunnel(error),
             Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
             Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
+            Self::Http2(error) => client_http2(error),
             Self::Denied(refusal) => (denier(refusal), "DENY", 401),
             Self::PolicyChanged { refusal, .. } => (denier(refusal), "POLICY_CHANGE", 401),
             Self::Application(error) => application(error),
@@ -231,6 +235,7 @@ impl Failure {
             | Self::ForeignAddress(_)
             | Self::ForeignSource(_)
             | Self::BadRequest(_)
+            | Self::Http2(_)
             | Self::OtherNetwork(_)
             | Self::Hostname(_)
             | Self::ApplicationTunnel(_)
@@ -260,7 +265,8 @@ fn tunnel(error: &OpenError) -> Row {
     match error {
         OpenError::PoolFull(_) => (Blame::Node, "TUNNELS_EXHAUSTED", 503),
         OpenError::Dial(error) => connect(error),
-        OpenError::DialTimeout(_) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
+        // Whoever is up answers, if only with a reset: most often a network policy does not let port 15008 through.
+        OpenError::DialTimeout(_) => (Blame::Destination, "NETWORK_POLICY", 503),
         OpenError::Tls(TlsError::Timeout(_)) => (Blame::Destination, "TLS_TIMEOUT", 503),
         OpenError::Tls(_) => (Blame::Destination, "TLS_FAILURE", 503),
         OpenError::PrefaceTimeout(_) => (Blame::Destination, "H2_TIMEOUT", 503),
@@ -269,6 +275,16 @@ fn tunnel(error: &OpenError) -> Row {
         OpenError::Rejected(StatusCode::UNAUTHORIZED) => (Blame::Policy, "DENY", 401),
         OpenError::Rejected(_) => (Blame::Destination, "TUNNEL_STATUS", 503),
         OpenError::Reset(_) => (Blame::Destination, "TUNNEL_RESET", 503),
+    }
+}
+
+fn client_http2(error: &ServeError) -> Row {
+    match error {
+        ServeError::PrefaceTimeout(_) => (Blame::Client, "H2_TIMEOUT", 503),
+        ServeError::Protocol(_) => (Blame::Client, "H2_PROTOCOL", 503),
+        ServeError::PingTimeout(_) => (Blame::Client, "PING_TIMEOUT", 503),
+        ServeError::Flood => (Blame::Client, "H2_FLOOD", 503),
+        ServeError::Connection(_) => (Blame::Client, "RESET", 503),
     }
 }
 
@@ -305,6 +321,9 @@ fn denier(refusal: &Refusal) -> Blame {
         Reason::ForeignAddress | Reason::ProxyPort => Blame::Client,
     }
 }
+
+#[cfg(test)]
+mod table;
 
 #[cfg(test)]
 mod tests {

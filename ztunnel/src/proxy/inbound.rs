@@ -5,7 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use tunnel::hbone::{Authority, ConnectRequest, ServeEnd, ServerConfig, Terms, serve as serve_http2};
+use mesh::ServiceName;
+use tokio::time::Instant;
+use tunnel::hbone::{
+    Authority, ConnectHeaders, ConnectRequest, Malformed, ServeEnd, ServeError, ServerConfig, Terms,
+    forwarded_host, serve as serve_http2,
+};
 use tunnel::socket::Accepted;
 use tunnel::tls::{ServerStream, VerifiedPeer, accept};
 
@@ -79,7 +84,10 @@ async fn handshake(
         return Err(Failure::ForeignAddress(local.ip()));
     }
     let certificate = own.certificate().await?;
-    accept(stream.into_tunnel(), &certificate, node.limits.handshake).await.map_err(Failure::Handshake)
+    let begun = Instant::now();
+    let shaken = accept(stream.into_tunnel(), &certificate, node.limits.handshake).await;
+    node.metrics.shared.handshake_time.0.observe(begun.elapsed().as_secs_f64());
+    shaken.map_err(Failure::Handshake)
 }
 
 impl Tunnel {
@@ -90,7 +98,11 @@ impl Tunnel {
                 () = self.pod.stopping.cancelled() => {}
             }
         };
-        let on_connect = |request| {
+        let on_connect = |request: Result<ConnectRequest, Malformed>| {
+            let request = match request {
+                Ok(request) => request,
+                Err(malformed) => return self.refused(malformed),
+            };
             let (tunnel, guard, burden) = (self.clone(), self.node.drain.guard(), burden.clone());
             tokio::spawn(async move {
                 tunnel.answer(request).await;
@@ -103,19 +115,45 @@ impl Tunnel {
         tokio::select! {
             served = serve_http2(stream, &config, &terms, drain, on_connect) => match served {
                 Ok(ServeEnd::Closed | ServeEnd::Drained | ServeEnd::Idle | ServeEnd::Expired) => {}
-                Err(error) => tracing::debug!(peer = %self.peer, pod = %self.pod.name, %error, "tunnel ended"),
+                Err(error @ ServeError::Connection(_)) => {
+                    tracing::debug!(peer = %self.peer, pod = %self.pod.name, %error, "tunnel broke");
+                }
+                // What was on it has its own lines, which do not know why.
+                Err(error) => {
+                    refuse_early(&self.node, &self.pod, self.peer, self.local, &Failure::Http2(error));
+                }
             },
             // Dropping it resets what is left of it.
             () = self.pod.ended.cancelled() => {}
         }
     }
 
-    async fn answer(&self, mut request: ConnectRequest) {
-        let trace = headers::trace(request.headers());
+    /// The record of a request, with what the tunnel and the client tell of it.
+    fn record(&self, headers: &ConnectHeaders) -> Record {
+        let trace = headers::trace(headers);
         let mut record = Record::new(&self.node.metrics, Reporter::Destination, self.peer, self.local, trace);
         record.path = Path::OtherNode;
         record.tls = Some(self.verified.tls());
         record.ends.source_identity = Some(self.verified.identity().clone());
+        record
+    }
+
+    /// The service that the client says it called, if the pod is an endpoint of it. For telemetry alone (contract 2.1).
+    fn called(&self, headers: &ConnectHeaders) -> Option<ServiceName> {
+        let host = forwarded_host(headers.forwarded.as_ref()?)?;
+        let own = self.pod.own_now()?;
+        let mut services = own.workload.services.keys();
+        services.find(|service| service.hostname.as_str().eq_ignore_ascii_case(host)).cloned()
+    }
+
+    /// Tells of a request that was answered 400.
+    fn refused(&self, malformed: Malformed) {
+        self.record(&malformed.headers).finish(Some(&Failure::BadRequest(malformed.why)));
+    }
+
+    async fn answer(&self, mut request: ConnectRequest) {
+        let mut record = self.record(request.headers());
+        record.ends.service = self.called(request.headers());
         let Some(admitted) = self.pod.share.admit() else {
             return refuse(request, record, &Failure::Overload);
         };

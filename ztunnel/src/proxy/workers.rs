@@ -78,6 +78,11 @@ impl Workers {
         Self { all: runtimes.into_iter().map(worker).collect(), homes: AtomicUsize::new(0) }
     }
 
+    /// Their runtimes, in order.
+    pub(crate) fn runtimes(&self) -> impl Iterator<Item = &Handle> {
+        self.all.iter().map(|worker| worker.runtime())
+    }
+
     /// Where another pod's connections begin: in turn.
     pub(crate) fn home(&self) -> Arc<Worker> {
         self.all[self.homes.fetch_add(1, Ordering::Relaxed) % self.all.len()].clone()

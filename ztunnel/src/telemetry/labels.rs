@@ -4,7 +4,9 @@ use std::fmt;
 use std::fmt::Write as _;
 
 use mesh::{ServiceName, SpiffeId, Workload};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{
+    EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
 
 /// A label's value; nothing known is written `unknown`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -84,6 +86,37 @@ pub(crate) struct Traffic {
     pub(crate) request_protocol: &'static str,
     pub(crate) response_flags: &'static str,
     pub(crate) connection_security_policy: Security,
+    #[prometheus(flatten)]
+    pub(crate) localities: Localities,
+}
+
+/// Where both ends are: four labels, or none where nobody asked for them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Localities(Option<Box<[Value; 4]>>);
+
+impl Localities {
+    const NAMES: [&str; 4] = ["source_region", "source_zone", "destination_region", "destination_zone"];
+
+    /// Those of the ends that are known.
+    pub(crate) fn of(source: Option<&Workload>, destination: Option<&Workload>) -> Self {
+        let of = |workload: Option<&Workload>| {
+            let locality = workload.map(|workload| &workload.locality);
+            let value = |text: Option<&String>| text.map(|text| Value::of(text)).unwrap_or_default();
+            [value(locality.map(|one| &one.region)), value(locality.map(|one| &one.zone))]
+        };
+        let ([source_region, source_zone], [destination_region, destination_zone]) =
+            (of(source), of(destination));
+        Self(Some(Box::new([source_region, source_zone, destination_region, destination_zone])))
+    }
+}
+
+impl EncodeLabelSet for Localities {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, value) in Self::NAMES.iter().zip(self.0.iter().flat_map(|values| values.iter())) {
+            (*name, value.clone()).encode(encoder.encode_label())?;
+        }
+        Ok(())
+    }
 }
 
 /// What one end of a connection contributes.
@@ -157,6 +190,7 @@ impl Traffic {
             request_protocol: "tcp",
             response_flags: "-",
             connection_security_policy: security,
+            localities: Localities::default(),
         }
     }
 }

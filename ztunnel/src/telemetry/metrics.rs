@@ -1,5 +1,7 @@
 //! The process's metric families. Names are Istio's (contract 1.10); `culvert_` marks those it has none for.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -57,9 +59,34 @@ impl Default for CutLag {
     }
 }
 
+/// Seconds that a step with somebody else took, successful or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Took(pub(crate) Histogram);
+
+impl Default for Took {
+    fn default() -> Self {
+        Self(Histogram::new([
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+        ]))
+    }
+}
+
+/// See [`Metrics`].
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Whether traffic is told apart by region and zone of its ends, too.
+    pub(crate) localities: bool,
+    /// From a request for a certificate to its end.
+    pub(crate) certificate_time: Took,
+    /// From an accepted connection to a verified client: what waits for a processor shows here first.
+    pub(crate) handshake_time: Took,
+}
+
 /// All families; cheap to clone, as clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
+    /// What is not of every connection, behind one pointer: each connection's record holds all of the others.
+    pub(crate) shared: Arc<Shared>,
     pub(crate) build: Family<BuildLabel, Gauge>,
     pub(crate) opened: Family<Traffic, Counter>,
     pub(crate) closed: Family<Traffic, Counter>,
@@ -157,6 +184,16 @@ impl Metrics {
             self.certificates_held.clone(),
         );
         own.register(
+            "certificate_request_seconds",
+            "How long requests for certificates took, whatever came of them",
+            self.shared.certificate_time.0.clone(),
+        );
+        own.register(
+            "handshake_seconds",
+            "How long the TLS handshakes of clients took that came to an end, good or bad",
+            self.shared.handshake_time.0.clone(),
+        );
+        own.register(
             "rejected_resources",
             "Resources of the control plane that could not be used",
             self.rejected_resources.clone(),
@@ -166,5 +203,172 @@ impl Metrics {
             "From word of a change of policy, or of whom it applies to, to the reset of a connection that it ends",
             self.cut_lag.0.clone(),
         );
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use mesh::Workload;
+    use mesh::workload::Locality;
+
+    use super::super::labels::{Localities, Parties, Security};
+    use super::*;
+    use crate::proxy::tests::workload;
+
+    /// A pod of the workload `<name>-workload`.
+    pub(in crate::telemetry) fn pod(name: &str) -> Workload {
+        Workload {
+            canonical_name: format!("{name}-app"),
+            workload_name: format!("{name}-workload"),
+            cluster_id: format!("{name}-cluster"),
+            locality: Locality { region: "r1".to_owned(), zone: String::new(), subzone: String::new() },
+            ..workload(name, "10.1.0.5")
+        }
+    }
+
+    /// The labels of a connection between two pods that are known.
+    fn known() -> Traffic {
+        let (web, db) = (pod("web"), pod("db"));
+        let (web_id, db_id) = (web.identity(), db.identity());
+        let service = "shop/db.shop.svc.cluster.local".parse().unwrap();
+        let parties = Parties {
+            source: Some(&web),
+            source_identity: Some(&web_id),
+            destination: Some(&db),
+            destination_identity: Some(&db_id),
+            service: Some(&service),
+        };
+        let labels = Traffic::new(Reporter::Source, parties, Security::Verified);
+        Traffic { localities: Localities::of(Some(&web), None), ..labels }
+    }
+
+    fn unknown() -> Traffic {
+        let nobody = Parties {
+            source: None,
+            source_identity: None,
+            destination: None,
+            destination_identity: None,
+            service: None,
+        };
+        Traffic::new(Reporter::Destination, nobody, Security::Unknown)
+    }
+
+    fn exposed(metrics: &Metrics) -> String {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    /// Contract 1.10 and l7-semantics 3: the labels of traffic, in order, with what they say of two known pods and of two strangers.
+    const TRAFFIC: [(&str, &str, &str); 23] = [
+        ("reporter", "source", "destination"),
+        ("source_workload", "web-workload", "unknown"),
+        ("source_canonical_service", "web-app", "unknown"),
+        ("source_canonical_revision", "v1", "unknown"),
+        ("source_workload_namespace", "shop", "unknown"),
+        ("source_principal", "spiffe://cluster.local/ns/shop/sa/web", "unknown"),
+        ("source_app", "web-app", "unknown"),
+        ("source_version", "v1", "unknown"),
+        ("source_cluster", "web-cluster", "unknown"),
+        ("destination_service", "db.shop.svc.cluster.local", "unknown"),
+        ("destination_service_namespace", "shop", "unknown"),
+        ("destination_service_name", "db", "unknown"),
+        ("destination_workload", "db-workload", "unknown"),
+        ("destination_canonical_service", "db-app", "unknown"),
+        ("destination_canonical_revision", "v1", "unknown"),
+        ("destination_workload_namespace", "shop", "unknown"),
+        ("destination_principal", "spiffe://cluster.local/ns/shop/sa/db", "unknown"),
+        ("destination_app", "db-app", "unknown"),
+        ("destination_version", "v1", "unknown"),
+        ("destination_cluster", "db-cluster", "unknown"),
+        ("request_protocol", "tcp", "tcp"),
+        ("response_flags", "-", "-"),
+        ("connection_security_policy", "mutual_tls", "unknown"),
+    ];
+
+    #[test]
+    fn the_traffic_metrics_have_istios_names_and_labels_in_its_order() {
+        let metrics = Metrics::default();
+        for labels in [known(), unknown()] {
+            for family in [
+                &metrics.opened,
+                &metrics.closed,
+                &metrics.failed,
+                &metrics.received_bytes,
+                &metrics.sent_bytes,
+            ] {
+                family.get_or_create(&labels).inc();
+            }
+        }
+        let text = exposed(&metrics);
+        let pair = |name: &str, value: &str| format!("{name}=\"{value}\"");
+        let of_known = TRAFFIC.map(|(name, value, _)| pair(name, value)).join(",");
+        let localities = [("source_region", "r1"), ("source_zone", "unknown")];
+        let localities = localities
+            .into_iter()
+            .chain([("destination_region", "unknown"), ("destination_zone", "unknown")]);
+        let localities: Vec<String> = localities.map(|(name, value)| pair(name, value)).collect();
+        let of_unknown = TRAFFIC.map(|(name, _, value)| pair(name, value)).join(",");
+        for name in [
+            "tcp_connections_opened_total",
+            "tcp_connections_closed_total",
+            "tcp_connections_failed_total",
+            "tcp_received_bytes_total",
+            "tcp_sent_bytes_total",
+        ] {
+            for labels in [format!("{of_known},{}", localities.join(",")), of_unknown.clone()] {
+                let line = format!("istio_{name}{{{labels}}} 1\n");
+                assert!(text.contains(&line), "{line}is not in\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_other_metric_has_its_name_and_labels() {
+        let metrics = Metrics::default();
+        metrics.sockets_open.get_or_create(&ReporterLabel { reporter: Reporter::Source }).inc();
+        metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: "1" }).set(1);
+        let url = UrlLabel { url: "type" };
+        metrics.xds_messages.get_or_create(&url).inc();
+        metrics.xds_bytes.get_or_create(&url).inc();
+        let reason = ReasonLabel { reason: "why" };
+        for family in [
+            &metrics.xds_terminations,
+            &metrics.early_refusals,
+            &metrics.endpoint_retries,
+            &metrics.accept_pauses,
+        ] {
+            family.get_or_create(&reason).inc();
+        }
+        metrics.tls_failures.get_or_create(&TlsLabel { reporter: Reporter::Source, reason: "why" }).inc();
+        metrics.certificate_requests.get_or_create(&ResultLabel { result: "ok" }).inc();
+        let text = exposed(&metrics);
+        // Istio's first, then ours.
+        for sample in [
+            "istio_tcp_sockets_open{reporter=\"source\"} 1",
+            "istio_build{component=\"ztunnel\",tag=\"1\"} 1",
+            "istio_xds_message_total{url=\"type\"} 1",
+            "istio_xds_message_bytes_total{url=\"type\"} 1",
+            "istio_xds_connection_terminations_total{reason=\"why\"} 1",
+            "workload_manager_active_proxy_count 0",
+            "workload_manager_pending_proxy_count 0",
+            "workload_manager_proxies_started_total 0",
+            "workload_manager_proxies_stopped_total 0",
+            "culvert_early_refusals_total{reason=\"why\"} 1",
+            "culvert_tls_failures_total{reporter=\"source\",reason=\"why\"} 1",
+            "culvert_endpoint_retries_total{reason=\"why\"} 1",
+            "culvert_endpoint_ejections_total 0",
+            "culvert_accept_pauses_total{reason=\"why\"} 1",
+            "culvert_certificate_requests_total{result=\"ok\"} 1",
+            "culvert_certificates_held 0",
+            "culvert_certificate_request_seconds_count 0",
+            "culvert_handshake_seconds_count 0",
+            "culvert_rejected_resources_total 0",
+            "culvert_policy_cut_lag_seconds_count 0",
+        ] {
+            assert!(text.contains(&format!("{sample}\n")), "{sample} is not in\n{text}");
+        }
     }
 }

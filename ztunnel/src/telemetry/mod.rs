@@ -7,10 +7,9 @@ pub(crate) mod kept;
 mod labels;
 mod metrics;
 mod record;
-mod trace;
 
 pub(crate) use collected::Collected;
 pub(crate) use labels::Reporter;
-pub(crate) use metrics::{BuildLabel, Metrics, ReasonLabel, ResultLabel, UrlLabel};
+pub(crate) use metrics::{BuildLabel, Metrics, ReasonLabel, ResultLabel, Shared, UrlLabel};
 pub(crate) use record::{Path, Record};
-pub(crate) use trace::TraceParent;
+pub(crate) use tunnel::hbone::TraceParent;

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use tunnel::copy::Transferred;
 use tunnel::tls::TlsFacts;
 
-use super::labels::{Parties, Reporter, Security, Traffic};
+use super::TraceParent;
+use super::labels::{Localities, Parties, Reporter, Security, Traffic};
 use super::metrics::{Metrics, ReasonLabel, ReporterLabel, TlsLabel};
-use super::trace::TraceParent;
 use crate::proxy::Failure;
 
 /// The way a connection took.
@@ -206,7 +206,12 @@ impl Record {
             service: ends.service.as_ref(),
         };
         let verified = ends.source_identity.is_some() && ends.destination_identity.is_some();
-        Traffic::new(self.reporter, parties, if verified { Security::Verified } else { Security::Unknown })
+        let security = if verified { Security::Verified } else { Security::Unknown };
+        let mut labels = Traffic::new(self.reporter, parties, security);
+        if self.metrics.shared.localities {
+            labels.localities = Localities::of(parties.source, parties.destination);
+        }
+        labels
     }
 
     fn log(&self, failure: Option<&Failure>, flags: &'static str) {
@@ -227,16 +232,19 @@ impl Record {
                 src.workload = source.as_ref().map(|workload| workload.name.as_str()),
                 src.namespace = source.as_ref().map(|workload| workload.namespace.as_str()),
                 src.identity = source_identity.as_ref().map(display),
+                src.cluster = source.as_ref().map(|workload| workload.cluster_id.as_str()),
                 dst.addr = %self.destination_address,
                 dst.hbone_addr = self.hbone_address.map(display),
                 dst.service = service.as_ref().map(|service| service.hostname.as_str()),
                 dst.workload = destination.as_ref().map(|workload| workload.name.as_str()),
                 dst.namespace = destination.as_ref().map(|workload| workload.namespace.as_str()),
                 dst.identity = destination_identity.as_ref().map(display),
+                dst.cluster = destination.as_ref().map(|workload| workload.cluster_id.as_str()),
                 direction,
                 bytes_sent = self.transferred.from_destination(),
                 bytes_recv = self.transferred.from_source(),
                 duration = format!("{}ms", self.started.elapsed().as_millis()),
+                error = failure.map(display),
                 path = path.as_str(),
                 tls.version = self.tls.as_ref().map(|tls| tls.version),
                 tls.group = self.tls.as_ref().map(|tls| tls.group),
@@ -245,7 +253,6 @@ impl Record {
                 trace_id = self.trace.trace_id(),
                 response_flags = flags,
                 fault = failure.map(|failure| display(failure.meaning().blame)),
-                error = failure.map(display),
                 tls.error = failure.and_then(Failure::tls_reason),
             },
             "{message}"
@@ -332,6 +339,50 @@ mod tests {
         }
         assert!(text.contains("connection_security_policy=\"mutual_tls\"} 1"), "{text}");
         assert!(text.contains("istio_tcp_sockets_open{reporter=\"source\"} 0"), "{text}");
+    }
+
+    /// Contract 1.10.
+    const ISTIOS_FIELDS: [&str; 18] = [
+        "src.addr",
+        "src.workload",
+        "src.namespace",
+        "src.identity",
+        "src.cluster",
+        "dst.addr",
+        "dst.hbone_addr",
+        "dst.service",
+        "dst.workload",
+        "dst.namespace",
+        "dst.identity",
+        "dst.cluster",
+        "direction",
+        "bytes_sent",
+        "bytes_recv",
+        "duration",
+        "error",
+        "message",
+    ];
+
+    #[test]
+    fn the_line_of_a_connection_has_istios_fields_and_known_ones_of_ours() {
+        let metrics = Metrics::default();
+        let line = line_of(|| {
+            let mut record = record(&metrics);
+            let pod = Arc::new(super::super::metrics::tests::pod("web"));
+            record.ends.source = Some(pod.clone());
+            record.ends.destination = Some(pod);
+            record.ends.destination_identity = Some("spiffe://cluster.local/ns/shop/sa/db".parse().unwrap());
+            record.ends.service = Some("shop/db.shop.svc".parse().unwrap());
+            record.hbone_address = Some("10.1.0.6:15008".parse().unwrap());
+            record.established();
+            record.finish(Some(&Failure::Idle));
+        });
+        let mut expected: Vec<&str> = ISTIOS_FIELDS.to_vec();
+        expected.extend(["path", "trace_id", "response_flags", "fault"]);
+        expected.sort_unstable();
+        assert_eq!(line.keys().map(String::as_str).collect::<Vec<_>>(), expected);
+        let milliseconds = line["duration"].strip_suffix("ms").unwrap();
+        assert!(milliseconds.parse::<u64>().is_ok(), "{milliseconds}");
     }
 
     #[test]

@@ -16,9 +16,16 @@ pub fn service_from_proto(service: proto::Service) -> Result<Service, ConvertErr
             return Err(ConvertError::Missing(field));
         }
     }
+    // By its resource's name it is removed again, so that name has to mean it.
+    let name = format!("{}/{}", service.namespace, service.hostname);
+    let name: ServiceName = name.parse().map_err(|_| ConvertError::Name {
+        field: "hostname",
+        value: name,
+        wanted: "host name in a namespace",
+    })?;
     let (vips, cidr_vips) = virtual_addresses(service.addresses)?;
     Ok(Service {
-        name: ServiceName { namespace: service.namespace.into(), hostname: service.hostname.into() },
+        name,
         short_name: service.name,
         vips,
         cidr_vips,

@@ -441,3 +441,13 @@ fn an_ipv4_range_in_ipv6_form_is_the_ipv4_range() {
     let error = policy_from_proto(wire).unwrap_err();
     assert_eq!(error, ConvertError::PrefixLength { field: "source_ips", length: 95 });
 }
+
+#[test]
+fn a_service_that_could_not_be_removed_by_its_name_is_not_taken() {
+    for hostname in ["web/shop.svc", "/"] {
+        let message =
+            proto::workload::Service { hostname: hostname.to_owned(), ..service_to_proto(&service()) };
+        let refused = service_from_proto(message).unwrap_err();
+        assert!(matches!(refused, ConvertError::Name { field: "hostname", .. }), "{refused}");
+    }
+}

@@ -1,5 +1,6 @@
 //! The data path between two nodes and within one, end to end but for the kernel's part.
 
+mod peers;
 mod retry;
 mod sizes;
 mod waypoints;

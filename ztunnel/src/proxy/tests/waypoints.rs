@@ -40,7 +40,8 @@ async fn hbone_server(world: &World, at: &str, account: &str, application: &str)
                 let Ok((io, client)) = tunnel::tls::accept(stream, &certificate, LONG).await else { return };
                 let share = Budget::default().share(way.ip());
                 let terms = Terms { expires: client.expires(), share };
-                let on_connect = |request: tunnel::hbone::ConnectRequest| {
+                let on_connect = |request: Result<tunnel::hbone::ConnectRequest, _>| {
+                    let Ok(request) = request else { return };
                     let text = |value: &Option<http::HeaderValue>| {
                         value.as_ref().map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
                     };

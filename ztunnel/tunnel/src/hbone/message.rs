@@ -50,10 +50,13 @@ fn parse(text: &str) -> Option<Authority> {
     if let Ok(address) = host.parse::<Ipv4Addr>() {
         return Some(Authority::Address(SocketAddr::new(address.into(), port)));
     }
+    is_host_name(host).then(|| Authority::Name { host: host.to_ascii_lowercase(), port })
+}
+
+/// Letters, digits, `-`, `.` and `_`; 255 octets at most (RFC 1035 2.3.4).
+pub(super) fn is_host_name(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    // RFC 1035 2.3.4: 255 octets at most.
-    let is_name = !host.is_empty() && host.len() <= 255 && host.bytes().all(letter);
-    is_name.then(|| Authority::Name { host: host.to_ascii_lowercase(), port })
+    !text.is_empty() && text.len() <= 255 && text.bytes().all(letter)
 }
 
 impl fmt::Display for Authority {
@@ -70,7 +73,7 @@ impl fmt::Display for Authority {
 pub struct ConnectHeaders {
     /// Who the client is, for telemetry (W3C baggage).
     pub baggage: Option<HeaderValue>,
-    /// The client's address and the service it called; see [`forwarded`].
+    /// The client's address and the service it called; see [`forwarded`](super::forwarded()).
     pub forwarded: Option<HeaderValue>,
     /// W3C trace context.
     pub traceparent: Option<HeaderValue>,
@@ -96,18 +99,6 @@ impl ConnectHeaders {
             }
         }
     }
-}
-
-/// `for="ip:port"[;host=name]` (RFC 7239, in the form of Istio contract 2.1). A name that is no host name is
-/// left out.
-pub fn forwarded(client: SocketAddr, host: Option<&str>) -> HeaderValue {
-    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let host = host.filter(|host| !host.is_empty() && host.bytes().all(letter));
-    let text = match host {
-        Some(host) => format!("for=\"{client}\";host={host}"),
-        None => format!("for=\"{client}\""),
-    };
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("for=unknown"))
 }
 
 #[cfg(test)]
@@ -159,15 +150,5 @@ mod tests {
         ] {
             assert!(text.parse::<Authority>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn forwarded_names_the_client_and_the_service() {
-        let client = "10.0.0.1:1234".parse().unwrap();
-        assert_eq!(forwarded(client, None), "for=\"10.0.0.1:1234\"");
-        assert_eq!(forwarded(client, Some("a.b.svc")), "for=\"10.0.0.1:1234\";host=a.b.svc");
-        assert_eq!(forwarded(client, Some("a;proto=x")), "for=\"10.0.0.1:1234\"");
-        let client = "[fd00::1]:1".parse().unwrap();
-        assert_eq!(forwarded(client, None), "for=\"[fd00::1]:1\"");
     }
 }

@@ -11,22 +11,27 @@
 //! No tunnel takes a stream after one of the two certificates it was made with has expired, or ours was renewed.
 
 mod budget;
+mod forwarded;
 mod gather;
 mod keepalive;
 mod message;
 mod pool;
 mod server;
 mod stream;
+mod toll;
+mod traceparent;
 mod tunnel;
 mod unsent;
 mod window;
 
 pub use budget::{Budget, BudgetStats, Share};
-pub use message::{Authority, ConnectHeaders, InvalidAuthority, forwarded};
-pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};
-pub use server::{ConnectRequest, ServeEnd, ServeError, ServerConfig, Terms, serve};
+pub use forwarded::{forwarded, forwarded_host};
+pub use message::{Authority, ConnectHeaders, InvalidAuthority};
+pub use pool::{Dials, Pool, PoolConfig, PoolKey, PoolStats};
+pub use server::{ConnectRequest, Malformed, ServeEnd, ServeError, ServerConfig, Terms, serve};
 pub use stream::{StreamError, TunnelStream};
 pub(crate) use stream::{TunnelReader, TunnelWriter};
+pub use traceparent::{InvalidTraceParent, TraceParent};
 pub use tunnel::{Dialed, OpenError, Opened};
 
 /// The largest frame that we take (contract 2.1).

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -98,12 +99,23 @@ pub struct PoolStats {
     pub keys: usize,
 }
 
+/// The dials of a pool that are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dials {
+    /// Those that made a tunnel.
+    pub established: u64,
+    /// Those that made none. Each fails all who wait for it.
+    pub failed: u64,
+}
+
 /// The tunnels of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
     config: PoolConfig,
+    established: AtomicU64,
+    failed: AtomicU64,
     entries: Mutex<HashMap<LocalKey, Entry>>,
 }
 
@@ -134,7 +146,8 @@ enum Step {
 impl Pool {
     /// An empty pool.
     pub fn new(config: PoolConfig) -> Self {
-        Self(Arc::new(Inner { config, entries: Mutex::default() }))
+        let (established, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self(Arc::new(Inner { config, established, failed, entries: Mutex::default() }))
     }
 
     /// Opens a stream to `authority`: on a tunnel with room, or on a new one that `dial` connects. Callers with
@@ -279,6 +292,12 @@ impl Pool {
             entries.values().flat_map(|entry| &entry.tunnels).map(|tunnel| tunnel.streams.count()).sum();
         PoolStats { tunnels: entries.values().map(Entry::len).sum(), streams, keys: entries.len() }
     }
+
+    /// What it has done since it was made.
+    pub fn dials(&self) -> Dials {
+        let Inner { established, failed, .. } = &*self.0;
+        Dials { established: established.load(Ordering::Relaxed), failed: failed.load(Ordering::Relaxed) }
+    }
 }
 
 impl Inner {
@@ -400,6 +419,10 @@ impl DialTask {
                     outcome = Err(OpenError::GivenUp);
                 }
             }
+        }
+        if let Some(pool) = self.pool.upgrade() {
+            let count = if outcome.is_ok() { &pool.established } else { &pool.failed };
+            count.fetch_add(1, Ordering::Relaxed);
         }
         self.result.send_replace(Some(outcome));
     }

@@ -13,14 +13,18 @@ use tokio::time::Instant;
 use super::budget::Share;
 use super::gather::{Gathered, gathered};
 use super::keepalive::Keepalive;
-use super::message::{Authority, ConnectHeaders};
+use super::message::{Authority, ConnectHeaders, InvalidAuthority};
 use super::stream::{StreamError, TunnelStream};
+use super::toll::{Toll, Tolled};
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
 use super::{MAX_FRAME, SEND_BUFFER};
 
 /// Headers of one request (contract 2.1).
 const MAX_HEADER_LIST: u32 = 64 << 10;
+
+/// How long a client that is told to calm down may take to hear it.
+const CALM_DOWN_TIME: Duration = Duration::from_secs(1);
 
 /// Limits of a server connection.
 #[derive(Clone, Debug)]
@@ -88,9 +92,25 @@ pub enum ServeError {
     /// The client did not answer a PING.
     #[error("no answer to a PING within {0:?}")]
     PingTimeout(Duration),
+    /// The client had too much done for nothing: PINGs, SETTINGS, windows moved by a byte, requests taken back.
+    #[error("a flood of frames and requests that move nothing")]
+    Flood,
     /// The connection broke.
     #[error("connection: {0}")]
     Connection(String),
+}
+
+impl ServeError {
+    /// The kind of error, one of a fixed set, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::PrefaceTimeout(_) => "preface_timeout",
+            Self::Protocol(_) => "protocol",
+            Self::PingTimeout(_) => "ping_timeout",
+            Self::Flood => "flood",
+            Self::Connection(_) => "connection",
+        }
+    }
 }
 
 impl From<h2::Error> for ServeError {
@@ -100,8 +120,8 @@ impl From<h2::Error> for ServeError {
 }
 
 /// Drives one HTTP/2 connection until it has ended. `io` is the TLS stream. `on_connect` is called for each
-/// CONNECT with a well-formed authority (anything else is answered 400 here) and must not block: it spawns what
-/// answers. After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end;
+/// CONNECT with a well-formed authority, and with what is to be told of anything else, which is answered 400 here. It must not
+/// block: it spawns what answers. After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end;
 /// when a certificate expires as well, but for a limited time, and no request is taken from then on. Dropping the
 /// future ends all at once, with resets.
 pub async fn serve<IO>(
@@ -109,13 +129,14 @@ pub async fn serve<IO>(
     config: &ServerConfig,
     terms: &Terms,
     drain: impl Future<Output = ()> + Send,
-    mut on_connect: impl FnMut(ConnectRequest) + Send,
+    mut on_connect: impl FnMut(Result<ConnectRequest, Malformed>) + Send,
 ) -> Result<ServeEnd, ServeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut windows = Windows::new(&terms.share);
-    let (io, turn) = gathered(io);
+    let toll = Toll::new();
+    let (io, turn) = gathered(Tolled::server(io, toll.clone()));
     let mut connection = handshake(io, config, &windows).await?;
     turn.begin();
     let streams = Streams::default();
@@ -131,6 +152,12 @@ where
         tokio::select! {
             biased;
             () = &mut silence => return Err(ServeError::PingTimeout(config.ping_timeout)),
+            () = toll.overdrawn() => {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                // It may not listen.
+                let _ = tokio::time::timeout(CALM_DOWN_TIME, poll_fn(|cx| turn.poll(cx, |cx| connection.poll_closed(cx)))).await;
+                return Err(ServeError::Flood);
+            }
             () = &mut expiry, if ending != Some(ServeEnd::Expired) || config.expiry_grace.is_some() => {
                 if ending.replace(ServeEnd::Expired) == Some(ServeEnd::Expired) {
                     return Ok(ServeEnd::Expired);
@@ -161,7 +188,7 @@ where
                 Ok(Some(Ok((request, respond)))) => {
                     // The GOAWAY may still be on its way.
                     let room = if ending == Some(ServeEnd::Expired) { 0 } else { config.max_streams };
-                    if let Some(request) = admit(request, respond, &streams, room) {
+                    if let Some(request) = admit(request, respond, &streams, room, &toll) {
                         on_connect(request);
                     }
                 }
@@ -192,29 +219,38 @@ where
     }
 }
 
-/// Makes the request that the handler gets, or answers it.
+/// Makes the request that the handler gets, or answers it: malformed, or, without a word, one too many.
 fn admit(
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
     streams: &Streams,
     max_streams: u32,
-) -> Option<ConnectRequest> {
+    toll: &Toll,
+) -> Option<Result<ConnectRequest, Malformed>> {
     let (head, receive) = request.into_parts();
+    let headers = ConnectHeaders::read(&head.headers);
     let authority = match (&head.method, head.uri.authority()) {
-        (&Method::CONNECT, Some(authority)) => authority.as_str().parse().ok(),
-        _ => None,
+        (&Method::CONNECT, Some(authority)) => {
+            authority.as_str().parse().map_err(|error: InvalidAuthority| error.to_string())
+        }
+        (method, _) => Err(format!("{method} is asked for, where there is only CONNECT with an authority")),
     };
-    let Some(authority) = authority else {
-        answer(&mut respond, StatusCode::BAD_REQUEST);
-        return None;
+    let authority = match authority {
+        Ok(authority) => authority,
+        Err(why) => {
+            answer(&mut respond, StatusCode::BAD_REQUEST);
+            toll.wasted_request();
+            return Some(Err(Malformed { why, headers }));
+        }
     };
     // A handler may hold a stream for longer than HTTP/2 counts it, after both ends have closed it.
     let Some(place) = streams.take(max_streams as usize) else {
         respond.send_reset(Reason::REFUSED_STREAM);
+        toll.wasted_request();
         return None;
     };
-    let headers = ConnectHeaders::read(&head.headers);
-    Some(ConnectRequest { authority, headers, waiting: Some(Waiting { receive, respond, place }) })
+    let waiting = Some(Waiting { receive, respond, place });
+    Some(Ok(ConnectRequest { authority, headers, waiting, toll: toll.clone() }))
 }
 
 fn answer(respond: &mut SendResponse<Chunk>, status: StatusCode) {
@@ -226,12 +262,22 @@ fn answer(respond: &mut SendResponse<Chunk>, status: StatusCode) {
     }
 }
 
+/// A request that is no CONNECT with a well-formed authority. It was answered 400.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// What is wrong with it.
+    pub why: String,
+    /// What the client says of itself. Not verified.
+    pub headers: ConnectHeaders,
+}
+
 /// A CONNECT that waits for its answer. Dropped unanswered, it is reset.
 pub struct ConnectRequest {
     authority: Authority,
     headers: ConnectHeaders,
     /// Taken by the answer.
     waiting: Option<Waiting>,
+    toll: Toll,
 }
 
 struct Waiting {
@@ -277,6 +323,7 @@ impl ConnectRequest {
         if let Some(waiting) = &mut self.waiting {
             // Either it was reset, with whatever reason, or the connection failed.
             let _: Result<Reason, _> = poll_fn(|cx| waiting.respond.poll_reset(cx)).await;
+            self.toll.wasted_request();
         }
     }
 }

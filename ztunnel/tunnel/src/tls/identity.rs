@@ -87,6 +87,6 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, PeerCertific
 }
 
 /// Seconds since 1970; what lies before counts as 1970.
-fn system_time(seconds: i64) -> SystemTime {
+pub(super) fn system_time(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))
 }

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod error;
+mod facts;
 mod handshake;
 mod identity;
 mod request;
@@ -13,6 +14,7 @@ mod verify;
 
 pub use certificate::WorkloadCertificate;
 pub use error::{Blame, CertificateError, PeerCertificateError, TlsError};
+pub use facts::CertificateFacts;
 pub use handshake::{ClientStream, ExpectedPeers, ServerStream, TlsFacts, VerifiedPeer, accept, connect};
 pub use request::CertificateRequest;
 

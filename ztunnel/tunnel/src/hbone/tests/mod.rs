@@ -1,6 +1,7 @@
 //! Client and server over an in-memory pair, and each against a peer that misbehaves.
 
 mod expiry;
+mod floods;
 mod limits;
 mod pool;
 mod server;
@@ -107,8 +108,10 @@ impl World {
             let (asked, ended, server, drain) =
                 (asked.clone(), ended.clone(), server.clone(), draining.clone());
             async move {
-                let end =
-                    serve(io, &server, &terms, drain.notified(), |request| drop(asked.send(request))).await;
+                let end = serve(io, &server, &terms, drain.notified(), |request| {
+                    drop(request.map(|request| asked.send(request)))
+                })
+                .await;
                 let _ = ended.send(end);
             }
         });

@@ -12,7 +12,9 @@ fn served(config: ServerConfig) -> (DuplexStream, Served) {
     let (near, far) = duplex(64 << 10);
     let server = tokio::spawn(async move {
         serve(far, &config, &terms(), std::future::pending(), |request| {
-            request.reject(http::StatusCode::SERVICE_UNAVAILABLE);
+            if let Ok(request) = request {
+                request.reject(http::StatusCode::SERVICE_UNAVAILABLE);
+            }
         })
         .await
     });

@@ -126,8 +126,9 @@ async fn streams_break_with_their_tunnel() {
                 std::future::pending::<()>().await;
             };
             let (config, terms) = (ServerConfig::default(), terms());
-            let serve =
-                serve(io, &config, &terms, std::future::pending(), |request| drop(asked.send(request)));
+            let serve = serve(io, &config, &terms, std::future::pending(), |request| {
+                drop(request.map(|request| asked.send(request)))
+            });
             tokio::select! {
                 () = accept => {}
                 _ = serve => {}

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 /// What ties the log lines of one connection together, on whichever node they are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct TraceParent {
+pub struct TraceParent {
     trace: u128,
     span: u64,
 }
@@ -17,22 +17,22 @@ pub(crate) struct TraceParent {
 /// A text that is no `traceparent`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent")]
-pub(crate) struct InvalidTraceParent;
+pub struct InvalidTraceParent;
 
 impl TraceParent {
     /// From fresh randomness; both ids must be other than zero (trace-context 3.2.2.3), which the
     /// lowest bit sees to.
-    pub(crate) fn new(trace: u128, span: u64) -> Self {
+    pub fn new(trace: u128, span: u64) -> Self {
         Self { trace: trace | 1, span: span | 1 }
     }
 
     /// With the process's random source.
-    pub(crate) fn random() -> Self {
+    pub fn random() -> Self {
         Self::new(rand::random(), rand::random())
     }
 
     /// The id that both sides log: 32 hexadecimal digits.
-    pub(crate) fn trace_id(&self) -> String {
+    pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace)
     }
 }

@@ -60,6 +60,8 @@ pub(crate) fn build() -> anyhow::Result<Built> {
             "xtask",
             "--exclude",
             "e2e",
+            "--exclude",
+            "fuzz",
             "--bins",
         ],
     )?;
@@ -71,6 +73,30 @@ pub(crate) fn build() -> anyhow::Result<Built> {
 pub(crate) fn build_shipped_ztunnel() -> anyhow::Result<PathBuf> {
     let arguments = ["build", "--profile", "dist", "--locked", "--package", "ztunnel", "--bins"];
     binary(&compile("building ztunnel as it is shipped", &arguments)?, "ztunnel")
+}
+
+/// Builds the fuzz targets, with the compiler's `flags`, below `directory`; returns where they are.
+pub(crate) fn build_fuzz_targets(directory: &Path, flags: &[&str]) -> anyhow::Result<PathBuf> {
+    let host = host()?;
+    let mut command = command();
+    // With a target named, the flags are for it alone: build scripts and macros would not link.
+    command
+        .args(["build", "--release", "--locked", "--package", "fuzz", "--features", "libfuzzer", "--bins"])
+        .args(["--target", &host, "--target-dir"])
+        .arg(directory)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    compile_by("building the fuzz targets", command)?;
+    Ok(directory.join(host).join("release"))
+}
+
+/// What the compiler calls this machine.
+fn host() -> anyhow::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output =
+        Command::new(rustc).arg("-vV").current_dir(workspace()).output().context("starting rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not say which machine this is")
 }
 
 fn binary(artifacts: &[Artifact], name: &str) -> anyhow::Result<PathBuf> {
@@ -129,14 +155,26 @@ struct Artifact {
     executable: Option<PathBuf>,
 }
 
+/// The cargo that runs us, in the workspace.
+fn command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
 /// Runs cargo and returns what it made, with progress.
 fn compile(what: &str, arguments: &[&str]) -> anyhow::Result<Vec<Artifact>> {
+    let mut command = command();
+    command.args(arguments);
+    compile_by(what, command)
+}
+
+/// As [`compile`], by a command that is complete but for the form of its output.
+fn compile_by(what: &str, mut command: Command) -> anyhow::Result<Vec<Artifact>> {
     let mut progress = Progress::begin(what);
     let expected = locked_packages(&workspace());
-    let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(arguments)
+    let mut child = command
         .args(["--message-format", "json-render-diagnostics", "--quiet"])
-        .current_dir(workspace())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -160,6 +198,7 @@ fn compile(what: &str, arguments: &[&str]) -> anyhow::Result<Vec<Artifact>> {
     }
     let status = child.wait()?;
     if !status.success() {
+        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
         bail!("cargo {} failed ({status}); its messages are above", arguments.join(" "));
     }
     progress.done(&format!("{made} compiled, {fresh} up to date"));

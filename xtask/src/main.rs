@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod output;
 mod profile;
 mod progress;
@@ -38,6 +39,8 @@ enum Task {
     Test(testing::Args),
     /// Let everything happen to the mesh that can, at random times, while connections go on (needs root).
     Soak(soak::Args),
+    /// Give every parser of what others send inputs that nobody meant, and look for those that reach new code.
+    Fuzz(fuzz::Args),
     /// Measure what the mesh costs, beside the same pods without it (needs root).
     Bench(bench::Args),
     /// Tell where the time of a path goes: of processors, in system calls and in waiting (needs root).
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => testing::run(&args),
         Task::Soak(args) => soak::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Profile(args) => profile::run(&args),
         Task::Clean => clean().map(|()| true),

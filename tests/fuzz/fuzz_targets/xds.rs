@@ -1,0 +1,4 @@
+//! `fuzz::targets::xds` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz::targets::xds::run(input));

@@ -1,7 +1,8 @@
 //! Brings the mesh's state up to date with what the control plane pushes.
 //!
 //! A resource that cannot be read is rejected by itself (NACK) and the rest of its push holds; a policy that cannot be
-//! read refuses what it applies to (`api::convert`).
+//! read refuses what it applies to, and connections to a workload or service that cannot be read are refused
+//! (`api::convert`).
 
 use api::xds_client::{Batch, Endings, Subscription};
 
@@ -58,7 +59,11 @@ fn apply(batch: Batch, mesh: &MeshState, metrics: &Metrics) {
     metrics.xds_bytes.get_or_create(&label).inc_by(batch.bytes as u64);
     let rejected = batch.updates.iter().filter(|update| update.outcome.is_err()).count();
     metrics.rejected_resources.inc_by(rejected as u64);
-    mesh.change(batch.received, |state| batch.apply_to(state));
+    let unreadable = mesh.change(batch.received, |state| {
+        batch.apply_to(state);
+        state.rejected_addresses().len()
+    });
+    metrics.unreadable_addresses.set(i64::try_from(unreadable).unwrap_or(i64::MAX));
     tracing::debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), rejected, "configuration applied");
     batch.accept();
 }

@@ -50,7 +50,7 @@ impl Copy {
             info!(%kind, resources = resources.len(), "going on with the last state of control");
             let update = |resource: discovery::Resource| {
                 let content = resource.resource.unwrap_or_default();
-                let outcome = convert::read(kind, &resource.name, &content);
+                let outcome = convert::read(kind, &resource.name, &resource.aliases, &content);
                 Update { name: resource.name, version: resource.version, content, outcome }
             };
             self.take(kind, &resources.into_iter().map(update).collect::<Vec<_>>(), &[]);

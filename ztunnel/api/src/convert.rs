@@ -3,10 +3,15 @@
 //! Reading is per resource: one that cannot be read says why and affects no other. Numbers of enumerations
 //! that this version does not know get the value that admits least, because a newer control plane must not
 //! stop an older node. A policy is read whole or not at all: a range, text or port in it that means nothing
-//! would make a DENY inert or an ALLOW wide, so its reader gets a [`RejectedPolicy`] to enforce instead.
+//! would make a DENY inert or an ALLOW wide, so its reader gets a [`RejectedPolicy`] to enforce instead. So are a workload
+//! and a service: forgotten, their addresses would be ones that the mesh does not know, so their reader gets a
+//! [`RejectedAddress`] that refuses connections to them.
 
 mod authorization;
 mod gateway;
+mod rejected;
+#[cfg(test)]
+mod rejected_tests;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -16,6 +21,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh::policy::{PolicyScope, RejectedPolicy};
+use mesh::state::RejectedAddress;
 use mesh::{Authorization, PolicyName, Service, Workload};
 use prost::Message;
 use prost_types::Any;
@@ -112,19 +118,30 @@ pub enum Resource {
 pub struct Rejected {
     /// Why.
     pub error: ConvertError,
-    /// What is to be enforced in its place; of policies alone.
-    pub policy: Option<RejectedPolicy>,
+    /// What counts in its place, so that it is not as if it had never been stated.
+    pub marker: Option<Marker>,
 }
 
-/// Reads the resource `name` of a push of `kind`.
-pub fn read(kind: ResourceType, name: &str, any: &Any) -> Result<Resource, Rejected> {
+/// What counts in the place of a resource that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marker {
+    /// Of a policy.
+    Policy(RejectedPolicy),
+    /// Of a workload or service.
+    Address(RejectedAddress),
+}
+
+/// Reads the resource `name` of a push of `kind`, which the control plane also calls by `aliases`.
+pub fn read(kind: ResourceType, name: &str, aliases: &[String], any: &Any) -> Result<Resource, Rejected> {
     match kind {
-        ResourceType::Address => read_address(name, any).map_err(|error| Rejected { error, policy: None }),
-        ResourceType::NodePod => read_pod(name, any).map_err(|error| Rejected { error, policy: None }),
+        ResourceType::Address => {
+            read_address(name, any).map_err(|error| rejected::address(name, aliases, any, error))
+        }
+        ResourceType::NodePod => read_pod(name, any).map_err(|error| Rejected { error, marker: None }),
         ResourceType::TrustBundle => {
             let read = unpack(ResourceType::TrustBundle, any);
             read.map(|bundle: proto::node::TrustBundle| Resource::TrustBundle(bundle.pem))
-                .map_err(|error| Rejected { error, policy: None })
+                .map_err(|error| Rejected { error, marker: None })
         }
         ResourceType::Authorization => read_policy(name, any),
     }
@@ -154,19 +171,15 @@ fn read_pod(name: &str, any: &Any) -> Result<Resource, ConvertError> {
 }
 
 fn read_policy(name: &str, any: &Any) -> Result<Resource, Rejected> {
-    let rejected = |scope, dry_run, error: ConvertError| {
-        let policy = RejectedPolicy { name: policy_name(name), scope, dry_run, reason: error.to_string() };
-        Rejected { error, policy: Some(policy) }
-    };
     let message: proto::security::Authorization = unpack(ResourceType::Authorization, any)
-        .map_err(|error| rejected(PolicyScope::Global, false, error))?;
+        .map_err(|error| rejected::policy(name, PolicyScope::Global, false, error))?;
     let scope = authorization::scope(message.scope).unwrap_or(PolicyScope::Global);
     let dry_run = message.dry_run;
     let policy = policy_from_proto(message).and_then(|policy| {
         expect_name(name, &policy.name.to_string())?;
         Ok(policy)
     });
-    policy.map(|policy| Resource::Policy(Box::new(policy))).map_err(|error| rejected(scope, dry_run, error))
+    policy.map(|policy| Resource::Policy(Box::new(policy))).map_err(|error| rejected::policy(name, scope, dry_run, error))
 }
 
 /// The policy a resource name means. One that is not of the form `namespace/name` is a policy of no namespace,

@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 
 use crate::causes::Causes;
 use crate::channel::{ConnectError, Credentials, Server, connect};
-use crate::convert::{self, Rejected, Resource, policy_name};
+use crate::convert::{self, Marker, Rejected, Resource, policy_name};
 use crate::delta::{ClientState, ClientViolation, Push, Rejection};
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{DeltaDiscoveryRequest, Node};
@@ -135,16 +135,21 @@ pub struct Update {
 }
 
 impl Batch {
-    /// Brings a mesh state up to date: policies that could not be read come to refuse what they apply to,
-    /// workloads and services that could not be read stay as they were. Pods are no part of the state.
+    /// Brings a mesh state up to date: policies that could not be read come to refuse what they apply to, workloads and
+    /// services that could not be read are refused to be connected to. Pods are no part of the state.
     pub fn apply_to(&self, state: &mut State) {
         for update in &self.updates {
             match &update.outcome {
                 Ok(Resource::Workload(workload)) => state.upsert_workload(Workload::clone(workload)),
                 Ok(Resource::Service(service)) => state.upsert_service(Service::clone(service)),
                 Ok(Resource::Policy(policy)) => state.upsert_policy(Authorization::clone(policy)),
-                Ok(Resource::Pod(_) | Resource::TrustBundle(_)) | Err(Rejected { policy: None, .. }) => {}
-                Err(Rejected { policy: Some(policy), .. }) => state.reject_policy(policy.clone()),
+                Ok(Resource::Pod(_) | Resource::TrustBundle(_)) | Err(Rejected { marker: None, .. }) => {}
+                Err(Rejected { marker: Some(Marker::Policy(policy)), .. }) => {
+                    state.reject_policy(policy.clone());
+                }
+                Err(Rejected { marker: Some(Marker::Address(address)), .. }) => {
+                    state.reject_address(address.clone());
+                }
             }
         }
         for name in &self.removed {
@@ -331,7 +336,7 @@ fn stub(channel: Channel) -> AggregatedDiscoveryServiceClient<Channel> {
 
 fn read(kind: ResourceType, resource: crate::proto::discovery::Resource) -> Update {
     let content = resource.resource.unwrap_or_default();
-    let outcome = convert::read(kind, &resource.name, &content);
+    let outcome = convert::read(kind, &resource.name, &resource.aliases, &content);
     Update { name: resource.name, version: resource.version, content, outcome }
 }
 

@@ -86,6 +86,8 @@ pub enum Reason {
     UnreadablePolicy(String),
     /// The workload is not known (any more).
     UnknownWorkload,
+    /// The workload could not be read; what is wrong with it.
+    UnreadableWorkload(String),
     /// The address is not the workload's.
     ForeignAddress,
     /// The port is the proxy's own.
@@ -100,6 +102,7 @@ impl fmt::Display for Refusal {
             Reason::UnknownPolicy => write!(f, "the workload names a policy that is not known")?,
             Reason::UnreadablePolicy(why) => write!(f, "a policy cannot be read ({why})")?,
             Reason::UnknownWorkload => write!(f, "the workload is not known")?,
+            Reason::UnreadableWorkload(why) => write!(f, "the workload cannot be read ({why})")?,
             Reason::ForeignAddress => write!(f, "the address is not the workload's")?,
             Reason::ProxyPort => write!(f, "the port is the proxy's own")?,
         }
@@ -142,7 +145,9 @@ pub fn authorize(state: &State, mut attempt: Attempt) -> Verdict {
 fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result<(), Refusal> {
     let refuse = |policy: Option<&PolicyName>, reason| Err(Refusal { policy: policy.cloned(), reason });
     let Some(workload) = state.workload(&attempt.workload) else {
-        return refuse(None, Reason::UnknownWorkload);
+        let unreadable = state.rejected_address(attempt.workload.as_str());
+        let why = unreadable.map(|rejected| Reason::UnreadableWorkload(rejected.reason.clone()));
+        return refuse(None, why.unwrap_or(Reason::UnknownWorkload));
     };
     if !workload.addresses.contains(&attempt.destination.ip()) {
         return refuse(None, Reason::ForeignAddress);

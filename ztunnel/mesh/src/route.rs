@@ -9,7 +9,8 @@
 //! 4. a workload is reached over HBONE, or in plaintext if it is outside the mesh.
 //!
 //! What the mesh knows and cannot serve is refused, never let past it in plaintext; only what it does not know passes
-//! unchanged. A service that the client's namespace does not see is not known.
+//! unchanged. A service that the client's namespace does not see is not known. What was stated and cannot be read comes
+//! before all else that has its address, but for a service of the client's own namespace, and is refused.
 
 mod gateway;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use crate::gateway::GatewayAddress;
 use crate::identity::SpiffeId;
 use crate::ports::is_proxy_port;
 use crate::service::{Hostname, Mode, Service, ServiceName};
-use crate::state::State;
+use crate::state::{RejectedAddress, State};
 use crate::workload::{NetworkAddress, TunnelProtocol, Workload, WorkloadUid};
 
 pub use gateway::GatewayTrouble;
@@ -117,6 +118,9 @@ impl fmt::Display for CalledName {
 /// Why a connection goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    /// What states the address cannot be read.
+    #[error("{} of the control plane has this address and cannot be read: {}", .0.resource, .0.reason)]
+    Unreadable(Arc<RejectedAddress>),
     /// No endpoint of the service is ready, has the port, and is of the rank its preference demands.
     #[error("service {0} has no healthy endpoint")]
     NoHealthyEndpoint(ServiceName),
@@ -205,7 +209,11 @@ impl Call<'_> {
     fn decide(&self, random: u64) -> Result<Route, Refused> {
         let Self { state, client, destination, .. } = self;
         let address = NetworkAddress { network: client.network.clone(), ip: destination.ip() };
-        if let Some(service) = state.service_by_vip(&address, &client.namespace) {
+        let service = state.service_by_vip(&address, &client.namespace);
+        if !service.is_some_and(|service| self.is_own(service)) {
+            readable(state.rejected_at(&address))?;
+        }
+        if let Some(service) = service {
             return self.to_service(service, random);
         }
         // The pod's own address is its own even before the control plane has said so.
@@ -215,10 +223,18 @@ impl Call<'_> {
         if let Some(workload) = state.workload_by_address(&address) {
             return self.to_workload(workload);
         }
-        match state.service_by_range(&address, &client.namespace) {
+        let service = state.service_by_range(&address, &client.namespace);
+        if !service.is_some_and(|service| self.is_own(service)) {
+            readable(state.rejected_by_range(&address))?;
+        }
+        match service {
             Some(service) => self.to_service(service, random),
             None => Ok(Route::Passthrough(*destination)),
         }
+    }
+
+    fn is_own(&self, service: &Service) -> bool {
+        service.name.namespace == self.client.namespace
     }
 
     /// A connection to a workload's own address.
@@ -284,6 +300,7 @@ impl Call<'_> {
     /// A service that passes through, unless the mesh knows better how to reach that address.
     fn unchanged(&self, service: &Arc<Service>) -> Result<Route, Refused> {
         let address = NetworkAddress { network: self.client.network.clone(), ip: self.destination.ip() };
+        readable(self.state.rejected_at(&address))?;
         let Some(workload) = self.state.workload_by_address(&address) else {
             return Ok(Route::Passthrough(self.destination));
         };
@@ -326,6 +343,11 @@ impl Call<'_> {
             TunnelProtocol::None => Route::Plaintext(upstream),
         })
     }
+}
+
+/// Fails with what cannot be read.
+fn readable(rejected: Option<&Arc<RejectedAddress>>) -> Result<(), Refused> {
+    rejected.map_or(Ok(()), |rejected| Err(Refused::Unreadable(Arc::clone(rejected))))
 }
 
 /// The endpoint's own port for the service's, else the service's target; `None` where neither states one.

@@ -7,9 +7,11 @@
 //! service comes to prefer others.
 //!
 //! Invariants: every index entry leads to an entry of `workloads`, `services` or `policies`; no index keeps an
-//! empty entry; workloads on their node's network are not found by address.
+//! empty entry; workloads on their node's network are not found by address; a name is in `rejected` or in one of
+//! `workloads` and `services`, never in both.
 
 mod ranges;
+mod rejected;
 #[cfg(test)]
 mod tests;
 
@@ -18,11 +20,14 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use self::ranges::Ranges;
+use self::rejected::RejectedAddresses;
 use crate::balance::Endpoints;
 use crate::identity::{Namespace, ServiceAccount};
 use crate::policy::{Authorization, PolicyName, PolicyScope, RejectedPolicy};
 use crate::service::{Service, ServiceName};
 use crate::workload::{NetworkAddress, NetworkMode, Workload, WorkloadUid};
+
+pub use self::rejected::RejectedAddress;
 
 /// A policy as it was received.
 #[derive(Clone, Debug)]
@@ -61,9 +66,11 @@ pub struct State {
     by_pod: HashMap<(Namespace, String), Vec<WorkloadUid>>,
     services: HashMap<ServiceName, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
-    by_range: Ranges,
+    by_range: Ranges<ServiceName>,
     /// Also of services that are not known (yet). Those of a known one are chosen from as it says.
     endpoints: HashMap<ServiceName, Endpoints>,
+    /// Workloads and services that cannot be read.
+    rejected: RejectedAddresses,
     policies: HashMap<PolicyName, Policy>,
     by_namespace: HashMap<Namespace, BTreeSet<PolicyName>>,
     global: BTreeSet<PolicyName>,
@@ -77,6 +84,7 @@ impl State {
 
     /// Adds the workload or replaces what was known of it.
     pub fn upsert_workload(&mut self, workload: Workload) {
+        self.rejected.remove(workload.uid.as_str());
         let workload = Arc::new(workload);
         let old = self.workloads.insert(workload.uid.clone(), Arc::clone(&workload));
         if let Some(old) = old {
@@ -126,6 +134,9 @@ impl State {
 
     /// Adds the service or replaces what was known of it. Its endpoints are the workloads that name it.
     pub fn upsert_service(&mut self, service: Service) {
+        if !self.rejected.is_empty() {
+            self.rejected.remove(&service.name.to_string());
+        }
         let service = Arc::new(service);
         if let Some(old) = self.services.insert(service.name.clone(), Arc::clone(&service)) {
             self.unlink_service(&old);
@@ -157,11 +168,31 @@ impl State {
         }
     }
 
-    /// Forgets the workload or the service of this resource name. Whether there was one.
+    /// Forgets the workload or the service of this resource name, readable or not. Whether there was one.
     pub fn remove_address(&mut self, resource: &str) -> bool {
         // A uid may look like a service's name, so what is there decides.
-        self.remove_workload(&WorkloadUid::from(resource))
+        self.rejected.remove(resource).is_some()
+            || self.remove_workload(&WorkloadUid::from(resource))
             || resource.parse().is_ok_and(|name| self.remove_service(&name))
+    }
+
+    /// Puts a workload or service that cannot be read in the place of what was known of it: connections to it are refused,
+    /// at the addresses that it had before too.
+    pub fn reject_address(&mut self, mut rejected: RejectedAddress) {
+        let resource = rejected.resource.as_str();
+        if let Some(before) = self.rejected.remove(resource) {
+            rejected.keep(before.addresses.iter().cloned());
+            rejected.keep_ranges(before.ranges.iter().cloned());
+        } else if let Some(workload) = self.workloads.get(resource).cloned() {
+            self.remove_workload(&workload.uid);
+            rejected.keep(indexed_addresses(&workload));
+            rejected.pod.get_or_insert_with(|| pod_key(&workload));
+        } else if let Some(service) = resource.parse().ok().and_then(|name| self.services.get(&name).cloned()) {
+            self.remove_service(&service.name);
+            rejected.keep(service.vips.iter().cloned());
+            rejected.keep_ranges(service.cidr_vips.iter().cloned());
+        }
+        self.rejected.insert(rejected);
     }
 
     /// Adds the policy or replaces what was known of it.
@@ -263,6 +294,33 @@ impl State {
     /// The service's endpoints; `None` where it has none.
     pub fn endpoints(&self, service: &ServiceName) -> Option<&Endpoints> {
         self.endpoints.get(service)
+    }
+
+    /// The workload or service of this resource name that cannot be read.
+    pub fn rejected_address(&self, resource: &str) -> Option<&Arc<RejectedAddress>> {
+        self.rejected.get(resource)
+    }
+
+    /// The workload of a pod that cannot be read. Looks at all that cannot.
+    pub fn rejected_pod(&self, namespace: &Namespace, name: &str) -> Option<&Arc<RejectedAddress>> {
+        self.rejected.iter().find(|rejected| {
+            rejected.pod.as_ref().is_some_and(|(of, pod)| of == namespace && pod == name)
+        })
+    }
+
+    /// What has this address and cannot be read.
+    pub fn rejected_at(&self, address: &NetworkAddress) -> Option<&Arc<RejectedAddress>> {
+        self.rejected.at(address)
+    }
+
+    /// What has a range with this address in it and cannot be read.
+    pub fn rejected_by_range(&self, address: &NetworkAddress) -> Option<&Arc<RejectedAddress>> {
+        self.rejected.covering(address)
+    }
+
+    /// All workloads and services that cannot be read, in no order that means anything.
+    pub fn rejected_addresses(&self) -> impl ExactSizeIterator<Item = &Arc<RejectedAddress>> {
+        self.rejected.iter()
     }
 
     /// The policy of this name.

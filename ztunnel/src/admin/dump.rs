@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mesh::gateway::WeightedWaypoint;
 use mesh::policy::{Action, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 use mesh::service::{Mode, Scope, Visibility};
+use mesh::state::RejectedAddress;
 use mesh::workload::{ApplicationTunnel, Health, TunnelProtocol, WorkloadType};
 use mesh::{Authorization, GatewayAddress, Service, Workload};
 use serde_json::{Map, Value, json};
@@ -61,6 +62,17 @@ pub(crate) fn workload(workload: &Workload) -> Value {
         value["authorizationPolicies"] = names.collect();
     }
     value
+}
+
+/// One of `unreadable`, which only this mesh has: a workload or service that connections are refused to, and why.
+pub(crate) fn rejected(rejected: &RejectedAddress) -> Value {
+    let addresses = rejected.addresses.iter().map(ToString::to_string);
+    let ranges = rejected.ranges.iter().map(ToString::to_string);
+    json!({
+        "resource": rejected.resource,
+        "addresses": addresses.chain(ranges).collect::<Vec<_>>(),
+        "error": rejected.reason,
+    })
 }
 
 fn gateway_address(gateway: &GatewayAddress) -> Value {

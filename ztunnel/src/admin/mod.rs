@@ -170,6 +170,7 @@ fn mesh_dump(state: &State) -> Value {
         "workloads": state.workloads().map(|workload| dump::workload(workload)).collect::<Vec<_>>(),
         "services": state.services().map(service).collect::<Vec<_>>(),
         "policies": state.policies().map(policy).collect::<Vec<_>>(),
+        "unreadable": state.rejected_addresses().map(|one| dump::rejected(one)).collect::<Vec<_>>(),
     })
 }
 

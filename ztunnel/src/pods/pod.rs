@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh::authorize::Attempt;
+use mesh::state::RejectedAddress;
 use mesh::{Namespace, ServiceAccount, TrustDomain, Workload};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -74,7 +75,18 @@ pub(crate) struct Pod {
     stated_addresses: Vec<IpAddr>,
     /// It was said that its workload is of another trust domain.
     warned: AtomicBool,
-    own: watch::Sender<Option<Arc<Own>>>,
+    told: watch::Sender<Told>,
+}
+
+/// What is known of a pod from the control plane.
+#[derive(Clone)]
+enum Told {
+    /// Nothing, or not yet.
+    Nothing,
+    /// Something that cannot be read: connections need not wait for more.
+    Unreadable(Arc<RejectedAddress>),
+    /// Its workload.
+    Own(Arc<Own>),
 }
 
 impl Pod {
@@ -94,21 +106,27 @@ impl Pod {
             capture: Capture::of(&spec.listeners),
             stated_addresses: spec.addresses.clone(),
             warned: AtomicBool::new(false),
-            own: watch::Sender::new(None),
+            told: watch::Sender::new(Told::Nothing),
         }
     }
 
     /// Its workload and certificate, waiting a bounded time for the control plane to tell them.
     pub(crate) async fn own(&self) -> Result<Arc<Own>, Failure> {
-        let mut own = self.own.subscribe();
-        let known = tokio::time::timeout(START_WAIT, own.wait_for(Option::is_some)).await;
-        let known = known.ok().and_then(Result::ok).and_then(|own| own.clone());
-        known.ok_or(Failure::NoConfiguration)
+        let mut told = self.told.subscribe();
+        let something = told.wait_for(|told| !matches!(told, Told::Nothing));
+        match tokio::time::timeout(START_WAIT, something).await.map(|told| told.map(|told| told.clone())) {
+            Ok(Ok(Told::Own(own))) => Ok(own),
+            Ok(Ok(Told::Unreadable(rejected))) => Err(Failure::Unreadable(rejected)),
+            Ok(Ok(Told::Nothing) | Err(_)) | Err(_) => Err(Failure::NoConfiguration),
+        }
     }
 
     /// What is known now.
     pub(crate) fn own_now(&self) -> Option<Arc<Own>> {
-        self.own.borrow().clone()
+        match &*self.told.borrow() {
+            Told::Own(own) => Some(own.clone()),
+            Told::Nothing | Told::Unreadable(_) => None,
+        }
     }
 
     /// The pod's addresses as far as they are known: the agent's word, else the control plane's.
@@ -187,8 +205,10 @@ impl Pod {
         identities: &Identities<WorkloadCertificate>,
         trust_domain: &TrustDomain,
     ) {
-        let workload = mesh
-            .read(|state| state.workload_by_pod(&self.namespace, &self.name, &self.service_account).cloned());
+        let (workload, rejected) = mesh.read(|state| {
+            let workload = state.workload_by_pod(&self.namespace, &self.name, &self.service_account);
+            (workload.cloned(), state.rejected_pod(&self.namespace, &self.name).cloned())
+        });
         let workload = workload.filter(|workload| {
             let ours = workload.trust_domain == *trust_domain;
             if !ours && !self.warned.swap(true, Ordering::Relaxed) {
@@ -196,21 +216,24 @@ impl Pod {
             }
             ours
         });
-        self.own.send_if_modified(|own| {
-            let same = match (&*own, &workload) {
-                (Some(own), Some(workload)) => Arc::ptr_eq(&own.workload, workload),
-                (None, None) => true,
-                _ => false,
+        self.told.send_if_modified(|told| {
+            let next = match (workload, rejected) {
+                (Some(workload), _) => {
+                    let held = match told {
+                        Told::Own(own) if Arc::ptr_eq(&own.workload, &workload) => return false,
+                        Told::Own(own) => Some(own.lease.clone()),
+                        Told::Nothing | Told::Unreadable(_) => None,
+                    };
+                    let id = workload.identity();
+                    let held = held.filter(|lease| *lease.id() == id);
+                    let lease = held.unwrap_or_else(|| Arc::new(identities.lease(&id)));
+                    Told::Own(Arc::new(Own { workload, lease }))
+                }
+                (None, Some(rejected)) => Told::Unreadable(rejected),
+                (None, None) if matches!(told, Told::Nothing) => return false,
+                (None, None) => Told::Nothing,
             };
-            if same {
-                return false;
-            }
-            *own = workload.map(|workload| {
-                let id = workload.identity();
-                let held = own.as_ref().map(|own| own.lease.clone()).filter(|lease| *lease.id() == id);
-                let lease = held.unwrap_or_else(|| Arc::new(identities.lease(&id)));
-                Arc::new(Own { workload, lease })
-            });
+            *told = next;
             true
         });
     }

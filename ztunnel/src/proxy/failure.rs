@@ -6,11 +6,13 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::StatusCode;
 use mesh::authorize::{Reason, Refusal};
 use mesh::route::Refused;
 use mesh::service::Hostname;
+use mesh::state::RejectedAddress;
 use mesh::{PolicyName, ServiceName};
 use tokio::time::Instant;
 use tunnel::copy::Side;
@@ -43,6 +45,9 @@ pub(crate) enum Failure {
     /// The control plane has said nothing yet, or nothing of this pod.
     #[error("no configuration for this pod yet")]
     NoConfiguration,
+    /// What the control plane says of this pod cannot be read.
+    #[error("the pod's workload {} of the control plane cannot be read: {}", .0.resource, .0.reason)]
+    Unreadable(Arc<RejectedAddress>),
     /// The mesh knows the destination and does not lead there.
     #[error("{0}")]
     Unroutable(Refused),
@@ -174,6 +179,7 @@ impl Failure {
             Self::Overload => (Blame::Node, "OVERLOAD", 503),
             Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
+            Self::Unreadable(_) => UNREADABLE,
             Self::Unroutable(refused) => unroutable(refused),
             Self::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
             Self::Hostname(_) => (Blame::ControlPlane, "HOSTNAME", 503),
@@ -185,6 +191,7 @@ impl Failure {
             Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
             Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
             Self::Http2(error) => client_http2(error),
+            Self::Denied(Refusal { reason: Reason::UnreadableWorkload(_), .. }) => UNREADABLE,
             Self::Denied(refusal) => (denier(refusal), "DENY", 401),
             Self::PolicyChanged { refusal, .. } => (denier(refusal), "POLICY_CHANGE", 401),
             Self::Application(error) => application(error),
@@ -239,6 +246,7 @@ impl Failure {
             | Self::OtherNetwork(_)
             | Self::Hostname(_)
             | Self::ApplicationTunnel(_)
+            | Self::Unreadable(_)
             | Self::Unroutable(_) => true,
             _ => false,
         }
@@ -247,8 +255,12 @@ impl Failure {
 
 type Row = (Blame, &'static str, u16);
 
+/// What the control plane says of one of the ends cannot be read.
+const UNREADABLE: Row = (Blame::ControlPlane, "UNREADABLE_CONFIGURATION", 503);
+
 fn unroutable(refused: &Refused) -> Row {
     match refused {
+        Refused::Unreadable(_) => UNREADABLE,
         Refused::NoHealthyEndpoint(_) | Refused::NoSuchPort(..) => {
             (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503)
         }
@@ -317,7 +329,10 @@ fn application(error: &ApplicationDialError) -> Row {
 fn denier(refusal: &Refusal) -> Blame {
     match refusal.reason {
         Reason::Denied | Reason::NotAllowed => Blame::Policy,
-        Reason::UnknownPolicy | Reason::UnreadablePolicy(_) | Reason::UnknownWorkload => Blame::ControlPlane,
+        Reason::UnknownPolicy
+        | Reason::UnreadablePolicy(_)
+        | Reason::UnknownWorkload
+        | Reason::UnreadableWorkload(_) => Blame::ControlPlane,
         Reason::ForeignAddress | Reason::ProxyPort => Blame::Client,
     }
 }

@@ -57,6 +57,7 @@ pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted, 
         Err(
             failure @ (Failure::ForeignAddress(_)
             | Failure::NoConfiguration
+            | Failure::Unreadable(_)
             | Failure::Evicted
             | Failure::Overload),
         ) => {

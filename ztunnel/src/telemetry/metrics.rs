@@ -110,6 +110,7 @@ pub(crate) struct Metrics {
     pub(crate) certificate_requests: Family<ResultLabel, Counter>,
     pub(crate) certificates_held: Gauge,
     pub(crate) rejected_resources: Counter,
+    pub(crate) unreadable_addresses: Gauge,
     pub(crate) cut_lag: CutLag,
     pub(crate) active_proxies: Gauge,
     pub(crate) pending_proxies: Gauge,
@@ -197,6 +198,11 @@ impl Metrics {
             "rejected_resources",
             "Resources of the control plane that could not be used",
             self.rejected_resources.clone(),
+        );
+        own.register(
+            "unreadable_addresses",
+            "Workloads and services that connections are refused to because what states them cannot be read",
+            self.unreadable_addresses.clone(),
         );
         own.register(
             "policy_cut_lag_seconds",

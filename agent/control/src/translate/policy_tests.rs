@@ -40,14 +40,14 @@ impl Judge {
         let mut state = State::new();
         for policy in &translation.policies {
             let (name, content) = policy_resource(policy);
-            match read(ResourceType::Authorization, &name, &content).unwrap() {
+            match read(ResourceType::Authorization, &name, &[], &content).unwrap() {
                 Resource::Policy(policy) => state.upsert_policy(*policy),
                 other => panic!("{other:?}"),
             }
         }
         for workload in &translation.workloads {
             let (name, content) = workload_resource(workload);
-            match read(ResourceType::Address, &name, &content).unwrap() {
+            match read(ResourceType::Address, &name, &[], &content).unwrap() {
                 Resource::Workload(workload) => state.upsert_workload(*workload),
                 other => panic!("{other:?}"),
             }

@@ -122,18 +122,18 @@ fn policy() -> Authorization {
 fn what_is_written_is_read_as_it_was() {
     let workload = workload();
     let (name, any) = workload_resource(&workload);
-    assert_eq!(read(ResourceType::Address, &name, &any), Ok(Resource::Workload(Box::new(workload))));
+    assert_eq!(read(ResourceType::Address, &name, &[], &any), Ok(Resource::Workload(Box::new(workload))));
     let service = service();
     let (name, any) = service_resource(&service);
     assert_eq!(name, "shop/web.shop.svc.cluster.local");
-    assert_eq!(read(ResourceType::Address, &name, &any), Ok(Resource::Service(Box::new(service))));
+    assert_eq!(read(ResourceType::Address, &name, &[], &any), Ok(Resource::Service(Box::new(service))));
     let policy = policy();
     let (name, any) = policy_resource(&policy);
     assert_eq!(name, "shop/p");
-    assert_eq!(read(ResourceType::Authorization, &name, &any), Ok(Resource::Policy(Box::new(policy))));
+    assert_eq!(read(ResourceType::Authorization, &name, &[], &any), Ok(Resource::Policy(Box::new(policy))));
     let pod = proto::node::Pod { uid: "u".to_owned(), probe_ports: vec![80], ..Default::default() };
     let (name, any) = pod_resource(&pod);
-    assert_eq!(read(ResourceType::NodePod, &name, &any), Ok(Resource::Pod(Box::new(pod))));
+    assert_eq!(read(ResourceType::NodePod, &name, &[], &any), Ok(Resource::Pod(Box::new(pod))));
 }
 
 #[test]
@@ -319,6 +319,14 @@ fn a_workload_or_service_that_means_nothing_says_why() {
     assert_eq!(service_from_proto(wire), Err(ConvertError::Port { field: "ports", value: 0 }));
 }
 
+/// What counts in the place of a policy.
+fn policy_of(read: Result<Resource, Rejected>) -> RejectedPolicy {
+    match read.unwrap_err().marker {
+        Some(Marker::Policy(policy)) => policy,
+        other => panic!("{other:?}"),
+    }
+}
+
 type PolicyChange = fn(&mut proto::security::Match);
 
 /// Each would make a DENY inert or an ALLOW wide if it were skipped.
@@ -391,14 +399,15 @@ fn one_meaningless_value_rejects_the_policy_whole_and_is_enforced_as_a_refusal()
         let mut wire = policy_to_proto(&Authorization { dry_run: false, ..policy() });
         change(&mut wire.rules[0].clauses[0].matches[0]);
         let any = pack(ResourceType::Authorization, &wire);
-        let rejected = read(ResourceType::Authorization, "shop/p", &any).unwrap_err();
+        let rejected = read(ResourceType::Authorization, "shop/p", &[], &any).unwrap_err();
         let policy = RejectedPolicy {
             name: "shop/p".parse().unwrap(),
             scope: PolicyScope::WorkloadSelector,
             dry_run: false,
             reason: expected.to_string(),
         };
-        assert_eq!(rejected, Rejected { error: expected, policy: Some(policy) }, "{sentence}");
+        let marker = Some(Marker::Policy(policy));
+        assert_eq!(rejected, Rejected { error: expected, marker }, "{sentence}");
     }
 }
 
@@ -414,7 +423,7 @@ fn a_policy_of_which_not_even_the_scope_is_known_applies_to_all() {
         ("an unknown action", pack(&unknown_action), PolicyScope::WorkloadSelector, true),
     ];
     for (sentence, any, scope, dry_run) in cases {
-        let rejected = read(ResourceType::Authorization, "shop/p", &any).unwrap_err().policy.unwrap();
+        let rejected = policy_of(read(ResourceType::Authorization, "shop/p", &[], &any));
         assert_eq!((rejected.scope, rejected.dry_run), (scope, dry_run), "{sentence}");
     }
 }
@@ -422,11 +431,11 @@ fn a_policy_of_which_not_even_the_scope_is_known_applies_to_all() {
 #[test]
 fn a_resource_whose_content_has_another_name_is_not_taken() {
     let (_, any) = workload_resource(&workload());
-    let error = read(ResourceType::Address, "other", &any).unwrap_err().error;
+    let error = read(ResourceType::Address, "other", &[], &any).unwrap_err().error;
     assert_eq!(error, ConvertError::NameMismatch("Kubernetes//Pod/shop/web-0".to_owned()));
     let (_, any) = policy_resource(&policy());
-    let rejected = read(ResourceType::Authorization, "no-namespace", &any).unwrap_err();
-    assert_eq!(rejected.policy.unwrap().name, policy_name("no-namespace"));
+    let rejected = policy_of(read(ResourceType::Authorization, "no-namespace", &[], &any));
+    assert_eq!(rejected.name, policy_name("no-namespace"));
 }
 
 #[test]

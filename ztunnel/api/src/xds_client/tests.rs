@@ -37,11 +37,33 @@ impl Opened {
     }
 
     async fn push(&self, nonce: &str, kind: &str, resources: Vec<(String, Any)>, removed: &[&str]) {
-        let resource = |(name, content)| WireResource {
+        self.send(nonce, kind, resources, removed, &[]).await;
+    }
+
+    /// The same; with names and what these are also called by.
+    async fn push_with_aliases(
+        &self,
+        nonce: &str,
+        kind: &str,
+        resources: Vec<(String, Any)>,
+        aliases: &[(&str, &str)],
+    ) {
+        self.send(nonce, kind, resources, &[], aliases).await;
+    }
+
+    async fn send(
+        &self,
+        nonce: &str,
+        kind: &str,
+        resources: Vec<(String, Any)>,
+        removed: &[&str],
+        aliases: &[(&str, &str)],
+    ) {
+        let resource = |(name, content): (String, Any)| WireResource {
+            aliases: aliases.iter().filter(|(of, _)| *of == name).map(|(_, one)| one.to_string()).collect(),
             name,
             version: "1".to_owned(),
             resource: Some(content),
-            aliases: Vec::new(),
         };
         let response = DeltaDiscoveryResponse {
             type_url: kind.to_owned(),
@@ -214,6 +236,63 @@ async fn a_policy_that_cannot_be_read_is_named_in_the_answer_and_refuses_while_t
     batch.apply_to(&mut state);
     batch.accept();
     assert!(authorize(&state, attempt()).decision.is_ok());
+}
+
+/// What a connection of a client at 10.0.0.1 to an address comes to.
+fn route_to(state: &State, to: &str) -> mesh::route::Route {
+    let client = crate::proto::workload::Workload {
+        uid: "client".to_owned(),
+        namespace: "shop".to_owned(),
+        addresses: vec![vec![10, 0, 0, 1]],
+        ..Default::default()
+    };
+    let client = convert::workload_from_proto(client).unwrap();
+    mesh::route::route(state, &client, to.parse().unwrap(), mesh::route::Reach::OwnNetwork, 1)
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_read_is_named_and_refused_and_the_node_serves_all_the_same() {
+    use mesh::route::{Refused, Route};
+    let mut world = World::new();
+    let (mut opened, _) = world.open().await;
+    let mut state = State::new();
+    opened.push("n1", AUTHORIZATION, vec![], &[]).await;
+    world.batch().await.accept();
+    opened.request().await;
+    let broken = |name: &str, address: u8| {
+        let wire = crate::proto::workload::Workload {
+            uid: name.to_owned(),
+            addresses: vec![vec![10, 0, 0, address]],
+            tunnel_protocol: 2,
+            ..Default::default()
+        };
+        let content = crate::proto::workload::address::Type::Workload(wire);
+        let address = crate::proto::workload::Address { r#type: Some(content) };
+        (name.to_owned(), Any { type_url: ADDRESS.to_owned(), value: address.encode_to_vec() })
+    };
+    let noise = Any { type_url: ADDRESS.to_owned(), value: vec![0xff] };
+    let resources = vec![broken("old", 7), web(), ("shop/noise".to_owned(), noise)];
+    opened.push_with_aliases("n2", ADDRESS, resources, &[("shop/noise", "/10.9.0.1")]).await;
+    let batch = world.batch().await;
+    batch.apply_to(&mut state);
+    batch.accept();
+    let detail = opened.request().await.error_detail.unwrap().message;
+    assert!(detail.contains("old: its tunnel protocol is sidecar mTLS"), "{detail}");
+    assert!(detail.contains("shop/noise: not a message"), "{detail}");
+    assert!(!detail.contains("web"), "{detail}");
+    world.status(|status| status.synced).await;
+    for (to, resource) in [("10.0.0.7:80", "old"), ("10.9.0.1:80", "shop/noise")] {
+        let Route::Refused(Refused::Unreadable(rejected)) = route_to(&state, to) else { panic!("{to}") };
+        assert_eq!(rejected.resource, resource);
+    }
+    assert!(matches!(route_to(&state, "10.0.0.2:80"), Route::Plaintext(_)), "the rest of the push holds");
+    opened.push("n3", ADDRESS, vec![], &["old", "shop/noise"]).await;
+    let batch = world.batch().await;
+    batch.apply_to(&mut state);
+    batch.accept();
+    for to in ["10.0.0.7:80", "10.9.0.1:80"] {
+        assert!(matches!(route_to(&state, to), Route::Passthrough(_)), "{to}");
+    }
 }
 
 #[tokio::test]

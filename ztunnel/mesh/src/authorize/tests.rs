@@ -398,6 +398,22 @@ fn what_is_not_the_workloads_to_give_is_refused_whatever_the_policies() {
 }
 
 #[test]
+fn a_workload_that_cannot_be_read_is_not_let_to_and_the_refusal_says_what_is_wrong_with_it() {
+    let mut state = state_with(vec![]);
+    state.reject_address(crate::state::RejectedAddress {
+        resource: uid("web").to_string(),
+        pod: None,
+        addresses: vec![],
+        ranges: vec![],
+        reason: "nonsense".to_owned(),
+    });
+    let refused = Err((None, Reason::UnreadableWorkload("nonsense".to_owned())));
+    assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), refused);
+    state.upsert_workload(workload("web", &["10.0.0.2"]));
+    assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), Ok(()));
+}
+
+#[test]
 fn addresses_in_ipv6_form_are_judged_as_the_ipv4_addresses_they_are() {
     let state = state_with(vec![deny(Match { source_ips: nets("10.0.0.0/8"), ..Match::default() })]);
     let mapped = Attempt { source_ip: ip("::ffff:10.0.0.1"), ..attempt(Some(CLIENT)) };

@@ -19,6 +19,9 @@ pub enum GatewayTrouble {
     /// No service or workload is known by its name or address, and so no identity to expect of it.
     #[error("is not known")]
     NotKnown,
+    /// What states it cannot be read.
+    #[error("is stated by a resource that cannot be read")]
+    Unreadable,
     /// None of its endpoints can be chosen.
     #[error("has no healthy endpoint")]
     NoEndpoint,
@@ -148,7 +151,16 @@ impl Call<'_> {
     ) -> Result<Chosen<'s>, GatewayTrouble> {
         let service = match &gateway.destination {
             GatewayDestination::Unknown => return Err(GatewayTrouble::Unstated),
-            GatewayDestination::Hostname(name) => self.state.service(name).ok_or(GatewayTrouble::NotKnown)?,
+            GatewayDestination::Hostname(name) => match self.state.service(name) {
+                Some(service) => service,
+                None if self.state.rejected_address(&name.to_string()).is_some() => {
+                    return Err(GatewayTrouble::Unreadable);
+                }
+                None => return Err(GatewayTrouble::NotKnown),
+            },
+            GatewayDestination::Address(address) if self.state.rejected_at(address).is_some() => {
+                return Err(GatewayTrouble::Unreadable);
+            }
             GatewayDestination::Address(address) => match self.state.services_at(address).first() {
                 Some(service) => *service,
                 None => {

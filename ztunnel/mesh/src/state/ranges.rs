@@ -1,4 +1,4 @@
-//! Services by ranges of virtual addresses.
+//! Names (services', above all) by ranges of virtual addresses.
 //!
 //! An address is looked up once per prefix length that its network has at all, which is a handful in practice and 129
 //! at most, whatever the number of ranges.
@@ -7,35 +7,41 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
-use crate::service::ServiceName;
 use crate::workload::{Network, NetworkAddress, NetworkRange};
 
 /// See the module.
-#[derive(Debug, Default)]
-pub(super) struct Ranges {
-    services: HashMap<NetworkRange, BTreeSet<ServiceName>>,
+#[derive(Debug)]
+pub(super) struct Ranges<N> {
+    names: HashMap<NetworkRange, BTreeSet<N>>,
     /// How many ranges of each length a network has, of IPv4 (`true`) and of IPv6.
     lengths: HashMap<(Network, bool), BTreeMap<u8, usize>>,
 }
 
-impl Ranges {
-    /// The service has the range.
-    pub(super) fn insert(&mut self, range: &NetworkRange, service: &ServiceName) {
-        let services = self.services.entry(range.clone()).or_default();
-        if services.is_empty() {
+// By hand: a name need not have a default.
+impl<N> Default for Ranges<N> {
+    fn default() -> Self {
+        Self { names: HashMap::new(), lengths: HashMap::new() }
+    }
+}
+
+impl<N: Ord + Clone> Ranges<N> {
+    /// The one of this name has the range.
+    pub(super) fn insert(&mut self, range: &NetworkRange, name: &N) {
+        let names = self.names.entry(range.clone()).or_default();
+        if names.is_empty() {
             *self.lengths.entry(key(range)).or_default().entry(range.range().prefix_len()).or_default() += 1;
         }
-        services.insert(service.clone());
+        names.insert(name.clone());
     }
 
-    /// The service has not the range any more.
-    pub(super) fn remove(&mut self, range: &NetworkRange, service: &ServiceName) {
-        let Some(services) = self.services.get_mut(range) else { return };
-        services.remove(service);
-        if !services.is_empty() {
+    /// The one of this name has not the range any more.
+    pub(super) fn remove(&mut self, range: &NetworkRange, name: &N) {
+        let Some(names) = self.names.get_mut(range) else { return };
+        names.remove(name);
+        if !names.is_empty() {
             return;
         }
-        self.services.remove(range);
+        self.names.remove(range);
         let key = key(range);
         let Some(lengths) = self.lengths.get_mut(&key) else { return };
         if let Some(count) = lengths.get_mut(&range.range().prefix_len()) {
@@ -49,25 +55,25 @@ impl Ranges {
         }
     }
 
-    /// The services of each range that the address lies in, the longest prefix first.
-    pub(super) fn covering(&self, address: &NetworkAddress) -> impl Iterator<Item = &BTreeSet<ServiceName>> {
+    /// The names of each range that the address lies in, the longest prefix first.
+    pub(super) fn covering(&self, address: &NetworkAddress) -> impl Iterator<Item = &BTreeSet<N>> {
         let lengths = self.lengths.get(&(address.network.clone(), address.ip.is_ipv4()));
         lengths.into_iter().flat_map(BTreeMap::keys).rev().filter_map(|length| {
             let range = IpNet::new(address.ip, *length).ok()?;
-            self.services.get(&NetworkRange::new(address.network.clone(), range))
+            self.names.get(&NetworkRange::new(address.network.clone(), range))
         })
     }
 
     /// All of them, in no order that means anything.
     #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&NetworkRange, &BTreeSet<ServiceName>)> {
-        self.services.iter()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&NetworkRange, &BTreeSet<N>)> {
+        self.names.iter()
     }
 
     /// Whether nothing is left of anything.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.lengths.is_empty()
+        self.names.is_empty() && self.lengths.is_empty()
     }
 }
 

@@ -120,6 +120,88 @@ fn a_resource_name_removes_the_workload_or_the_service_it_names() {
     assert_eq!((state.workloads().len(), state.services().len()), (0, 0));
 }
 
+/// A resource that states these addresses and means nothing.
+fn rejected(resource: &str, addresses: &[&str]) -> RejectedAddress {
+    RejectedAddress {
+        resource: resource.to_owned(),
+        pod: None,
+        addresses: addresses.iter().map(|at| address(at)).collect(),
+        ranges: Vec::new(),
+        reason: "nonsense".to_owned(),
+    }
+}
+
+fn rejected_at(state: &State, at: &str) -> Option<String> {
+    let at = address(at);
+    let found = state.rejected_at(&at).or_else(|| state.rejected_by_range(&at));
+    found.map(|rejected| rejected.resource.clone())
+}
+
+#[test]
+fn what_cannot_be_read_takes_the_place_of_what_was_known_and_keeps_its_addresses() {
+    let mut state = State::new();
+    state.upsert_workload(endpoint_of(
+        workload("web", &["10.0.0.2"]),
+        &service_name("shop", "web"),
+        &[(80, 8080)],
+    ));
+    let mut ranged = service("shop", "web", &["10.9.0.1"], &[(80, 8080)]);
+    ranged.cidr_vips = vec![range("10.9.1.0/24")];
+    state.upsert_service(ranged.clone());
+    let (pod, name) = (uid("web"), ranged.name.to_string());
+    state.reject_address(rejected(pod.as_str(), &["10.0.0.3"]));
+    state.reject_address(rejected(&name, &[]));
+    assert!(state.workload(&pod).is_none() && state.endpoints(&ranged.name).is_none());
+    assert!(state.service(&ranged.name).is_none());
+    for (at, expected) in [
+        ("10.0.0.2", Some(pod.to_string())),
+        ("10.0.0.3", Some(pod.to_string())),
+        ("10.9.0.1", Some(name.clone())),
+        ("10.9.1.77", Some(name.clone())),
+        ("10.9.2.1", None),
+    ] {
+        assert_eq!(rejected_at(&state, at), expected, "{at}");
+    }
+    assert!(state.rejected_pod(&"shop".into(), "web").is_some(), "known before");
+    state.reject_address(rejected(pod.as_str(), &[]));
+    assert!(rejected_at(&state, "10.0.0.3").is_some(), "the version before could be read as far as that");
+}
+
+#[test]
+fn a_good_version_or_a_removal_ends_it_and_nothing_is_left() {
+    let mut state = State::new();
+    let web = service("shop", "web", &["10.9.0.1"], &[]);
+    let (pod, name) = (uid("web"), web.name.to_string());
+    let reject = |state: &mut State| {
+        state.reject_address(rejected(pod.as_str(), &["10.0.0.2"]));
+        state.reject_address(RejectedAddress {
+            ranges: vec![range("10.9.0.0/16")],
+            ..rejected(&name, &["10.9.0.1"])
+        });
+        assert_eq!(state.rejected_addresses().len(), 2);
+    };
+    reject(&mut state);
+    state.upsert_workload(workload("web", &["10.0.0.2"]));
+    state.upsert_service(web.clone());
+    assert_eq!(found_at(&state, "10.0.0.2"), Some(pod.clone()));
+    assert!(state.rejected.is_empty() && state.rejected.indexes_are_empty());
+    reject(&mut state);
+    assert!(state.remove_address(pod.as_str()) && state.remove_address(&name));
+    assert!(!state.remove_address(pod.as_str()) && !state.remove_address(&name), "gone with all it was");
+    assert_eq!((state.workloads().len(), state.services().len()), (0, 0));
+    assert!(state.rejected.is_empty() && state.rejected.indexes_are_empty());
+}
+
+#[test]
+fn a_workload_on_its_nodes_network_leaves_no_address_to_be_refused() {
+    let mut state = State::new();
+    let mut web = workload("web", &["10.0.0.2"]);
+    web.network_mode = NetworkMode::HostNetwork;
+    state.upsert_workload(web);
+    state.reject_address(rejected(uid("web").as_str(), &[]));
+    assert_eq!(rejected_at(&state, "10.0.0.2"), None);
+}
+
 #[test]
 fn a_policy_that_changes_its_scope_leaves_the_old_one() {
     let policy = |scope| Authorization {
@@ -150,7 +232,16 @@ fn change(state: &mut State, numbers: &mut Numbers) {
     const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
     let name = NAMES[numbers.below(5)];
     let other = NAMES[numbers.below(5)];
-    match numbers.below(7) {
+    match numbers.below(8) {
+        7 => {
+            let resource = match numbers.below(2) {
+                0 => uid(name).to_string(),
+                _ => service_name("shop", name).to_string(),
+            };
+            let mut one = rejected(&resource, &[&format!("10.0.0.{}", numbers.below(4))]);
+            one.ranges = vec![range(["10.9.0.0/16", "10.9.0.0/24"][numbers.below(2)])];
+            state.reject_address(one);
+        }
         0..3 => {
             let at = format!("10.0.0.{}", numbers.below(4));
             let mut changed = workload(name, &[&at, &format!("fd00::{}", numbers.below(4))]);
@@ -202,6 +293,9 @@ fn lookups(state: &State) -> Vec<String> {
     for at in ["10.9.0.1", "10.9.1.1", "fd09::1"] {
         seen.push(format!("{at} {:?}", state.by_range.covering(&address(at)).collect::<Vec<_>>()));
     }
+    for at in ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.9.0.1", "10.9.1.1"] {
+        seen.push(format!("{at} {:?}", rejected_at(state, at)));
+    }
     for (name, endpoints) in &state.endpoints {
         let mut members: Vec<String> =
             endpoints.iter().map(|member| format!("{} {}", member.uid, member.capacity)).collect();
@@ -224,6 +318,7 @@ fn after_any_changes_the_indexes_are_those_of_a_mesh_built_afresh() {
             let mut fresh = State::new();
             state.workloads().for_each(|workload| fresh.upsert_workload(Workload::clone(workload)));
             state.services().for_each(|service| fresh.upsert_service(Service::clone(service)));
+            state.rejected_addresses().for_each(|one| fresh.reject_address(RejectedAddress::clone(one)));
             assert_eq!(lookups(&state), lookups(&fresh), "seed {seed}, step {step}");
         }
     }

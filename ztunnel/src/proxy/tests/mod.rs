@@ -3,6 +3,7 @@
 mod peers;
 mod retry;
 mod sizes;
+mod unreadable;
 mod waypoints;
 mod world;
 

@@ -5,6 +5,7 @@ mod endpoints;
 mod lookup;
 mod networks;
 mod order;
+mod unreadable;
 mod waypoints;
 
 use super::*;

@@ -11,6 +11,8 @@ use mesh::authorize::{self, Attempt, DryRun, Permit, Refusal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::telemetry::{DryRunLabel, Metrics};
+
 /// So many changes are remembered with the time they came in: more than come in while a pod's connections are judged.
 const REMEMBERED: usize = 1024;
 
@@ -90,11 +92,12 @@ impl MeshState {
         self.progress.subscribe()
     }
 
-    /// The gate before every application. What policies in dry run would have said is logged.
-    pub(crate) fn authorize(&self, attempt: Attempt) -> Result<Permit, Refusal> {
+    /// The gate before every application. What policies in dry run would have said is logged and counted.
+    pub(crate) fn authorize(&self, attempt: Attempt, metrics: &Metrics) -> Result<Permit, Refusal> {
         let verdict = self.read(|state| authorize::authorize(state, attempt));
         for DryRun { policy, action, matched } in &verdict.dry_run {
             tracing::info!(%policy, ?action, matched, "policy in dry run");
+            metrics.dry_runs.get_or_create(&DryRunLabel::new(*action, *matched)).inc();
         }
         verdict.decision
     }

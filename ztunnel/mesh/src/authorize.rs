@@ -229,7 +229,7 @@ impl<'a> Facts<'a> {
     }
 
     fn match_one(&self, wanted: &Match) -> bool {
-        if *wanted == Match::default() {
+        if wanted.is_empty() {
             return false;
         }
         // A client without identity has no namespace, principal or service account to be matched: a positive

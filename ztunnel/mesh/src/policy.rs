@@ -146,6 +146,30 @@ pub struct Match {
     pub not_destination_ports: Vec<u16>,
 }
 
+impl Match {
+    /// Whether it states no field at all.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            namespaces,
+            not_namespaces,
+            principals,
+            not_principals,
+            service_accounts,
+            not_service_accounts,
+            source_ips,
+            not_source_ips,
+            destination_ips,
+            not_destination_ips,
+            destination_ports,
+            not_destination_ports,
+        } = self;
+        [namespaces, not_namespaces, principals, not_principals].iter().all(|texts| texts.is_empty())
+            && [service_accounts, not_service_accounts].iter().all(|accounts| accounts.is_empty())
+            && [source_ips, not_source_ips, destination_ips, not_destination_ips].iter().all(|nets| nets.is_empty())
+            && [destination_ports, not_destination_ports].iter().all(|ports| ports.is_empty())
+    }
+}
+
 /// A service account of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccountMatch {

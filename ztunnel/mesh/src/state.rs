@@ -15,7 +15,7 @@ mod rejected;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -72,8 +72,10 @@ pub struct State {
     /// Workloads and services that cannot be read.
     rejected: RejectedAddresses,
     policies: HashMap<PolicyName, Policy>,
-    by_namespace: HashMap<Namespace, BTreeSet<PolicyName>>,
-    global: BTreeSet<PolicyName>,
+    /// Those of a whole namespace, which every connection to one of its workloads is judged by: found by one look-up.
+    by_namespace: HashMap<Namespace, BTreeMap<PolicyName, Policy>>,
+    /// Those of the whole mesh.
+    global: BTreeMap<PolicyName, Policy>,
 }
 
 impl State {
@@ -210,10 +212,11 @@ impl State {
         self.remove_policy(&name);
         match policy.scope() {
             PolicyScope::Global => {
-                self.global.insert(name.clone());
+                self.global.insert(name.clone(), policy.clone());
             }
             PolicyScope::Namespace => {
-                self.by_namespace.entry(name.namespace.clone()).or_default().insert(name.clone());
+                let of_namespace = self.by_namespace.entry(name.namespace.clone()).or_default();
+                of_namespace.insert(name.clone(), policy.clone());
             }
             PolicyScope::WorkloadSelector => {}
         }
@@ -223,7 +226,12 @@ impl State {
     /// Forgets the policy. Whether there was one.
     pub fn remove_policy(&mut self, name: &PolicyName) -> bool {
         self.global.remove(name);
-        remove_from_set(&mut self.by_namespace, &name.namespace, name);
+        if let Some(of_namespace) = self.by_namespace.get_mut(&name.namespace) {
+            of_namespace.remove(name);
+            if of_namespace.is_empty() {
+                self.by_namespace.remove(&name.namespace);
+            }
+        }
         self.policies.remove(name).is_some()
     }
 
@@ -328,18 +336,16 @@ impl State {
         self.policies.get(name)
     }
 
-    /// The policies that apply to the workload: of the mesh, of its namespace, and those it names. A name that
-    /// is not known comes with `None`.
+    /// The policies that apply to the workload, each once: of the mesh, of its namespace, and those it names. A name
+    /// that is not known comes with `None`.
     pub fn policies_for<'a>(
         &'a self,
         workload: &'a Workload,
     ) -> impl Iterator<Item = (&'a PolicyName, Option<&'a Policy>)> {
         let of_namespace = self.by_namespace.get(&workload.namespace).into_iter().flatten();
-        self.global
-            .iter()
-            .chain(of_namespace)
-            .chain(&workload.authorization_policies)
-            .map(|name| (name, self.policies.get(name)))
+        let by_scope = self.global.iter().chain(of_namespace).map(|(name, policy)| (name, Some(policy)));
+        let named = workload.authorization_policies.iter().map(|name| (name, self.policies.get(name)));
+        by_scope.chain(named.filter(|(_, policy)| !policy.is_some_and(|policy| applies_unnamed(policy, workload))))
     }
 
     /// All workloads, in no order that means anything.
@@ -363,6 +369,15 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress
     let own = workload.network_mode == NetworkMode::Standard;
     let addresses = if own { &workload.addresses[..] } else { &[] };
     addresses.iter().map(|ip| NetworkAddress { network: workload.network.clone(), ip: *ip })
+}
+
+/// Whether the policy applies to the workload without being named by it.
+fn applies_unnamed(policy: &Policy, workload: &Workload) -> bool {
+    match policy.scope() {
+        PolicyScope::Global => true,
+        PolicyScope::Namespace => policy.name().namespace == workload.namespace,
+        PolicyScope::WorkloadSelector => false,
+    }
 }
 
 fn pod_key(workload: &Workload) -> (Namespace, String) {

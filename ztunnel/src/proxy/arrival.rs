@@ -67,7 +67,7 @@ pub(crate) async fn arrive(
     // Entered first, so that no change of policy can come between the decision and the entry.
     let claim = Some(Arc::new(attempt.clone()));
     let mut live = pod.live.enter(listed, claim, record.transferred().clone());
-    let permit = node.mesh.authorize(attempt).map_err(Failure::Denied)?;
+    let permit = node.mesh.authorize(attempt, &node.metrics).map_err(Failure::Denied)?;
     tokio::select! {
         dialled = node.dialer.application(&pod.netns, address.ip(), permit) => {
             let application = Held::new(dialled.map_err(Failure::Application)?);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh::policy::Action;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,23 @@ pub(crate) struct TlsLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ResultLabel {
     pub(crate) result: &'static str,
+}
+
+/// What a policy in dry run would have done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DryRunLabel {
+    action: &'static str,
+    matched: &'static str,
+}
+
+impl DryRunLabel {
+    pub(crate) fn new(action: Action, matched: bool) -> Self {
+        let action = match action {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+        };
+        Self { action, matched: if matched { "true" } else { "false" } }
+    }
 }
 
 /// A resource type of xDS, as a label.
@@ -101,6 +119,8 @@ pub(crate) struct Metrics {
     pub(crate) early_refusals: Family<ReasonLabel, Counter>,
     /// Handshakes with other proxies that failed.
     pub(crate) tls_failures: Family<TlsLabel, Counter>,
+    /// Policies in dry run that connections were judged by.
+    pub(crate) dry_runs: Family<DryRunLabel, Counter>,
     /// Endpoints of services that gave way to another one, by why they were not reached.
     pub(crate) endpoint_retries: Family<ReasonLabel, Counter>,
     /// Endpoints that were ejected.
@@ -162,6 +182,11 @@ impl Metrics {
             "tls_failures",
             "Handshakes with other proxies that failed, by side (source: dialled, destination: accepted) and reason",
             self.tls_failures.clone(),
+        );
+        own.register(
+            "policy_dry_runs",
+            "Connections judged by a policy in dry run, which the log names, by its action and whether it matched",
+            self.dry_runs.clone(),
         );
         own.register(
             "endpoint_retries",

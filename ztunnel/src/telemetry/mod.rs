@@ -10,6 +10,6 @@ mod record;
 
 pub(crate) use collected::Collected;
 pub(crate) use labels::Reporter;
-pub(crate) use metrics::{BuildLabel, Metrics, ReasonLabel, ResultLabel, Shared, UrlLabel};
+pub(crate) use metrics::{BuildLabel, DryRunLabel, Metrics, ReasonLabel, ResultLabel, Shared, UrlLabel};
 pub(crate) use record::{Path, Record};
 pub(crate) use tunnel::hbone::TraceParent;

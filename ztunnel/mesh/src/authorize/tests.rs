@@ -168,9 +168,19 @@ fn match_cases() -> Vec<(&'static str, Match, bool, bool)> {
         ("a suffix of the principal", with(|m| m.principals = suffix("/sa/client")), true, false),
         ("presence of a principal", with(|m| m.principals = vec![StringMatch::Presence]), true, false),
         ("absence of a principal", with(|m| m.not_principals = vec![StringMatch::Presence]), false, true),
+        ("a prefix that is longer than the principal", with(|m| m.principals = prefix("cluster.local/ns/shop/sa/client/x")), false, false),
+        ("a prefix of the principal excluded", with(|m| m.not_principals = prefix("cluster.local/")), false, true),
+        ("a suffix of the principal excluded", with(|m| m.not_principals = suffix("/client")), false, true),
+        ("the principal excluded", with(|m| m.not_principals = exact("cluster.local/ns/shop/sa/client")), false, true),
+        ("the principal of another trust domain", with(|m| m.principals = exact("other/ns/shop/sa/client")), false, false),
         ("another principal excluded", with(|m| m.not_principals = suffix("/sa/other")), true, true),
         ("its namespace", with(|m| m.namespaces = exact("shop")), true, false),
         ("a namespace that begins otherwise", with(|m| m.namespaces = prefix("hop")), false, false),
+        ("a prefix of its namespace", with(|m| m.namespaces = prefix("sh")), true, false),
+        ("a suffix of its namespace", with(|m| m.namespaces = suffix("op")), true, false),
+        ("presence of a namespace", with(|m| m.namespaces = vec![StringMatch::Presence]), true, false),
+        ("absence of a namespace", with(|m| m.not_namespaces = vec![StringMatch::Presence]), false, true),
+        ("another namespace excluded", with(|m| m.not_namespaces = exact("other")), true, true),
         ("its namespace excluded", with(|m| m.not_namespaces = exact("shop")), false, true),
         ("its service account", with(|m| m.service_accounts = account("shop", "client")), true, false),
         (
@@ -184,6 +194,42 @@ fn match_cases() -> Vec<(&'static str, Match, bool, bool)> {
             with(|m| m.not_service_accounts = account("shop", "client")),
             false,
             true,
+        ),
+        (
+            "another account excluded",
+            with(|m| m.not_service_accounts = account("shop", "other")),
+            true,
+            true,
+        ),
+        ("another range excluded", with(|m| m.not_source_ips = nets("10.0.1.0/24")), true, true),
+        ("a range without the address dialled", with(|m| m.destination_ips = nets("10.0.3.0/24")), false, false),
+        ("another port excluded", with(|m| m.not_destination_ports = vec![80]), true, true),
+        (
+            "wanted and excluded at once",
+            with(|m| {
+                m.namespaces = exact("shop");
+                m.not_namespaces = exact("shop");
+            }),
+            false,
+            false,
+        ),
+        (
+            "wanted, and another one excluded",
+            with(|m| {
+                m.namespaces = prefix("sh");
+                m.not_namespaces = exact("shipping");
+            }),
+            true,
+            false,
+        ),
+        (
+            "a range of which a part is excluded",
+            with(|m| {
+                m.source_ips = nets("10.0.0.0/8");
+                m.not_source_ips = nets("10.0.0.0/31");
+            }),
+            false,
+            false,
         ),
         ("a range with the client", with(|m| m.source_ips = nets("10.0.0.0/24")), true, true),
         ("a range without the client", with(|m| m.source_ips = nets("10.0.1.0/24")), false, false),
@@ -221,6 +267,61 @@ fn a_match_holds_exactly_when_all_its_stated_fields_do() {
             let allowed = outcome(vec![allow(one.clone())], source).is_ok();
             assert_eq!(allowed, expected, "{sentence}, with source {source:?}, as ALLOW");
         }
+    }
+}
+
+#[test]
+fn a_range_holds_addresses_of_its_own_family_alone_in_whatever_form_they_come() {
+    let cases = [
+        ("an IPv4 range with it", "10.1.2.3", "10.1.0.0/16", true),
+        ("an IPv4 range without it", "10.2.2.3", "10.1.0.0/16", false),
+        ("exactly it", "10.1.2.3", "10.1.2.3/32", true),
+        ("exactly its neighbour", "10.1.2.3", "10.1.2.2/32", false),
+        ("the range's first", "10.1.0.0", "10.1.0.0/16", true),
+        ("the range's last", "10.1.255.255", "10.1.0.0/16", true),
+        ("all of IPv4", "10.1.2.3", "0.0.0.0/0", true),
+        ("all of IPv6", "10.1.2.3", "::/0", false),
+        ("an IPv4 address in IPv6 form", "::ffff:10.1.2.3", "10.1.0.0/16", true),
+        ("an IPv4 address in IPv6 form, of all of IPv6", "::ffff:10.1.2.3", "::/0", false),
+        ("an IPv6 range with it", "fd00:1::7", "fd00:1::/64", true),
+        ("an IPv6 range without it", "fd00:2::7", "fd00:1::/64", false),
+        ("exactly it, in IPv6", "fd00:1::7", "fd00:1::7/128", true),
+        ("an IPv6 address of all of IPv4", "fd00:1::7", "0.0.0.0/0", false),
+        ("an IPv6 address of all of IPv6", "fd00:1::7", "::/0", true),
+        ("a range whose address has bits after its prefix", "10.1.2.3", "10.1.9.9/16", true),
+    ];
+    for (sentence, address, range, holds) in cases {
+        let by_source = Attempt { source_ip: ip(address), ..attempt(None) };
+        let mut web = workload("web", &["10.0.0.2"]);
+        web.addresses.push(ip(address).to_canonical());
+        let by_destination = Attempt { destination: (ip(address), 8080).into(), ..attempt(None) };
+        for (attempt, wanted, unwanted) in [
+            (
+                by_source,
+                Match { source_ips: nets(range), ..Match::default() },
+                Match { not_source_ips: nets(range), ..Match::default() },
+            ),
+            (
+                by_destination,
+                Match { destination_ips: nets(range), ..Match::default() },
+                Match { not_destination_ips: nets(range), ..Match::default() },
+            ),
+        ] {
+            for (one, expected) in [(wanted, holds), (unwanted, !holds)] {
+                let mut state = state_with(vec![deny(one.clone())]);
+                state.upsert_workload(web.clone());
+                assert_eq!(outcome_in(&state, attempt.clone()).is_err(), expected, "{sentence}: {one:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_match_of_nothing_beside_one_that_holds_is_passed_over() {
+    let port = Match { destination_ports: vec![8080], ..Match::default() };
+    for matches in [vec![Match::default(), port.clone()], vec![port, Match::default()]] {
+        let both = policy("shop/deny", Action::Deny, matches);
+        assert_eq!(outcome(vec![both], None), refused("shop/deny", Reason::Denied));
     }
 }
 
@@ -272,6 +373,73 @@ fn a_policy_applies_by_its_scope() {
     web.authorization_policies = vec!["shop/p".parse().unwrap()];
     state.upsert_workload(web);
     assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), refused("shop/p", Reason::Denied));
+}
+
+#[test]
+fn a_policy_that_is_named_applies_whatever_namespace_it_is_of_and_once_only() {
+    let tried = |name: &str, scope| Authorization {
+        scope,
+        dry_run: true,
+        ..policy_of_rules(name, Action::Deny, vec![])
+    };
+    let mut state = state_with(vec![
+        tried("root/all", PolicyScope::Global),
+        tried("shop/wide", PolicyScope::Namespace),
+        tried("shop/chosen", PolicyScope::WorkloadSelector),
+        tried("bank/wide", PolicyScope::Namespace),
+    ]);
+    let mut web = workload("web", &["10.0.0.2"]);
+    web.authorization_policies = ["root/all", "shop/wide", "shop/chosen", "bank/wide"].map(|name| name.parse().unwrap()).to_vec();
+    state.upsert_workload(web);
+    let verdict = authorize(&state, attempt(None));
+    let names: Vec<_> = verdict.dry_run.iter().map(|run| run.policy.to_string()).collect();
+    assert_eq!(names, ["root/all", "shop/wide", "shop/chosen", "bank/wide"]);
+}
+
+#[test]
+fn policies_of_all_scopes_are_judged_together() {
+    let everyone = |name: &str, action, scope| Authorization {
+        scope,
+        ..policy_of_rules(name, action, vec![Rule { clauses: vec![] }])
+    };
+    let nobody = |name: &str, scope| Authorization { scope, ..policy_of_rules(name, Action::Allow, vec![]) };
+    let (global, chosen) = (PolicyScope::Global, PolicyScope::WorkloadSelector);
+    let cases = [
+        ("an allow of the mesh lets in whom one of the namespace does not", vec![
+            everyone("root/allow", Action::Allow, global),
+            nobody("shop/none", PolicyScope::Namespace),
+        ], Ok(())),
+        ("a deny that selects it refuses whom one of the mesh allows", vec![
+            everyone("root/allow", Action::Allow, global),
+            everyone("shop/chosen", Action::Deny, chosen),
+        ], refused("shop/chosen", Reason::Denied)),
+        ("a deny of the mesh refuses whom one that selects it allows", vec![
+            everyone("root/deny", Action::Deny, global),
+            everyone("shop/chosen", Action::Allow, chosen),
+        ], refused("root/deny", Reason::Denied)),
+        ("an allow that selects it makes an end of passing without one", vec![
+            nobody("shop/chosen", chosen),
+        ], refused("shop/chosen", Reason::NotAllowed)),
+        ("an allow in dry run makes none", vec![
+            Authorization { dry_run: true, ..nobody("shop/chosen", chosen) },
+        ], Ok(())),
+        ("a deny in dry run refuses nobody", vec![
+            Authorization { dry_run: true, ..everyone("shop/chosen", Action::Deny, chosen) },
+        ], Ok(())),
+        ("an allow in dry run lets nobody in", vec![
+            Authorization { dry_run: true, ..everyone("shop/chosen", Action::Allow, chosen) },
+            nobody("shop/none", PolicyScope::Namespace),
+        ], refused("shop/none", Reason::NotAllowed)),
+    ];
+    for (sentence, policies, expected) in cases {
+        let mut state = state_with(policies);
+        let mut web = workload("web", &["10.0.0.2"]);
+        if state.policy(&"shop/chosen".parse().unwrap()).is_some() {
+            web.authorization_policies = vec!["shop/chosen".parse().unwrap()];
+        }
+        state.upsert_workload(web);
+        assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), expected, "{sentence}");
+    }
 }
 
 #[test]

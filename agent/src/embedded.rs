@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use api::channel::{Credentials, Server};
+use api::key_exchange::KeyExchange;
 use control::status::Status;
 use control::tokens::Tokens;
 use control::translate::Settings;
@@ -49,6 +50,7 @@ pub(crate) async fn start(
         authority: address.to_string(),
         name: SERVER_NAME.to_owned(),
         roots: state.join("root.pem").into(),
+        key_exchange: KeyExchange::default(),
     };
     Ok((server, Credentials { token: Some(file), cluster_id: None }))
 }

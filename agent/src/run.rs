@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::ca::CaClient;
 use api::channel::{Credentials, Roots, Server, ServerAddress};
+use api::key_exchange::KeyExchange;
 use api::seqpacket::SeqPacketListener;
 use api::type_url::ResourceType;
 use api::xds_client::{self, Subscription, XdsClient, XdsConfig};
@@ -273,6 +274,7 @@ async fn connect_control(config: &AgentConfig, tasks: &mut Tasks) -> anyhow::Res
                     authority: authority.clone(),
                     name: control::SERVER_NAME.to_owned(),
                     roots: Roots::learning(roots.clone(), config.run_dir.join("control-roots.pem")),
+                    key_exchange: KeyExchange::default(),
                 },
             };
             Ok((server, Credentials { token: Some(token.clone()), cluster_id: None }))

@@ -19,10 +19,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tunnel::hbone::{Budget, Pool, PoolConfig};
 use tunnel::socket::TcpOptions;
+use tunnel::tls::{Revocations, TlsPolicy};
 
 use crate::admin::{self, Access, Shown};
 use crate::config::Config;
-use crate::identity::{Authority, Identities};
+use crate::identity::{Authority, CrlFile, Identities, Pace};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
 use crate::proxy::{
@@ -52,7 +53,10 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
     let readiness = Readiness::new();
     let (drain, drain_signal) = drain();
     metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: BUILD }).set(1);
-    let node = node(&config, metrics, drain_signal, workers)?;
+    let crl = config.crl.as_deref().map(CrlFile::open).transpose().context("--crl")?;
+    let revocations = crl.as_ref().map_or_else(Revocations::none, CrlFile::revocations);
+    let tls = TlsPolicy::new(config.compliance_policy, revocations);
+    let node = node(&config, metrics, drain_signal, workers, tls)?;
     let collected = Collected {
         tunnels: node.tunnels.clone(),
         logging: logging.clone(),
@@ -72,6 +76,9 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
     let mut lasting = JoinSet::new();
     lasting.spawn(follow_control(&config, &node, &readiness)?);
     lasting.spawn(proxy::keep_identities(node.clone()));
+    if let Some(crl) = crl {
+        lasting.spawn(crl.follow(Pace::default(), node.metrics.clone()));
+    }
     let proxies = NodeProxies(node.clone());
     let pods = zds::run(&config.inpod_uds, proxies, readiness.clone(), node.drain.clone());
     let mut pods = std::pin::pin!(pods);
@@ -80,7 +87,7 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
         cause = signalled() => cause.context("waiting for signals")?,
         () = quit.cancelled() => Cause::Request,
         () = &mut pods => anyhow::bail!("the agent's socket is no longer followed"),
-        _ = lasting.join_next() => anyhow::bail!("the control plane or the CA is no longer followed"),
+        _ = lasting.join_next() => anyhow::bail!("the control plane, the CA or the --crl is no longer followed"),
     };
     tracing::info!(?cause, deadline = ?node.drain_deadline.get(), "draining");
     // The endpoints are the successor's from now on; who asks for readiness meanwhile is refused, which is true.
@@ -117,6 +124,7 @@ fn node(
     metrics: Metrics,
     drain: daemon::drain::DrainSignal,
     workers: Workers,
+    tls: TlsPolicy,
 ) -> anyhow::Result<Arc<Node>> {
     let descriptors =
         daemon::limits::raise_descriptor_limit().context("raising the limit of file descriptors")?;
@@ -129,8 +137,13 @@ fn node(
         budget: Budget::new(config.buffer_budget),
         ..PoolConfig::default()
     };
-    let authority = Authority(CaClient::new(config.ca_server()?, config.credentials()));
+    let authority = Authority {
+        client: CaClient::new(config.ca_server()?, config.credentials()),
+        policy: tls.clone(),
+        validity: config.certificate_validity,
+    };
     Ok(Arc::new(Node {
+        tls,
         identities: Identities::new(authority, metrics.clone()),
         metrics,
         mesh: MeshState::default(),

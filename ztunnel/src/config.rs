@@ -10,6 +10,7 @@ use api::channel::{Credentials, Server, ServerAddress};
 use daemon::logging::Format;
 use mesh::{Network, TrustDomain};
 use serde_json::{Value, json};
+use tunnel::tls::KeyExchange;
 
 /// The node proxy: captures the TCP traffic of the node's mesh pods and gives it mutual TLS, identity
 /// and policy.
@@ -49,6 +50,21 @@ pub(crate) struct Config {
     /// The trust domain of this mesh.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
     pub(crate) trust_domain: TrustDomain,
+    /// File with lists of revoked certificates (CRLs) in PEM or DER, one or several; it is followed when it changes.
+    /// Default: none are. A file that cannot be used stops the start.
+    #[arg(long, env = "CRL_PATH")]
+    pub(crate) crl: Option<PathBuf>,
+    /// `pqc`: agree on no key exchange, with other proxies or an https control plane, but X25519MLKEM768, which withstands quantum computers; peers
+    /// without it are refused. Default: prefer it.
+    #[arg(long, env = "COMPLIANCE_POLICY", default_value = "", value_parser = compliance_policy)]
+    pub(crate) compliance_policy: KeyExchange,
+    /// Accepted for Istio's sake; true stops the start, because TLS 1.2 is not spoken.
+    #[arg(long, env = "TLS12_ENABLED", default_value = "false", action = clap::ArgAction::Set, value_parser = no_tls12)]
+    tls12_enabled: bool,
+    /// How long certificates are asked to be valid, such as 24h; 1m to 30days. The CA may give less; half of that later
+    /// they are renewed.
+    #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = certificate_validity)]
+    pub(crate) certificate_validity: Duration,
     /// Admin endpoint, read only: configuration dump, log level. Loopback only, unless you know why not.
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
     pub(crate) admin_address: SocketAddr,
@@ -201,7 +217,8 @@ impl Config {
         let roots = self.root_ca.clone().ok_or_else(|| MissingRoots(address.clone()))?;
         let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
         let name = name.unwrap_or(host).trim_matches(['[', ']']).to_owned();
-        Ok(Server::Tls { authority, name, roots: roots.into() })
+        let key_exchange = self.compliance_policy;
+        Ok(Server::Tls { authority, name, roots: roots.into(), key_exchange })
     }
 
     /// What is said of this node with every call to the control plane.
@@ -224,6 +241,28 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
         true => Ok(TrustDomain::from(text)),
         false => Err("a trust domain is made of a-z, 0-9, '.', '-' and '_' (SPIFFE-ID 2.1)".to_owned()),
     }
+}
+
+fn compliance_policy(text: &str) -> Result<KeyExchange, String> {
+    match text {
+        "" => Ok(KeyExchange::HybridPreferred),
+        "pqc" => Ok(KeyExchange::HybridOnly),
+        _ => Err("expected `pqc` or nothing; other policies are not supported".to_owned()),
+    }
+}
+
+/// In TLS 1.2 certificates cross the network in the clear, and no key exchange of it withstands a quantum computer. Every
+/// HBONE peer speaks 1.3.
+fn no_tls12(text: &str) -> Result<bool, String> {
+    match text {
+        "false" | "" => Ok(false),
+        "true" => Err("TLS 1.2 is not supported: peers speak TLS 1.3".to_owned()),
+        _ => Err("expected false".to_owned()),
+    }
+}
+
+fn certificate_validity(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_secs(60), Duration::from_secs(30 * 86_400))
 }
 
 pub(crate) fn drain_deadline(text: &str) -> Result<Duration, String> {
@@ -300,6 +339,7 @@ mod tests {
             authority: "istiod.istio-system.svc:15012".to_owned(),
             name: "istiod.istio-system.svc".to_owned(),
             roots: PathBuf::from("/root.pem").into(),
+            key_exchange: KeyExchange::HybridPreferred,
         };
         assert_eq!(config.ca_server().unwrap(), expected);
         assert_eq!(config.xds_server().unwrap(), Server::Unix("/run/culvert/xds.sock".into()));
@@ -348,6 +388,9 @@ mod tests {
             ("--xds-address", "https://no-port"),
             ("--trust-domain", ""),
             ("--trust-domain", "Upper"),
+            ("--compliance-policy", "fips-140-2"),
+            ("--tls12-enabled", "true"),
+            ("--certificate-validity", "59s"),
             ("--drain-deadline", "2h"),
             ("--drain-deadline", "5"),
             ("--idle-timeout", "0s"),
@@ -360,6 +403,17 @@ mod tests {
         ] {
             let error = parse(&[flag, value]).expect_err(&format!("{flag} {value}"));
             assert!(error.to_string().contains(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_hybrid_key_exchange_is_preferred_unless_it_is_demanded() {
+        for (flags, expected) in [
+            (&[][..], KeyExchange::HybridPreferred),
+            (&["--compliance-policy", ""], KeyExchange::HybridPreferred),
+            (&["--compliance-policy", "pqc", "--tls12-enabled", "false"], KeyExchange::HybridOnly),
+        ] {
+            assert_eq!(parse(flags).unwrap().compliance_policy, expected, "{flags:?}");
         }
     }
 

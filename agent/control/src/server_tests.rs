@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::ca::{CaClient, CaError};
 use api::channel::{Credentials, Server};
+use api::key_exchange::KeyExchange;
 use api::type_url::ResourceType;
 use api::xds_client::{Batch, Subscription, XdsConfig, client, node};
 use mesh::SpiffeId;
@@ -75,6 +76,7 @@ impl Control {
             authority: self.address.to_string(),
             roots: self.root().into(),
             name: SERVER_NAME.to_owned(),
+            key_exchange: KeyExchange::default(),
         }
     }
 

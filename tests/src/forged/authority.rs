@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use api::ca::{CaClient, CaError};
 use api::channel::{Credentials, Server};
+use api::key_exchange::KeyExchange;
 use mesh::SpiffeId;
 use sandbox::{CONTROL_NODE, Program};
 use tunnel::tls::CertificateRequest;
@@ -25,6 +26,7 @@ fn ask(world: &World, token: Option<PathBuf>, id: &str) -> anyhow::Result<Result
         authority: format!("{v4}:{CONTROL_PORT}"),
         name: CONTROL_NAME.to_owned(),
         roots: world.mesh.directory().join("state/root.pem").into(),
+        key_exchange: KeyExchange::default(),
     };
     let id: SpiffeId = id.parse()?;
     let request = CertificateRequest::new(&id)?;

@@ -69,7 +69,7 @@ fn change(state: &mut State, turn: u32, workloads: u32, services: u32) -> Durati
 fn apply(state: &mut State, push: &[u8]) {
     let push = DeltaDiscoveryResponse::decode(push).unwrap();
     for pushed in push.resources {
-        match read(ResourceType::Address, &pushed.name, &pushed.resource.unwrap()).unwrap() {
+        match read(ResourceType::Address, &pushed.name, &pushed.aliases, &pushed.resource.unwrap()).unwrap() {
             Resource::Workload(workload) => state.upsert_workload(*workload),
             Resource::Service(service) => state.upsert_service(*service),
             other => panic!("{other:?}"),

@@ -24,6 +24,8 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::key_exchange::KeyExchange;
+
 pub use roots::{LearnError, Roots};
 
 /// How long the connection and its TLS handshake may take together. Istio allows 5 s for the former alone
@@ -85,6 +87,8 @@ pub enum Server {
         name: String,
         /// The roots one of which must vouch for it.
         roots: Roots,
+        /// How keys are agreed on with it.
+        key_exchange: KeyExchange,
     },
 }
 
@@ -141,8 +145,8 @@ pub enum ConnectError {
 /// Connects now.
 pub async fn connect(server: &Server) -> Result<Channel, ConnectError> {
     // Read here, so that a misconfiguration is told apart from a server that is away.
-    if let Server::Tls { name, roots, .. } = server {
-        tls_config(roots).await?;
+    if let Server::Tls { name, roots, key_exchange, .. } = server {
+        tls_config(roots, *key_exchange).await?;
         server_name(name)?;
     }
     let owned = server.clone();
@@ -205,8 +209,8 @@ async fn dial(server: Server) -> io::Result<TokioIo<Box<dyn Stream>>> {
 async fn dial_within(server: &Server) -> io::Result<Box<dyn Stream>> {
     match server {
         Server::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        Server::Tls { authority, name, roots } => {
-            let config = tls_config(roots).await.map_err(io::Error::other)?;
+        Server::Tls { authority, name, roots, key_exchange } => {
+            let config = tls_config(roots, *key_exchange).await.map_err(io::Error::other)?;
             let name = server_name(name).map_err(io::Error::other)?;
             let tcp = TcpStream::connect(authority.as_str()).await?;
             tcp.set_nodelay(true)?;
@@ -220,7 +224,10 @@ fn server_name(name: &str) -> Result<ServerName<'static>, ConnectError> {
     ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::ServerName(name.to_owned()))
 }
 
-async fn tls_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
+async fn tls_config(
+    roots: &Roots,
+    key_exchange: KeyExchange,
+) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
     let given = roots.given().to_owned();
     let asked = roots.clone();
     let pem = tokio::task::spawn_blocking(move || asked.read())
@@ -235,8 +242,11 @@ async fn tls_config(roots: &Roots) -> Result<Arc<rustls::ClientConfig>, ConnectE
     if store.is_empty() {
         return Err(unusable());
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let provider = rustls::crypto::CryptoProvider {
+        kx_groups: key_exchange.groups(),
+        ..rustls::crypto::aws_lc_rs::default_provider()
+    };
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|_| unusable())?
         .with_root_certificates(store)

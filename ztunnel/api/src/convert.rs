@@ -179,7 +179,9 @@ fn read_policy(name: &str, any: &Any) -> Result<Resource, Rejected> {
         expect_name(name, &policy.name.to_string())?;
         Ok(policy)
     });
-    policy.map(|policy| Resource::Policy(Box::new(policy))).map_err(|error| rejected::policy(name, scope, dry_run, error))
+    policy
+        .map(|policy| Resource::Policy(Box::new(policy)))
+        .map_err(|error| rejected::policy(name, scope, dry_run, error))
 }
 
 /// The policy a resource name means. One that is not of the form `namespace/name` is a policy of no namespace,

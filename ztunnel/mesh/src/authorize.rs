@@ -11,6 +11,7 @@ mod tests;
 use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -19,7 +20,7 @@ use crate::policy::{
     Action, Authorization, Clause, Match, PolicyName, Rule, ServiceAccountMatch, StringMatch,
 };
 use crate::ports::is_proxy_port;
-use crate::state::{Policy, State};
+use crate::state::{Policy, RejectedAddress, State};
 use crate::workload::WorkloadUid;
 
 /// A connection that asks to be let to an application.
@@ -86,8 +87,8 @@ pub enum Reason {
     UnreadablePolicy(String),
     /// The workload is not known (any more).
     UnknownWorkload,
-    /// The workload could not be read; what is wrong with it.
-    UnreadableWorkload(String),
+    /// The workload could not be read.
+    UnreadableWorkload(Arc<RejectedAddress>),
     /// The address is not the workload's.
     ForeignAddress,
     /// The port is the proxy's own.
@@ -102,7 +103,9 @@ impl fmt::Display for Refusal {
             Reason::UnknownPolicy => write!(f, "the workload names a policy that is not known")?,
             Reason::UnreadablePolicy(why) => write!(f, "a policy cannot be read ({why})")?,
             Reason::UnknownWorkload => write!(f, "the workload is not known")?,
-            Reason::UnreadableWorkload(why) => write!(f, "the workload cannot be read ({why})")?,
+            Reason::UnreadableWorkload(rejected) => {
+                write!(f, "the workload cannot be read ({})", rejected.reason)?;
+            }
             Reason::ForeignAddress => write!(f, "the address is not the workload's")?,
             Reason::ProxyPort => write!(f, "the port is the proxy's own")?,
         }
@@ -146,7 +149,7 @@ fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result
     let refuse = |policy: Option<&PolicyName>, reason| Err(Refusal { policy: policy.cloned(), reason });
     let Some(workload) = state.workload(&attempt.workload) else {
         let unreadable = state.rejected_address(attempt.workload.as_str());
-        let why = unreadable.map(|rejected| Reason::UnreadableWorkload(rejected.reason.clone()));
+        let why = unreadable.map(|rejected| Reason::UnreadableWorkload(Arc::clone(rejected)));
         return refuse(None, why.unwrap_or(Reason::UnknownWorkload));
     };
     if !workload.addresses.contains(&attempt.destination.ip()) {

@@ -165,7 +165,9 @@ impl Match {
         } = self;
         [namespaces, not_namespaces, principals, not_principals].iter().all(|texts| texts.is_empty())
             && [service_accounts, not_service_accounts].iter().all(|accounts| accounts.is_empty())
-            && [source_ips, not_source_ips, destination_ips, not_destination_ips].iter().all(|nets| nets.is_empty())
+            && [source_ips, not_source_ips, destination_ips, not_destination_ips]
+                .iter()
+                .all(|nets| nets.is_empty())
             && [destination_ports, not_destination_ports].iter().all(|ports| ports.is_empty())
     }
 }

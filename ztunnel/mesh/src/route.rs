@@ -210,8 +210,10 @@ impl Call<'_> {
         let Self { state, client, destination, .. } = self;
         let address = NetworkAddress { network: client.network.clone(), ip: destination.ip() };
         let service = state.service_by_vip(&address, &client.namespace);
-        if !service.is_some_and(|service| self.is_own(service)) {
-            readable(state.rejected_at(&address))?;
+        if let Some(rejected) = state.rejected_at(&address)
+            && !service.is_some_and(|service| self.is_own(service))
+        {
+            return Err(Refused::Unreadable(Arc::clone(rejected)));
         }
         if let Some(service) = service {
             return self.to_service(service, random);
@@ -224,8 +226,10 @@ impl Call<'_> {
             return self.to_workload(workload);
         }
         let service = state.service_by_range(&address, &client.namespace);
-        if !service.is_some_and(|service| self.is_own(service)) {
-            readable(state.rejected_by_range(&address))?;
+        if let Some(rejected) = state.rejected_by_range(&address)
+            && !service.is_some_and(|service| self.is_own(service))
+        {
+            return Err(Refused::Unreadable(Arc::clone(rejected)));
         }
         match service {
             Some(service) => self.to_service(service, random),
@@ -300,7 +304,9 @@ impl Call<'_> {
     /// A service that passes through, unless the mesh knows better how to reach that address.
     fn unchanged(&self, service: &Arc<Service>) -> Result<Route, Refused> {
         let address = NetworkAddress { network: self.client.network.clone(), ip: self.destination.ip() };
-        readable(self.state.rejected_at(&address))?;
+        if let Some(rejected) = self.state.rejected_at(&address) {
+            return Err(Refused::Unreadable(Arc::clone(rejected)));
+        }
         let Some(workload) = self.state.workload_by_address(&address) else {
             return Ok(Route::Passthrough(self.destination));
         };
@@ -343,11 +349,6 @@ impl Call<'_> {
             TunnelProtocol::None => Route::Plaintext(upstream),
         })
     }
-}
-
-/// Fails with what cannot be read.
-fn readable(rejected: Option<&Arc<RejectedAddress>>) -> Result<(), Refused> {
-    rejected.map_or(Ok(()), |rejected| Err(Refused::Unreadable(Arc::clone(rejected))))
 }
 
 /// The endpoint's own port for the service's, else the service's target; `None` where neither states one.

@@ -189,7 +189,8 @@ impl State {
             self.remove_workload(&workload.uid);
             rejected.keep(indexed_addresses(&workload));
             rejected.pod.get_or_insert_with(|| pod_key(&workload));
-        } else if let Some(service) = resource.parse().ok().and_then(|name| self.services.get(&name).cloned()) {
+        } else if let Some(service) = resource.parse().ok().and_then(|name| self.services.get(&name).cloned())
+        {
             self.remove_service(&service.name);
             rejected.keep(service.vips.iter().cloned());
             rejected.keep_ranges(service.cidr_vips.iter().cloned());
@@ -311,9 +312,9 @@ impl State {
 
     /// The workload of a pod that cannot be read. Looks at all that cannot.
     pub fn rejected_pod(&self, namespace: &Namespace, name: &str) -> Option<&Arc<RejectedAddress>> {
-        self.rejected.iter().find(|rejected| {
-            rejected.pod.as_ref().is_some_and(|(of, pod)| of == namespace && pod == name)
-        })
+        self.rejected
+            .iter()
+            .find(|rejected| rejected.pod.as_ref().is_some_and(|(of, pod)| of == namespace && pod == name))
     }
 
     /// What has this address and cannot be read.
@@ -345,7 +346,9 @@ impl State {
         let of_namespace = self.by_namespace.get(&workload.namespace).into_iter().flatten();
         let by_scope = self.global.iter().chain(of_namespace).map(|(name, policy)| (name, Some(policy)));
         let named = workload.authorization_policies.iter().map(|name| (name, self.policies.get(name)));
-        by_scope.chain(named.filter(|(_, policy)| !policy.is_some_and(|policy| applies_unnamed(policy, workload))))
+        by_scope.chain(
+            named.filter(|(_, policy)| !policy.is_some_and(|policy| applies_unnamed(policy, workload))),
+        )
     }
 
     /// All workloads, in no order that means anything.

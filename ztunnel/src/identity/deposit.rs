@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use api::zds::{DepositedKey, Violation, decode_keys, encode_keys};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use tunnel::tls::{CertificateError, WorkloadCertificate};
+use tunnel::tls::{CertificateError, TlsPolicy, WorkloadCertificate};
 
 use super::Identities;
 
@@ -71,6 +71,7 @@ pub(crate) fn make(identities: &Identities<WorkloadCertificate>) -> io::Result<O
 /// Takes over what a predecessor left, all of it or nothing; how many certificates are still valid.
 pub(crate) fn take(
     identities: &Identities<WorkloadCertificate>,
+    policy: &TlsPolicy,
     deposit: OwnedFd,
 ) -> Result<usize, Unusable> {
     let file = File::from(deposit);
@@ -89,7 +90,7 @@ pub(crate) fn take(
     let of = keys.len();
     let parse = |(index, DepositedKey { key, chain }): (usize, DepositedKey)| {
         let number = index + 1;
-        WorkloadCertificate::from_pem(&key, &chain).map_err(|error| Unusable::Certificate {
+        WorkloadCertificate::from_pem(&key, &chain, policy).map_err(|error| Unusable::Certificate {
             number,
             of,
             error,
@@ -146,7 +147,8 @@ mod tests {
         let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
         csr.params.extended_key_usages =
             vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        request.complete(&[csr.signed_by(&root).unwrap().pem(), root.pem()]).unwrap()
+        let chain = [csr.signed_by(&root).unwrap().pem(), root.pem()];
+        request.complete(&chain, &TlsPolicy::default()).unwrap()
     }
 
     fn deposited(certificate: &WorkloadCertificate) -> DepositedKey {
@@ -169,7 +171,7 @@ mod tests {
         assert!(make(&former).unwrap().is_none(), "there is nothing to leave");
         let web = certificate("web");
         former.inherit(web.identity(), Arc::new(web.clone()), Duration::from_secs(60));
-        assert_eq!(take(&heir, make(&former).unwrap().unwrap()).unwrap(), 1);
+        assert_eq!(take(&heir, &TlsPolicy::default(), make(&former).unwrap().unwrap()).unwrap(), 1);
         assert_eq!(heir.valid()[0].identity(), web.identity());
     }
 
@@ -186,7 +188,7 @@ mod tests {
         ];
         for (expected, deposit) in cases {
             let heir = identities();
-            let error = take(&heir, deposit).unwrap_err().to_string();
+            let error = take(&heir, &TlsPolicy::default(), deposit).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
             assert_eq!(heir.valid().len(), 0, "{expected}: a part was taken over");
         }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::{OpenError, ServeError};
 use tunnel::socket::{ApplicationDialError, DialError};
-use tunnel::tls::TlsError;
+use tunnel::tls::{PeerCertificateError, Standing, TlsError};
 
 use crate::identity::Unavailable;
 
@@ -108,6 +108,9 @@ pub(crate) enum Failure {
         /// What the kernel or the tunnel said.
         error: io::Error,
     },
+    /// The certificate was revoked by which the other end of the connection's tunnel had proved who it is.
+    #[error("the certificate of {} was revoked", side_text(*.0))]
+    Revoked(Side),
     /// No byte moved for the idle timeout.
     #[error("idle for too long")]
     Idle,
@@ -188,6 +191,9 @@ impl Failure {
             Self::Dial(DialError::Failed { error, .. }) => connect(error),
             Self::Dial(DialError::Timeout { .. }) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
             Self::Tunnel { error, .. } => tunnel(error),
+            Self::Handshake(TlsError::PeerCertificate(PeerCertificateError::Revoked))
+            | Self::Revoked(Side::Source) => (Blame::Client, CERT_REVOKED, 503),
+            Self::Revoked(Side::Destination) => (Blame::Destination, CERT_REVOKED, 503),
             Self::Handshake(TlsError::Timeout(_)) => (Blame::Client, "TLS_TIMEOUT", 503),
             Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
             Self::Http2(error) => client_http2(error),
@@ -203,6 +209,19 @@ impl Failure {
             Self::Abandoned => (Blame::Client, "ABANDONED", 503),
         };
         Meaning { blame, flag, status }
+    }
+
+    /// What it means that a tunnel to `side` broke, whose peer had this standing.
+    pub(crate) fn of_tunnel(self, side: Side, standing: &Standing) -> Self {
+        match self {
+            Self::Broken { side: broken, .. } if broken == side && standing.is_lost() => Self::Revoked(side),
+            other => other,
+        }
+    }
+
+    /// Whether a revoked certificate is the reason.
+    pub(crate) fn is_revocation(&self) -> bool {
+        self.meaning().flag == CERT_REVOKED
     }
 
     /// The policy that refused it, if one did.
@@ -255,6 +274,9 @@ impl Failure {
 
 type Row = (Blame, &'static str, u16);
 
+/// Istio's flag of what ends by a list of revoked certificates.
+const CERT_REVOKED: &str = "CERT_REVOKED";
+
 /// What the control plane says of one of the ends cannot be read.
 const UNREADABLE: Row = (Blame::ControlPlane, "UNREADABLE_CONFIGURATION", 503);
 
@@ -279,6 +301,9 @@ fn tunnel(error: &OpenError) -> Row {
         OpenError::Dial(error) => connect(error),
         // Whoever is up answers, if only with a reset: most often a network policy does not let port 15008 through.
         OpenError::DialTimeout(_) => (Blame::Destination, "NETWORK_POLICY", 503),
+        OpenError::Tls(TlsError::PeerCertificate(PeerCertificateError::Revoked)) => {
+            (Blame::Destination, CERT_REVOKED, 503)
+        }
         OpenError::Tls(TlsError::Timeout(_)) => (Blame::Destination, "TLS_TIMEOUT", 503),
         OpenError::Tls(_) => (Blame::Destination, "TLS_FAILURE", 503),
         OpenError::PrefaceTimeout(_) => (Blame::Destination, "H2_TIMEOUT", 503),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use mesh::ServiceName;
 use tokio::time::Instant;
+use tunnel::copy::Side;
 use tunnel::hbone::{
     Authority, ConnectHeaders, ConnectRequest, Malformed, ServeEnd, ServeError, ServerConfig, Terms,
     forwarded_host, serve as serve_http2,
@@ -72,13 +73,16 @@ pub(crate) async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted, 
     }
 }
 
+/// A client's connection after its handshake. It is moved from step to step, each of which would keep room for it.
+type Shaken = Box<ServerStream<tokio::net::TcpStream>>;
+
 /// The certificate is the pod's whose listener it is, never one by name (SNI).
 async fn handshake(
     node: &Node,
     pod: &Pod,
     stream: tokio::net::TcpStream,
     local: SocketAddr,
-) -> Result<(ServerStream<tokio::net::TcpStream>, VerifiedPeer), Failure> {
+) -> Result<(Shaken, VerifiedPeer), Failure> {
     let stream = Held::new(stream);
     let own = pod.own().await?;
     if !pod.has_address(local.ip()) {
@@ -88,11 +92,12 @@ async fn handshake(
     let begun = Instant::now();
     let shaken = accept(stream.into_tunnel(), &certificate, node.limits.handshake).await;
     node.metrics.shared.handshake_time.0.observe(begun.elapsed().as_secs_f64());
-    shaken.map_err(Failure::Handshake)
+    let (stream, verified) = shaken.map_err(Failure::Handshake)?;
+    Ok((Box::new(stream), verified))
 }
 
 impl Tunnel {
-    async fn run(self: Arc<Self>, stream: ServerStream<tokio::net::TcpStream>, burden: &Burden) {
+    async fn run(self: Arc<Self>, stream: Shaken, burden: &Burden) {
         let drain = async {
             tokio::select! {
                 () = self.node.drain.started() => {}
@@ -112,10 +117,14 @@ impl Tunnel {
         };
         let config = ServerConfig::default();
         let share = self.node.tunnels.budget().share(self.local.ip());
-        let terms = Terms { expires: self.verified.expires(), share };
+        let standing = self.verified.standing().clone();
+        let terms = Terms { expires: self.verified.expires(), standing, share };
         tokio::select! {
             served = serve_http2(stream, &config, &terms, drain, on_connect) => match served {
                 Ok(ServeEnd::Closed | ServeEnd::Drained | ServeEnd::Idle | ServeEnd::Expired) => {}
+                Ok(ServeEnd::Revoked) => {
+                    tracing::warn!(peer = %self.peer, identity = %self.verified.identity(), pod = %self.pod.name, "tunnel cut: its client's certificate was revoked");
+                }
                 Err(error @ ServeError::Connection(_)) => {
                     tracing::debug!(peer = %self.peer, pod = %self.pod.name, %error, "tunnel broke");
                 }
@@ -189,7 +198,9 @@ impl Tunnel {
         // The client gave up in the very moment in which the application took the connection.
         let stream = request.accept(headers::baggage(&workload)).map_err(|_| Failure::GivenUp)?;
         record.established();
-        relay(stream, application.into_stream(), &mut [record], self.node.limits.idle, live.cut()).await
+        let relayed =
+            relay(stream, application.into_stream(), &mut [record], self.node.limits.idle, live.cut()).await;
+        relayed.map_err(|failure| failure.of_tunnel(Side::Source, self.verified.standing()))
     }
 }
 

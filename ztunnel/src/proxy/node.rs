@@ -7,7 +7,7 @@ use daemon::drain::{Deadline, DrainSignal};
 use mesh::TrustDomain;
 use tunnel::hbone::Pool;
 use tunnel::socket::TcpOptions;
-use tunnel::tls::WorkloadCertificate;
+use tunnel::tls::{TlsPolicy, WorkloadCertificate};
 
 use super::admission::Capacity;
 use super::dial::Dialer;
@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) outliers: Outliers,
     /// The trust domain of the pods here.
     pub(crate) trust_domain: TrustDomain,
+    /// What handshakes agree on.
+    pub(crate) tls: TlsPolicy,
     /// Certificates.
     pub(crate) identities: Identities<WorkloadCertificate>,
     /// What connections run on.

@@ -18,6 +18,7 @@ use mesh::authorize::Attempt;
 use mesh::route::{Called, Hop, NamedUpstream, Route, Upstream};
 use mesh::{ServiceName, SpiffeId};
 use tokio::net::TcpStream;
+use tunnel::copy::Side;
 use tunnel::hbone::{Authority, OpenError, Opened, PoolKey, TunnelStream};
 use tunnel::socket::{Accepted, DialError};
 use tunnel::tls::ExpectedPeers;
@@ -104,6 +105,7 @@ async fn carry(node: &Node, client: Held, way: Way, mut record: Box<Record>, mut
         Way::Tunnel(stream) => relay(client, stream, &mut [&mut *record], idle, live.cut()).await,
         Way::Plain(stream) => relay(client, stream, &mut [&mut *record], idle, live.cut()).await,
     };
+    let result = result.map_err(|failure| failure.of_tunnel(Side::Destination, &record.standing));
     record.finish(result.as_ref().err());
 }
 
@@ -304,6 +306,7 @@ impl Call<'_> {
         self.record.ends.source_identity = Some(own.workload.identity());
         self.record.ends.destination_identity = Some(verified.identity().clone());
         self.record.tls = Some(verified.tls());
+        self.record.standing = verified.standing().clone();
         Ok(Way::Tunnel(stream))
     }
 }

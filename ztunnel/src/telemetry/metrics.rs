@@ -121,6 +121,10 @@ pub(crate) struct Metrics {
     pub(crate) tls_failures: Family<TlsLabel, Counter>,
     /// Policies in dry run that connections were judged by.
     pub(crate) dry_runs: Family<DryRunLabel, Counter>,
+    /// Connections refused or cut for a revoked certificate.
+    pub(crate) crl_rejections: Family<ReporterLabel, Counter>,
+    /// How readings of the lists of revoked certificates ended.
+    pub(crate) crl_reloads: Family<ResultLabel, Counter>,
     /// Endpoints of services that gave way to another one, by why they were not reached.
     pub(crate) endpoint_retries: Family<ReasonLabel, Counter>,
     /// Endpoints that were ejected.
@@ -153,6 +157,11 @@ impl Metrics {
         istio.register("tcp_received_bytes", "Bytes from client to server", self.received_bytes.clone());
         istio.register("tcp_sent_bytes", "Bytes from server to client", self.sent_bytes.clone());
         istio.register("tcp_sockets_open", "Connections held now", self.sockets_open.clone());
+        istio.register(
+            "crl_policy_rejections",
+            "Connections refused or cut because a certificate of the other end is revoked",
+            self.crl_rejections.clone(),
+        );
         istio.register("xds_message", "Pushes received", self.xds_messages.clone());
         istio.register("xds_message_bytes", "Bytes of pushes received", self.xds_bytes.clone());
         istio.register(
@@ -187,6 +196,11 @@ impl Metrics {
             "policy_dry_runs",
             "Connections judged by a policy in dry run, which the log names, by its action and whether it matched",
             self.dry_runs.clone(),
+        );
+        own.register(
+            "crl_reloads",
+            "Times that the lists of revoked certificates were read after a change; after an error the last good ones stay",
+            self.crl_reloads.clone(),
         );
         own.register(
             "endpoint_retries",

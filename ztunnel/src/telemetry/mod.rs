@@ -10,6 +10,8 @@ mod record;
 
 pub(crate) use collected::Collected;
 pub(crate) use labels::Reporter;
+#[cfg(test)]
+pub(crate) use metrics::ReporterLabel;
 pub(crate) use metrics::{BuildLabel, DryRunLabel, Metrics, ReasonLabel, ResultLabel, Shared, UrlLabel};
 pub(crate) use record::{Path, Record};
 pub(crate) use tunnel::hbone::TraceParent;

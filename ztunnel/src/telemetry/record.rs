@@ -8,7 +8,7 @@ use mesh::{ServiceName, SpiffeId, Workload};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 use tunnel::copy::Transferred;
-use tunnel::tls::TlsFacts;
+use tunnel::tls::{Standing, TlsFacts};
 
 use super::TraceParent;
 use super::labels::{Localities, Parties, Reporter, Security, Traffic};
@@ -80,6 +80,8 @@ pub(crate) struct Record {
     pub(crate) path: Path,
     /// What TLS agreed on, if there is TLS.
     pub(crate) tls: Option<TlsFacts>,
+    /// Whether the certificate of who is at the other end of a tunnel that was dialled is revoked meanwhile.
+    pub(crate) standing: Standing,
     /// What ties both sides' lines together.
     pub(crate) trace: TraceParent,
     /// The endpoints that were tried before, and what each failed for.
@@ -109,6 +111,7 @@ impl Record {
             ends: Ends::default(),
             path: Path::Refused,
             tls: None,
+            standing: Standing::for_good(),
             trace,
             failed_tries: Vec::new(),
             transferred: Arc::default(),
@@ -193,6 +196,9 @@ impl Record {
         if let Some(reason) = failure.tls_reason() {
             let labels = TlsLabel { reporter: self.reporter, reason };
             self.metrics.tls_failures.get_or_create(&labels).inc();
+        }
+        if failure.is_revocation() {
+            self.metrics.crl_rejections.get_or_create(&ReporterLabel { reporter: self.reporter }).inc();
         }
     }
 

@@ -49,7 +49,8 @@ impl Proxies for NodeProxies {
     }
 
     fn take_back(&mut self, deposit: OwnedFd) -> Result<(), String> {
-        let certificates = deposit::take(&self.0.identities, deposit).map_err(|error| error.to_string())?;
+        let certificates =
+            deposit::take(&self.0.identities, &self.0.tls, deposit).map_err(|error| error.to_string())?;
         tracing::info!(certificates, "took over a predecessor's certificates");
         Ok(())
     }

@@ -1,22 +1,30 @@
 //! A certificate authority in memory, for tests.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use mesh::SpiffeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
+    DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
     SanType,
 };
 
-use crate::tls::WorkloadCertificate;
+use crate::tls::{TlsPolicy, WorkloadCertificate};
 
 static AUTHORITIES: AtomicUsize = AtomicUsize::new(0);
+
+/// The numbers of leaves, which are told apart from that of an authority below another.
+static SERIALS: AtomicU64 = AtomicU64::new(INTERMEDIATE + 1);
+pub(crate) const INTERMEDIATE: u64 = 7;
 
 /// An authority.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    name: DistinguishedName,
     pub(crate) root: String,
+    /// What handshakes with its certificates agree on.
+    pub(crate) policy: TlsPolicy,
 }
 
 /// What a leaf says.
@@ -45,33 +53,53 @@ pub(crate) struct Issued {
     pub(crate) key: String,
     /// The leaf, then the root.
     pub(crate) chain: Vec<String>,
+    /// The leaf's number.
+    pub(crate) serial: u64,
 }
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         // Two authorities of one name are told apart by signatures only, which is another failure.
         let number = AUTHORITIES.fetch_add(1, Ordering::Relaxed);
         params.distinguished_name.push(rcgen::DnType::CommonName, format!("authority {number}"));
+        Self::of(params)
+    }
+
+    fn of(params: CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), root }
+        let name = params.distinguished_name.clone();
+        Self { issuer: Issuer::new(params, key), name, root, policy: TlsPolicy::default() }
+    }
+
+    /// An authority of the same name with another key.
+    pub(crate) fn impostor(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = self.name.clone();
+        Self::of(params)
     }
 
     /// An authority below this one, with its own certificate.
     pub(crate) fn intermediate(&self) -> (Self, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.serial_number = Some(INTERMEDIATE.into());
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.distinguished_name.push(rcgen::DnType::CommonName, "intermediate");
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
-        (Self { issuer: Issuer::new(params, key), root: self.root.clone() }, certificate)
+        let (root, policy) = (self.root.clone(), self.policy.clone());
+        let name = params.distinguished_name.clone();
+        (Self { issuer: Issuer::new(params, key), name, root, policy }, certificate)
     }
 
     pub(crate) fn issue(&self, spec: &LeafSpec) -> Issued {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(serial.into());
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names =
             spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap())).collect();
@@ -82,7 +110,26 @@ impl Authority {
             None => rcgen::date_time_ymd(spec.years.1, 1, 1),
         };
         let leaf = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Issued { key: key.serialize_pem(), chain: vec![leaf, self.root.clone()] }
+        Issued { key: key.serialize_pem(), chain: vec![leaf, self.root.clone()], serial }
+    }
+
+    /// A list of what it has revoked, to be renewed in the year 4096 or, with `late`, long ago.
+    pub(crate) fn list(&self, serials: &[u64], late: bool) -> CertificateRevocationList {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(if late { 2020 } else { 4096 }, 1, 2),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap()
     }
 
     /// A good certificate for a service account of the namespace `demo`.
@@ -94,8 +141,12 @@ impl Authority {
     pub(crate) fn certify(&self, account: &str, change: impl FnOnce(&mut LeafSpec)) -> WorkloadCertificate {
         let mut spec = LeafSpec::of(&identity(account).to_string());
         change(&mut spec);
-        let issued = self.issue(&spec);
-        WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap()
+        self.ready(&self.issue(&spec))
+    }
+
+    /// A certificate ready for handshakes.
+    pub(crate) fn ready(&self, issued: &Issued) -> WorkloadCertificate {
+        WorkloadCertificate::from_pem(&issued.key, &issued.chain, &self.policy).unwrap()
     }
 
     /// Answers a request as a CA does.

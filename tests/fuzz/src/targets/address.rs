@@ -1,7 +1,7 @@
 //! A workload or service as it comes over xDS, and what the mesh's state then holds.
 
 use api::convert::{
-    Resource, read, service_from_proto, service_resource, workload_from_proto, workload_resource,
+    Marker, Resource, read, service_from_proto, service_resource, workload_from_proto, workload_resource,
 };
 use api::proto::workload as proto;
 use api::type_url::ResourceType;
@@ -16,12 +16,12 @@ pub fn run(input: &[u8]) {
     let mut state = State::new();
     state.upsert_workload(pod());
     state.upsert_service(service());
-    let outcome = read(ResourceType::Address, &name, &content);
+    let outcome = read(ResourceType::Address, &name, &[], &content);
     match &outcome {
         Ok(Resource::Workload(workload)) => {
             let (again, written) = workload_resource(workload);
             assert_eq!(
-                (again, read(ResourceType::Address, &name, &written)),
+                (again, read(ResourceType::Address, &name, &[], &written)),
                 (name.clone(), outcome.clone())
             );
             state.upsert_workload(Workload::clone(workload));
@@ -30,7 +30,7 @@ pub fn run(input: &[u8]) {
         Ok(Resource::Service(service)) => {
             let (again, written) = service_resource(service);
             assert_eq!(
-                (again, read(ResourceType::Address, &name, &written)),
+                (again, read(ResourceType::Address, &name, &[], &written)),
                 (name.clone(), outcome.clone())
             );
             state.upsert_service(Service::clone(service));
@@ -40,7 +40,10 @@ pub fn run(input: &[u8]) {
         }
         Ok(other) => panic!("read as {other:?}"),
         Err(rejected) => {
-            assert!(rejected.policy.is_none());
+            let Some(Marker::Address(marker)) = rejected.marker else {
+                panic!("nothing counts in its place")
+            };
+            assert_eq!(marker.resource, name);
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! A policy as it comes over xDS, and what it then decides.
 
-use api::convert::{Resource, policy_resource, policy_to_proto, read};
+use api::convert::{Marker, Resource, policy_resource, policy_to_proto, read};
 use api::proto::security::Authorization as Message;
 use api::type_url::ResourceType;
 use mesh::authorize::{Attempt, authorize};
@@ -20,11 +20,11 @@ pub fn run(input: &[u8]) {
         message.as_ref().map_or_else(|| "shop/p".to_owned(), |one| format!("{}/{}", one.namespace, one.name));
     let mut state = State::new();
     let mut pod = pod();
-    let outcome = read(ResourceType::Authorization, &name, &content);
+    let outcome = read(ResourceType::Authorization, &name, &[], &content);
     match &outcome {
         Ok(Resource::Policy(policy)) => {
             let (again, written) = policy_resource(policy);
-            assert_eq!(read(ResourceType::Authorization, &again, &written), outcome);
+            assert_eq!(read(ResourceType::Authorization, &again, &[], &written), outcome);
             assert_eq!(message.map(|one| one.rules.len()), Some(policy_to_proto(policy).rules.len()));
             if policy.scope == PolicyScope::WorkloadSelector {
                 pod.authorization_policies.push(policy.name.clone());
@@ -33,7 +33,9 @@ pub fn run(input: &[u8]) {
         }
         Ok(other) => panic!("read as {other:?}"),
         Err(rejected) => {
-            let Some(policy) = rejected.policy.clone() else { panic!("nothing is enforced in its place") };
+            let Some(Marker::Policy(policy)) = rejected.marker.clone() else {
+                panic!("nothing is enforced in its place")
+            };
             if policy.scope == PolicyScope::WorkloadSelector {
                 pod.authorization_policies.push(policy.name.clone());
             }
@@ -50,7 +52,10 @@ pub fn run(input: &[u8]) {
         };
         let verdict = authorize(&state, attempt.clone());
         if let Err(rejected) = &outcome {
-            let policy = rejected.policy.as_ref();
+            let policy = match &rejected.marker {
+                Some(Marker::Policy(policy)) => Some(policy),
+                _ => None,
+            };
             let applies =
                 policy.is_some_and(|policy| !policy.dry_run && policy.scope != PolicyScope::Namespace);
             assert!(

@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncWriteExt as _, DuplexStream, copy, duplex, sink, split};
 use tokio::time::{Instant, timeout};
 use tunnel::hbone::{Budget, ConnectRequest, ServerConfig, Terms, TraceParent, forwarded_host, serve};
+use tunnel::tls::Standing;
 
 use crate::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
@@ -28,6 +29,7 @@ pub fn run(input: &[u8]) {
         let (near, far) = duplex(64 << 10);
         let terms = Terms {
             expires: Instant::now() + Duration::from_secs(3600),
+            standing: Standing::for_good(),
             share: budget.share([10, 0, 0, 2].into()),
         };
         let config = ServerConfig::default();

@@ -52,7 +52,7 @@ fn take_push(client: &mut ClientState, response: DeltaDiscoveryResponse) {
     let kind = push.kind;
     let rejections = push.resources.iter().filter_map(|resource| {
         let content = resource.resource.clone().unwrap_or_default();
-        let rejected = read(kind, &resource.name, &content).err()?;
+        let rejected = read(kind, &resource.name, &resource.aliases, &content).err()?;
         Some(Rejection { name: resource.name.clone(), reason: rejected.error.to_string() })
     });
     let rejections: Vec<Rejection> = rejections.collect();

@@ -25,10 +25,16 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 async fn serve(
     issuer: &CertifiedIssuer<'static, KeyPair>,
 ) -> (String, JoinHandle<io::Result<Option<Vec<u8>>>>) {
+    serve_with(issuer, rustls::crypto::aws_lc_rs::default_provider()).await
+}
+
+async fn serve_with(
+    issuer: &CertifiedIssuer<'static, KeyPair>,
+    provider: rustls::crypto::CryptoProvider,
+) -> (String, JoinHandle<io::Result<Option<Vec<u8>>>>) {
     let key = KeyPair::generate().unwrap();
     let leaf = CertificateParams::new(vec![NAME.to_owned()]).unwrap().signed_by(&key, issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -49,7 +55,8 @@ async fn serve(
 }
 
 fn tls(authority: String, name: &str, roots: PathBuf) -> Server {
-    Server::Tls { authority, name: name.to_owned(), roots: roots.into() }
+    let key_exchange = KeyExchange::default();
+    Server::Tls { authority, name: name.to_owned(), roots: roots.into(), key_exchange }
 }
 
 #[tokio::test]
@@ -69,6 +76,29 @@ async fn a_server_is_taken_only_for_its_name_under_our_roots() {
         assert_eq!(connected.is_ok(), taken, "{sentence}: {connected:?}");
         let accepted = server.await.unwrap();
         assert_eq!(accepted.ok(), taken.then(|| Some(b"h2".to_vec())), "{sentence}");
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_without_the_hybrid_key_exchange_is_taken_unless_that_is_demanded() {
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+    let directory = TempDir::new().unwrap();
+    let issuer = authority();
+    let roots = directory.path().join("root.pem");
+    fs::write(&roots, issuer.pem()).unwrap();
+    for (group, wanted, taken) in [
+        (kx_group::X25519, KeyExchange::HybridPreferred, true),
+        (kx_group::X25519MLKEM768, KeyExchange::HybridPreferred, true),
+        (kx_group::X25519, KeyExchange::HybridOnly, false),
+        (kx_group::X25519MLKEM768, KeyExchange::HybridOnly, true),
+    ] {
+        let provider = rustls::crypto::CryptoProvider { kx_groups: vec![group], ..default_provider() };
+        let (at, _server) = serve_with(&issuer, provider).await;
+        let mut server = tls(at, NAME, roots.clone());
+        if let Server::Tls { key_exchange, .. } = &mut server {
+            *key_exchange = wanted;
+        }
+        assert_eq!(connect(&server).await.is_ok(), taken, "{:?} where {wanted:?}", group.name());
     }
 }
 

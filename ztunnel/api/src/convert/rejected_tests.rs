@@ -130,8 +130,15 @@ fn of_bytes_that_are_no_message_counts_what_comes_before_they_stop_being_one() {
 
 #[test]
 fn aliases_say_where_it_is_when_nothing_else_does() {
-    let aliases =
-        ["blue/10.0.0.2", "/10.0.0.3", "blue/fd00::2", "blue/10.9.0.0/16", "shop/web.shop", "no", "blue/1/2/3"];
+    let aliases = [
+        "blue/10.0.0.2",
+        "/10.0.0.3",
+        "blue/fd00::2",
+        "blue/10.9.0.0/16",
+        "shop/web.shop",
+        "no",
+        "blue/1/2/3",
+    ];
     let expected = ["blue/10.0.0.2", "/10.0.0.3", "blue/fd00::2", "blue/10.9.0.0/16"];
     for any in [raw(vec![0xff]), Any { type_url: "another".to_owned(), value: Vec::new() }] {
         assert_eq!(places(&marker("shop/web.shop", &aliases, &any)), expected);

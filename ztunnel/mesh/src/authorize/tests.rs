@@ -168,11 +168,31 @@ fn match_cases() -> Vec<(&'static str, Match, bool, bool)> {
         ("a suffix of the principal", with(|m| m.principals = suffix("/sa/client")), true, false),
         ("presence of a principal", with(|m| m.principals = vec![StringMatch::Presence]), true, false),
         ("absence of a principal", with(|m| m.not_principals = vec![StringMatch::Presence]), false, true),
-        ("a prefix that is longer than the principal", with(|m| m.principals = prefix("cluster.local/ns/shop/sa/client/x")), false, false),
-        ("a prefix of the principal excluded", with(|m| m.not_principals = prefix("cluster.local/")), false, true),
+        (
+            "a prefix that is longer than the principal",
+            with(|m| m.principals = prefix("cluster.local/ns/shop/sa/client/x")),
+            false,
+            false,
+        ),
+        (
+            "a prefix of the principal excluded",
+            with(|m| m.not_principals = prefix("cluster.local/")),
+            false,
+            true,
+        ),
         ("a suffix of the principal excluded", with(|m| m.not_principals = suffix("/client")), false, true),
-        ("the principal excluded", with(|m| m.not_principals = exact("cluster.local/ns/shop/sa/client")), false, true),
-        ("the principal of another trust domain", with(|m| m.principals = exact("other/ns/shop/sa/client")), false, false),
+        (
+            "the principal excluded",
+            with(|m| m.not_principals = exact("cluster.local/ns/shop/sa/client")),
+            false,
+            true,
+        ),
+        (
+            "the principal of another trust domain",
+            with(|m| m.principals = exact("other/ns/shop/sa/client")),
+            false,
+            false,
+        ),
         ("another principal excluded", with(|m| m.not_principals = suffix("/sa/other")), true, true),
         ("its namespace", with(|m| m.namespaces = exact("shop")), true, false),
         ("a namespace that begins otherwise", with(|m| m.namespaces = prefix("hop")), false, false),
@@ -195,14 +215,14 @@ fn match_cases() -> Vec<(&'static str, Match, bool, bool)> {
             false,
             true,
         ),
-        (
-            "another account excluded",
-            with(|m| m.not_service_accounts = account("shop", "other")),
-            true,
-            true,
-        ),
+        ("another account excluded", with(|m| m.not_service_accounts = account("shop", "other")), true, true),
         ("another range excluded", with(|m| m.not_source_ips = nets("10.0.1.0/24")), true, true),
-        ("a range without the address dialled", with(|m| m.destination_ips = nets("10.0.3.0/24")), false, false),
+        (
+            "a range without the address dialled",
+            with(|m| m.destination_ips = nets("10.0.3.0/24")),
+            false,
+            false,
+        ),
         ("another port excluded", with(|m| m.not_destination_ports = vec![80]), true, true),
         (
             "wanted and excluded at once",
@@ -389,7 +409,8 @@ fn a_policy_that_is_named_applies_whatever_namespace_it_is_of_and_once_only() {
         tried("bank/wide", PolicyScope::Namespace),
     ]);
     let mut web = workload("web", &["10.0.0.2"]);
-    web.authorization_policies = ["root/all", "shop/wide", "shop/chosen", "bank/wide"].map(|name| name.parse().unwrap()).to_vec();
+    web.authorization_policies =
+        ["root/all", "shop/wide", "shop/chosen", "bank/wide"].map(|name| name.parse().unwrap()).to_vec();
     state.upsert_workload(web);
     let verdict = authorize(&state, attempt(None));
     let names: Vec<_> = verdict.dry_run.iter().map(|run| run.policy.to_string()).collect();
@@ -405,31 +426,47 @@ fn policies_of_all_scopes_are_judged_together() {
     let nobody = |name: &str, scope| Authorization { scope, ..policy_of_rules(name, Action::Allow, vec![]) };
     let (global, chosen) = (PolicyScope::Global, PolicyScope::WorkloadSelector);
     let cases = [
-        ("an allow of the mesh lets in whom one of the namespace does not", vec![
-            everyone("root/allow", Action::Allow, global),
-            nobody("shop/none", PolicyScope::Namespace),
-        ], Ok(())),
-        ("a deny that selects it refuses whom one of the mesh allows", vec![
-            everyone("root/allow", Action::Allow, global),
-            everyone("shop/chosen", Action::Deny, chosen),
-        ], refused("shop/chosen", Reason::Denied)),
-        ("a deny of the mesh refuses whom one that selects it allows", vec![
-            everyone("root/deny", Action::Deny, global),
-            everyone("shop/chosen", Action::Allow, chosen),
-        ], refused("root/deny", Reason::Denied)),
-        ("an allow that selects it makes an end of passing without one", vec![
-            nobody("shop/chosen", chosen),
-        ], refused("shop/chosen", Reason::NotAllowed)),
-        ("an allow in dry run makes none", vec![
-            Authorization { dry_run: true, ..nobody("shop/chosen", chosen) },
-        ], Ok(())),
-        ("a deny in dry run refuses nobody", vec![
-            Authorization { dry_run: true, ..everyone("shop/chosen", Action::Deny, chosen) },
-        ], Ok(())),
-        ("an allow in dry run lets nobody in", vec![
-            Authorization { dry_run: true, ..everyone("shop/chosen", Action::Allow, chosen) },
-            nobody("shop/none", PolicyScope::Namespace),
-        ], refused("shop/none", Reason::NotAllowed)),
+        (
+            "an allow of the mesh lets in whom one of the namespace does not",
+            vec![everyone("root/allow", Action::Allow, global), nobody("shop/none", PolicyScope::Namespace)],
+            Ok(()),
+        ),
+        (
+            "a deny that selects it refuses whom one of the mesh allows",
+            vec![
+                everyone("root/allow", Action::Allow, global),
+                everyone("shop/chosen", Action::Deny, chosen),
+            ],
+            refused("shop/chosen", Reason::Denied),
+        ),
+        (
+            "a deny of the mesh refuses whom one that selects it allows",
+            vec![everyone("root/deny", Action::Deny, global), everyone("shop/chosen", Action::Allow, chosen)],
+            refused("root/deny", Reason::Denied),
+        ),
+        (
+            "an allow that selects it makes an end of passing without one",
+            vec![nobody("shop/chosen", chosen)],
+            refused("shop/chosen", Reason::NotAllowed),
+        ),
+        (
+            "an allow in dry run makes none",
+            vec![Authorization { dry_run: true, ..nobody("shop/chosen", chosen) }],
+            Ok(()),
+        ),
+        (
+            "a deny in dry run refuses nobody",
+            vec![Authorization { dry_run: true, ..everyone("shop/chosen", Action::Deny, chosen) }],
+            Ok(()),
+        ),
+        (
+            "an allow in dry run lets nobody in",
+            vec![
+                Authorization { dry_run: true, ..everyone("shop/chosen", Action::Allow, chosen) },
+                nobody("shop/none", PolicyScope::Namespace),
+            ],
+            refused("shop/none", Reason::NotAllowed),
+        ),
     ];
     for (sentence, policies, expected) in cases {
         let mut state = state_with(policies);
@@ -568,15 +605,15 @@ fn what_is_not_the_workloads_to_give_is_refused_whatever_the_policies() {
 #[test]
 fn a_workload_that_cannot_be_read_is_not_let_to_and_the_refusal_says_what_is_wrong_with_it() {
     let mut state = state_with(vec![]);
-    state.reject_address(crate::state::RejectedAddress {
+    state.reject_address(RejectedAddress {
         resource: uid("web").to_string(),
         pod: None,
         addresses: vec![],
         ranges: vec![],
         reason: "nonsense".to_owned(),
     });
-    let refused = Err((None, Reason::UnreadableWorkload("nonsense".to_owned())));
-    assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), refused);
+    let refusal = authorize(&state, attempt(Some(CLIENT))).decision.unwrap_err();
+    assert_eq!(refusal.to_string(), "the workload cannot be read (nonsense)");
     state.upsert_workload(workload("web", &["10.0.0.2"]));
     assert_eq!(outcome_in(&state, attempt(Some(CLIENT))), Ok(()));
 }

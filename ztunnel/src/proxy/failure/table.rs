@@ -10,6 +10,7 @@ use std::time::Duration;
 use mesh::GatewayAddress;
 use mesh::gateway::GatewayDestination;
 use mesh::route::{CalledName, GatewayTrouble};
+use mesh::state::RejectedAddress;
 use tunnel::tls::PeerCertificateError;
 
 use super::*;
@@ -26,6 +27,17 @@ fn service() -> ServiceName {
 
 fn gateway() -> GatewayAddress {
     GatewayAddress { destination: GatewayDestination::Hostname(service()), hbone_port: 15008 }
+}
+
+/// A workload that cannot be read.
+fn unreadable() -> Arc<RejectedAddress> {
+    Arc::new(RejectedAddress {
+        resource: "web".to_owned(),
+        pod: None,
+        addresses: Vec::new(),
+        ranges: Vec::new(),
+        reason: String::new(),
+    })
 }
 
 fn os(code: i32) -> io::Error {
@@ -86,6 +98,14 @@ fn of_clients() -> Vec<Listed> {
             503,
         ),
         ("its certificate is refused", Failure::Handshake(identity()), Client, "TLS_FAILURE", 503),
+        (
+            "its certificate is revoked",
+            Failure::Handshake(TlsError::PeerCertificate(PeerCertificateError::Revoked)),
+            Client,
+            "CERT_REVOKED",
+            503,
+        ),
+        ("its certificate comes to be revoked", Failure::Revoked(Side::Source), Client, "CERT_REVOKED", 503),
         ("its handshakes are too many", Failure::Evicted, Client, "HANDSHAKE_EVICTED", 503),
         (
             "it says nothing after TLS",
@@ -152,6 +172,27 @@ fn of_configuration() -> Vec<Listed> {
         ("the address is not the workload's", denied(Reason::ForeignAddress), Client, "DENY", 401),
         ("the port is ours", denied(Reason::ProxyPort), Client, "DENY", 401),
         ("a DENY comes to match", changed(Reason::Denied), Policy, "POLICY_CHANGE", 401),
+        (
+            "the workload cannot be read",
+            denied(Reason::UnreadableWorkload(unreadable())),
+            ControlPlane,
+            "UNREADABLE_CONFIGURATION",
+            503,
+        ),
+        (
+            "the pod's own workload cannot be read",
+            Failure::Unreadable(unreadable()),
+            ControlPlane,
+            "UNREADABLE_CONFIGURATION",
+            503,
+        ),
+        (
+            "what has the address cannot be read",
+            unroutable(Refused::Unreadable(unreadable())),
+            ControlPlane,
+            "UNREADABLE_CONFIGURATION",
+            503,
+        ),
         ("nothing is known yet", Failure::NoConfiguration, ControlPlane, "NO_CONFIGURATION", 503),
         (
             "no certificate comes",
@@ -265,6 +306,20 @@ fn of_ways() -> Vec<Listed> {
             503,
         ),
         (
+            "its proxy's certificate is revoked",
+            tunnelled(OpenError::Tls(TlsError::PeerCertificate(PeerCertificateError::Revoked))),
+            Destination,
+            "CERT_REVOKED",
+            503,
+        ),
+        (
+            "its proxy's certificate comes to be revoked",
+            Failure::Revoked(Side::Destination),
+            Destination,
+            "CERT_REVOKED",
+            503,
+        ),
+        (
             "its proxy is nobody's",
             tunnelled(OpenError::Tls(TlsError::NoCommonProtocol)),
             Destination,
@@ -341,11 +396,13 @@ fn place(failure: &Failure) -> usize {
         Failure::Drained => 22,
         Failure::PodRemoved => 23,
         Failure::Abandoned => 24,
+        Failure::Unreadable(_) => 25,
+        Failure::Revoked(_) => 26,
     }
 }
 
 /// How many there are.
-const KINDS: usize = 25;
+const KINDS: usize = 27;
 
 fn all() -> Vec<Listed> {
     of_clients().into_iter().chain(of_configuration()).chain(of_ways()).collect()
@@ -370,10 +427,16 @@ fn flags_are_of_one_form_and_those_of_istio_mean_what_they_mean_there() {
     let flags: BTreeSet<&str> = all().iter().map(|(.., flag, _)| *flag).collect();
     let form = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
     assert!(flags.iter().all(|flag| flag.bytes().all(form)), "{flags:?}");
-    // Contract 1.10; certificates that were revoked come with revocation lists.
-    for istios in
-        ["DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR"]
-    {
+    // Contract 1.10.
+    for istios in [
+        "DENY",
+        "CONNECT",
+        "TLS_FAILURE",
+        "H2_HANDSHAKE_FAILURE",
+        "NETWORK_POLICY",
+        "IDENTITY_ERROR",
+        "CERT_REVOKED",
+    ] {
         assert!(flags.contains(istios), "{istios}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod peers;
 mod retry;
+mod revocation;
 mod sizes;
 mod unreadable;
 mod waypoints;

@@ -39,7 +39,8 @@ async fn hbone_server(world: &World, at: &str, account: &str, application: &str)
                 // A client that does not want this server.
                 let Ok((io, client)) = tunnel::tls::accept(stream, &certificate, LONG).await else { return };
                 let share = Budget::default().share(way.ip());
-                let terms = Terms { expires: client.expires(), share };
+                let standing = client.standing().clone();
+                let terms = Terms { expires: client.expires(), standing, share };
                 let on_connect = |request: Result<tunnel::hbone::ConnectRequest, _>| {
                     let Ok(request) = request else { return };
                     let text = |value: &Option<http::HeaderValue>| {

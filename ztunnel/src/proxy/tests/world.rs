@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,14 +13,16 @@ use mesh::authorize::Permit;
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 use mesh::{Network, SpiffeId, State, Workload};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tunnel::hbone::{Pool, PoolConfig};
 use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, TcpOptions};
-use tunnel::tls::{CertificateRequest, WorkloadCertificate};
+use tunnel::tls::{
+    CertificateRequest, KeyExchange, RevocationLists, Revocations, TlsPolicy, WorkloadCertificate,
+};
 
 use crate::identity::{Identities, Issued, Source};
 use crate::mesh_state::MeshState;
@@ -30,15 +33,28 @@ use crate::proxy::{Capacity, Outliers, Share, Workers, inbound, keep_identities,
 use crate::telemetry::Metrics;
 use crate::telemetry::kept::{Kept, Line};
 
-/// A CA of the test's own.
-pub(super) struct Ca(CertifiedIssuer<'static, KeyPair>);
+/// A CA of the test's own, and what handshakes with its certificates agree on.
+pub(super) struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    revocations: Revocations,
+    policy: TlsPolicy,
+    serials: AtomicU64,
+}
 
 impl Ca {
     fn new() -> Arc<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Arc::new(Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()))
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let revocations = Revocations::new(list(&issuer, &[]));
+        let policy = TlsPolicy::new(KeyExchange::default(), revocations.clone());
+        Arc::new(Self { issuer, revocations, policy, serials: AtomicU64::new(1) })
+    }
+
+    /// Revokes what has the serial number, and nothing else any more.
+    pub(super) fn revoke(&self, serial: &str) {
+        self.revocations.replace(list(&self.issuer, &[serial.parse().unwrap()]));
     }
 
     /// A certificate for the identity.
@@ -47,9 +63,28 @@ impl Ca {
         let mut csr = CertificateSigningRequestParams::from_pem(request.csr_pem()).unwrap();
         csr.params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let leaf = csr.signed_by(&self.0).unwrap().pem();
-        request.complete(&[leaf, self.0.pem()]).unwrap()
+        csr.params.serial_number = Some(self.serials.fetch_add(1, Ordering::Relaxed).into());
+        let leaf = csr.signed_by(&self.issuer).unwrap().pem();
+        request.complete(&[leaf, self.issuer.pem()], &self.policy).unwrap()
     }
+}
+
+fn list(issuer: &CertifiedIssuer<'static, KeyPair>, serials: &[u64]) -> RevocationLists {
+    let revoked = |serial: &u64| RevokedCertParams {
+        serial_number: (*serial).into(),
+        revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(4096, 1, 1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    RevocationLists::parse(params.signed_by(issuer).unwrap().der()).unwrap()
 }
 
 struct Signer {
@@ -311,6 +346,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         mesh: MeshState::default(),
         outliers: Outliers::new(),
         trust_domain: "cluster.local".into(),
+        tls: ca.policy.clone(),
         identities,
         workers: Workers::on(vec![tokio::runtime::Handle::current()]),
         pods: Pods::default(),

@@ -19,6 +19,7 @@ use super::toll::{Toll, Tolled};
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
 use super::{MAX_FRAME, SEND_BUFFER};
+use crate::tls::Standing;
 
 /// Headers of one request (contract 2.1).
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -50,6 +51,8 @@ pub struct ServerConfig {
 pub struct Terms {
     /// When the first of its two certificates expires: [`crate::tls::VerifiedPeer::expires`].
     pub expires: Instant,
+    /// Whether the client's certificate is revoked meanwhile: [`crate::tls::VerifiedPeer::standing`].
+    pub standing: Standing,
     /// What its windows are taken from: the share of the pod whose listener it came to.
     pub share: Share,
 }
@@ -78,6 +81,8 @@ pub enum ServeEnd {
     Idle,
     /// A certificate it was made with expired: GOAWAY, and its streams have ended or were cut.
     Expired,
+    /// The client's certificate was revoked: its streams were cut.
+    Revoked,
 }
 
 /// How a connection failed.
@@ -122,8 +127,8 @@ impl From<h2::Error> for ServeError {
 /// Drives one HTTP/2 connection until it has ended. `io` is the TLS stream. `on_connect` is called for each
 /// CONNECT with a well-formed authority, and with what is to be told of anything else, which is answered 400 here. It must not
 /// block: it spawns what answers. After `drain` the client is told to go elsewhere (GOAWAY) and the streams go on until they end;
-/// when a certificate expires as well, but for a limited time, and no request is taken from then on. Dropping the
-/// future ends all at once, with resets.
+/// when a certificate expires as well, but for a limited time, and no request is taken from then on. When the
+/// client's certificate is revoked all ends at once, with resets; so it does when the future is dropped.
 pub async fn serve<IO>(
     io: IO,
     config: &ServerConfig,
@@ -145,6 +150,7 @@ where
     let mut drain = pin!(drain);
     let mut idle = pin!(tokio::time::sleep(config.idle_timeout));
     let mut expiry = pin!(tokio::time::sleep_until(terms.expires));
+    let mut lost = pin!(terms.standing.lost());
     // How it will have ended, once it is told to.
     let mut ending = None;
     loop {
@@ -152,6 +158,7 @@ where
         tokio::select! {
             biased;
             () = &mut silence => return Err(ServeError::PingTimeout(config.ping_timeout)),
+            () = &mut lost => return Ok(ServeEnd::Revoked),
             () = toll.overdrawn() => {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 // It may not listen.

@@ -27,7 +27,9 @@ use super::stream::TunnelStream;
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
 use super::{MAX_FRAME, SEND_BUFFER};
-use crate::tls::{self, ClientStream, ExpectedPeers, TlsError, VerifiedPeer, WorkloadCertificate};
+use crate::tls::{
+    self, ClientStream, ExpectedPeers, PeerCertificateError, TlsError, VerifiedPeer, WorkloadCertificate,
+};
 
 /// Headers of one answer (contract 2.1).
 const MAX_HEADER_LIST: u32 = 16 << 10;
@@ -346,6 +348,7 @@ impl<IO: Dialed> Driver<IO> {
         let mut silence = pin!(keepalive.silence(connection.ping_pong()));
         let mut expiry = pin!(tokio::time::sleep_until(tunnel.peer.expires()));
         let mut expired = false;
+        let mut lost = pin!(tunnel.peer.standing().lost());
         let mut idle = pin!(tokio::time::sleep(idle_release));
         let mut closing = false;
         let cause = loop {
@@ -354,6 +357,9 @@ impl<IO: Dialed> Driver<IO> {
                 biased;
                 () = &mut silence => {
                     break OpenError::Http2(format!("no answer to a PING within {:?}", keepalive.timeout));
+                }
+                () = &mut lost => {
+                    break OpenError::Tls(TlsError::PeerCertificate(PeerCertificateError::Revoked));
                 }
                 () = &mut expiry, if !expired || expiry_grace.is_some() => {
                     if expired {

@@ -1,12 +1,11 @@
 //! A workload's certificate with its key, and the TLS configurations made of it once.
 
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use mesh::SpiffeId;
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
@@ -17,27 +16,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use super::error::CertificateError;
 use super::handshake::ExpectedPeers;
 use super::identity::Leaf;
+use super::policy::TlsPolicy;
 use super::verify::{ClientVerifier, ServerVerifier};
 
 /// The only application protocol of HBONE over TCP.
 const ALPN: &[u8] = b"h2";
-
-/// TLS 1.3 with the AES-GCM suites that every Istio peer has. The hybrid group comes first, so that what is
-/// recorded today stays secret when a quantum computer exists; peers without it take one of the others.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        ],
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-        ],
-        ..aws_lc_rs::default_provider()
-    })
-});
 
 /// A workload's certificate, its key and its roots of trust, ready for handshakes. Cheap to clone.
 #[derive(Clone)]
@@ -49,6 +32,7 @@ struct Inner {
     chain_pem: Vec<String>,
     roots_pem: Vec<String>,
     roots: Arc<RootCertStore>,
+    policy: TlsPolicy,
     server: Arc<ServerConfig>,
     /// Accepts no server: each connection has its own expectation.
     client: ClientConfig,
@@ -61,8 +45,13 @@ impl Inner {
 }
 
 impl WorkloadCertificate {
-    /// From a PKCS#8 PEM key and a PEM chain: first the leaf, then intermediates, last the roots.
-    pub fn from_pem<S: AsRef<str>>(key: &str, chain: &[S]) -> Result<Self, CertificateError> {
+    /// From a PKCS#8 PEM key and a PEM chain: first the leaf, then intermediates, last the roots. What handshakes with it
+    /// agree on is `policy`'s.
+    pub fn from_pem<S: AsRef<str>>(
+        key: &str,
+        chain: &[S],
+        policy: &TlsPolicy,
+    ) -> Result<Self, CertificateError> {
         let [leaf, intermediates @ .., roots] = chain else {
             return Err(CertificateError::Incomplete(chain.len()));
         };
@@ -87,16 +76,17 @@ impl WorkloadCertificate {
         let key_pem = key.to_owned();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| CertificateError::Key(error.to_string()))?;
-        let certified = CertifiedKey::from_der(chain_der, key, &PROVIDER).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => CertificateError::WrongKey,
-            other => CertificateError::Key(other.to_string()),
-        })?;
+        let certified =
+            CertifiedKey::from_der(chain_der, key, &policy.provider).map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => CertificateError::WrongKey,
+                other => CertificateError::Key(other.to_string()),
+            })?;
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let roots = Arc::new(store);
-        let server = server_config(&roots, certified.clone(), &leaf.identity)?;
-        let client = client_config(&roots, certified)?;
-        let server = Arc::new(server);
-        Ok(Self(Arc::new(Inner { leaf, key_pem, chain_pem, roots_pem, roots, server, client })))
+        let server = server_config(&roots, policy, certified.clone(), &leaf.identity)?;
+        let client = client_config(&roots, policy, certified)?;
+        let (server, policy) = (Arc::new(server), policy.clone());
+        Ok(Self(Arc::new(Inner { leaf, key_pem, chain_pem, roots_pem, roots, policy, server, client })))
     }
 
     /// Key and chain as [`WorkloadCertificate::from_pem`] takes them, for the successor of this process alone.
@@ -143,6 +133,14 @@ impl WorkloadCertificate {
         &self.0.roots_pem
     }
 
+    pub(super) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.0.roots
+    }
+
+    pub(super) fn policy(&self) -> &TlsPolicy {
+        &self.0.policy
+    }
+
     pub(super) fn server_config(&self) -> Arc<ServerConfig> {
         self.0.server.clone()
     }
@@ -152,7 +150,7 @@ impl WorkloadCertificate {
         let mut config = self.0.client.clone();
         config.dangerous().set_certificate_verifier(Arc::new(ServerVerifier {
             roots: self.0.roots.clone(),
-            provider: PROVIDER.clone(),
+            policy: self.0.policy.clone(),
             expected: expected.clone(),
         }));
         Arc::new(config)
@@ -172,12 +170,13 @@ impl fmt::Debug for WorkloadCertificate {
 
 fn server_config(
     roots: &Arc<RootCertStore>,
+    policy: &TlsPolicy,
     certified: Arc<SingleCertAndKey>,
     identity: &SpiffeId,
 ) -> Result<ServerConfig, CertificateError> {
-    let verifier = ClientVerifier::new(roots.clone(), PROVIDER.clone(), identity.trust_domain.clone())
+    let verifier = ClientVerifier::new(roots.clone(), policy.clone(), identity.trust_domain.clone())
         .map_err(|error| CertificateError::Tls(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+    let mut config = ServerConfig::builder_with_provider(policy.provider.clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| CertificateError::Tls(error.to_string()))?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -191,15 +190,16 @@ fn server_config(
 
 fn client_config(
     roots: &Arc<RootCertStore>,
+    policy: &TlsPolicy,
     certified: Arc<SingleCertAndKey>,
 ) -> Result<ClientConfig, CertificateError> {
-    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+    let mut config = ClientConfig::builder_with_provider(policy.provider.clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| CertificateError::Tls(error.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier {
             roots: roots.clone(),
-            provider: PROVIDER.clone(),
+            policy: policy.clone(),
             expected: ExpectedPeers::none(),
         }))
         .with_client_cert_resolver(certified);
@@ -243,7 +243,8 @@ mod tests {
     #[test]
     fn a_certificate_tells_who_until_when_and_its_number_and_never_its_key() {
         let issued = Authority::new().issue(&LeafSpec { years: (2026, 2027), ..LeafSpec::of(ECHO) });
-        let certificate = WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap();
+        let certificate =
+            WorkloadCertificate::from_pem(&issued.key, &issued.chain, &TlsPolicy::default()).unwrap();
         assert_eq!(certificate.identity(), &identity("echo"));
         let year = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * days);
         assert_eq!(certificate.not_before(), year(20_454));
@@ -261,7 +262,8 @@ mod tests {
         let mut issued = intermediate.issue(&LeafSpec::of(ECHO));
         let roots = issued.chain.pop().unwrap() + &other.root;
         issued.chain.extend([certificate, roots]);
-        let certificate = WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap();
+        let certificate =
+            WorkloadCertificate::from_pem(&issued.key, &issued.chain, &TlsPolicy::default()).unwrap();
         assert_eq!(certificate.chain_pem().len(), 2);
         assert_eq!(certificate.roots_pem().len(), 2);
     }
@@ -272,7 +274,9 @@ mod tests {
         let good = authority.issue(&LeafSpec::of(ECHO));
         let leaf = good.chain[0].as_str();
         let nameless = authority.issue(&LeafSpec { uris: vec![], ..LeafSpec::of(ECHO) });
-        let refused = |key: &str, chain: &[&str]| WorkloadCertificate::from_pem(key, chain).unwrap_err();
+        let refused = |key: &str, chain: &[&str]| {
+            WorkloadCertificate::from_pem(key, chain, &TlsPolicy::default()).unwrap_err()
+        };
         assert_eq!(refused(&good.key, &[]), CertificateError::Incomplete(0));
         assert_eq!(refused(&good.key, &[leaf]), CertificateError::Incomplete(1));
         for (index, chain) in [["", &authority.root], ["text", &authority.root]].iter().enumerate() {

@@ -57,6 +57,12 @@ pub enum PeerCertificateError {
     /// It is not valid yet: one of the two clocks is wrong.
     #[error("not valid yet")]
     NotYetValid,
+    /// It, or one that vouches for it, was revoked by its issuer.
+    #[error("revoked")]
+    Revoked,
+    /// A list of revoked certificates cannot be used for it.
+    #[error("whether it is revoked cannot be told: {0}")]
+    RevocationUnknown(String),
     /// It does not chain to our roots.
     #[error("not issued by a root of this mesh")]
     UnknownIssuer,
@@ -180,6 +186,8 @@ impl PeerCertificateError {
             Self::Invalid(_) => "certificate_invalid",
             Self::Expired => "certificate_expired",
             Self::NotYetValid => "certificate_not_yet_valid",
+            Self::Revoked => "certificate_revoked",
+            Self::RevocationUnknown(_) => "revocation_unknown",
             Self::UnknownIssuer => "unknown_issuer",
             Self::BadSignature => "bad_signature",
             Self::WrongPurpose => "wrong_purpose",
@@ -195,7 +203,11 @@ impl PeerCertificateError {
 /// Our own verdict travels through rustls as this, and comes back by the next conversion.
 impl From<PeerCertificateError> for rustls::Error {
     fn from(error: PeerCertificateError) -> Self {
-        Self::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+        Self::InvalidCertificate(match error {
+            // There is an alert for it, by which the peer learns what to look into.
+            PeerCertificateError::Revoked => rustls::CertificateError::Revoked,
+            other => rustls::CertificateError::Other(rustls::OtherError(Arc::new(other))),
+        })
     }
 }
 
@@ -205,6 +217,7 @@ impl From<&rustls::CertificateError> for PeerCertificateError {
         match error {
             Rustls::Expired | Rustls::ExpiredContext { .. } => Self::Expired,
             Rustls::NotValidYet | Rustls::NotValidYetContext { .. } => Self::NotYetValid,
+            Rustls::Revoked => Self::Revoked,
             Rustls::UnknownIssuer => Self::UnknownIssuer,
             Rustls::BadSignature => Self::BadSignature,
             Rustls::InvalidPurpose | Rustls::InvalidPurposeContext { .. } => Self::WrongPurpose,

@@ -15,7 +15,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificate::WorkloadCertificate;
 use super::error::{PeerCertificateError, TlsError};
-use super::identity::Leaf;
+use super::identity::{Leaf, Role};
+use super::revocation::Standing;
 
 /// The server's end of an established connection.
 pub type ServerStream<IO> = tokio_rustls::server::TlsStream<IO>;
@@ -75,12 +76,13 @@ pub struct TlsFacts {
 }
 
 /// The proof that the other end holds the key of a certificate with this identity. Only a handshake makes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct VerifiedPeer {
     identity: SpiffeId,
     tls: TlsFacts,
     not_after: SystemTime,
     expires: Instant,
+    standing: Standing,
 }
 
 impl VerifiedPeer {
@@ -98,6 +100,11 @@ impl VerifiedPeer {
     /// counts no more.
     pub fn expires(&self) -> Instant {
         self.expires
+    }
+
+    /// Whether its certificate is revoked meanwhile.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// How the connection is protected.
@@ -119,9 +126,10 @@ pub async fn accept<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let lists = certificate.policy().revocations.number();
     let handshake = TlsAcceptor::from(certificate.server_config()).accept(io);
     let stream = finish(handshake, timeout).await?;
-    let peer = verified(stream.get_ref().1, certificate)?;
+    let peer = verified(stream.get_ref().1, certificate, Role::Client, lists)?;
     Ok((stream, peer))
 }
 
@@ -139,9 +147,10 @@ where
 {
     // rustls wants a name; none is sent and none is compared.
     let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let lists = certificate.policy().revocations.number();
     let handshake = TlsConnector::from(certificate.client_config(expected)).connect(name, io);
     let stream = finish(handshake, timeout).await?;
-    let peer = verified(stream.get_ref().1, certificate)?;
+    let peer = verified(stream.get_ref().1, certificate, Role::Server, lists)?;
     Ok((stream, peer))
 }
 
@@ -153,21 +162,27 @@ async fn finish<T>(handshake: impl Future<Output = io::Result<T>>, timeout: Dura
     }
 }
 
-/// Reads what the handshake has proved. Its verifiers have let the certificate pass.
+/// Reads what the handshake has proved of a peer of this role. Its verifiers have let the certificate pass, by the lists
+/// of revoked ones of the number `lists` or later ones.
 fn verified<D>(
     connection: &rustls::ConnectionCommon<D>,
     own: &WorkloadCertificate,
+    role: Role,
+    lists: u64,
 ) -> Result<VerifiedPeer, TlsError> {
-    let leaf = connection.peer_certificates().and_then(<[_]>::first);
-    let leaf = leaf.ok_or(TlsError::PeerCertificate(PeerCertificateError::Missing))?;
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let leaf = chain.first().ok_or(TlsError::PeerCertificate(PeerCertificateError::Missing))?;
     let Leaf { identity, not_after, .. } = Leaf::read(leaf).map_err(TlsError::PeerCertificate)?;
     // Nothing runs for a century; an instant further off may not exist.
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let policy = own.policy();
+    let trust = (own.roots(), policy.provider.signature_verification_algorithms);
     let left = not_after.min(own.not_after()).duration_since(SystemTime::now()).unwrap_or_default();
     Ok(VerifiedPeer {
         identity,
         not_after,
         expires: Instant::now() + left.min(CENTURY),
+        standing: Standing::of(&policy.revocations, lists, chain, trust, role),
         tls: TlsFacts {
             version: match connection.protocol_version() {
                 Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",

@@ -9,14 +9,21 @@ mod error;
 mod facts;
 mod handshake;
 mod identity;
+mod policy;
 mod request;
+mod revocation;
 mod verify;
 
+pub use api::key_exchange::KeyExchange;
 pub use certificate::WorkloadCertificate;
 pub use error::{Blame, CertificateError, PeerCertificateError, TlsError};
 pub use facts::CertificateFacts;
 pub use handshake::{ClientStream, ExpectedPeers, ServerStream, TlsFacts, VerifiedPeer, accept, connect};
+pub use policy::TlsPolicy;
 pub use request::CertificateRequest;
+pub use revocation::{RevocationListError, RevocationLists, Revocations, Standing};
 
+#[cfg(test)]
+mod revocation_tests;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 
 use super::certificate::WorkloadCertificate;
 use super::error::CertificateError;
+use super::policy::TlsPolicy;
 
 /// A fresh ECDSA P-256 key with its certificate request: empty subject, one URI SAN, critical since the
 /// subject is empty (RFC 5280 4.1.2.6; Istio contract 1.4).
@@ -40,8 +41,12 @@ impl CertificateRequest {
 
     /// Joins the key with the CA's answer: PEM elements, first the leaf, then intermediates, last the roots
     /// (one or several concatenated). Fails unless the leaf is of this key and names exactly this identity.
-    pub fn complete<S: AsRef<str>>(self, chain: &[S]) -> Result<WorkloadCertificate, CertificateError> {
-        let certificate = WorkloadCertificate::from_pem(&self.key.serialize_pem(), chain)?;
+    pub fn complete<S: AsRef<str>>(
+        self,
+        chain: &[S],
+        policy: &TlsPolicy,
+    ) -> Result<WorkloadCertificate, CertificateError> {
+        let certificate = WorkloadCertificate::from_pem(&self.key.serialize_pem(), chain, policy)?;
         if *certificate.identity() != self.identity {
             return Err(CertificateError::WrongIdentity {
                 asked: self.identity,
@@ -99,15 +104,15 @@ mod tests {
         let request = |account| CertificateRequest::new(&identity(account)).unwrap();
         let echo = request("echo");
         let answer = authority.sign(echo.csr_pem());
-        let error = request("echo").complete(&answer).unwrap_err();
+        let error = request("echo").complete(&answer, &TlsPolicy::default()).unwrap_err();
         assert_eq!(error, CertificateError::WrongKey);
-        assert_eq!(echo.complete(&answer).unwrap().identity(), &identity("echo"));
+        assert_eq!(echo.complete(&answer, &TlsPolicy::default()).unwrap().identity(), &identity("echo"));
 
         // A CA that answers another's request by mistake.
         let admin = request("admin");
         let answer = authority.sign(admin.csr_pem());
         let misled = CertificateRequest { identity: identity("echo"), ..admin };
-        let error = misled.complete(&answer).unwrap_err();
+        let error = misled.complete(&answer, &TlsPolicy::default()).unwrap_err();
         assert_eq!(
             error,
             CertificateError::WrongIdentity { asked: identity("echo"), got: identity("admin") }

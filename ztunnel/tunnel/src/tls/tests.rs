@@ -32,8 +32,8 @@ fn der(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
 fn verifier(authority: &Authority) -> Arc<ServerVerifier> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.root.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    Arc::new(ServerVerifier { roots: Arc::new(roots), provider, expected: ExpectedPeers::new([ECHO]) })
+    let (roots, policy) = (Arc::new(roots), TlsPolicy::default());
+    Arc::new(ServerVerifier { roots, policy, expected: ExpectedPeers::new([ECHO]) })
 }
 
 /// A client that is not ours: it shows whatever it was given.
@@ -224,6 +224,65 @@ async fn peers_without_the_hybrid_group_are_met_on_another() {
             .unwrap();
         assert_eq!(connected(&authority, server).await.unwrap().tls().group, name);
     }
+}
+
+/// One that is wrong in nothing but that it knows this key exchange alone.
+fn with_group(group: &'static dyn rustls::crypto::SupportedKxGroup) -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() })
+}
+
+#[tokio::test]
+async fn where_the_hybrid_group_is_demanded_peers_without_it_are_refused_both_ways() {
+    let mut authority = Authority::new();
+    authority.policy = TlsPolicy::new(KeyExchange::HybridOnly, Revocations::none());
+    let issued = authority.issue(&LeafSpec::of(ECHO));
+    for (group, agreed) in [
+        (aws_lc_rs::kx_group::X25519MLKEM768, true),
+        (aws_lc_rs::kx_group::X25519, false),
+        (aws_lc_rs::kx_group::SECP256R1, false),
+    ] {
+        let (chain, key) = der(&issued);
+        let client = ClientConfig::builder_with_provider(with_group(group))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier(&authority))
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        let (chain, key) = der(&issued);
+        let server = ServerConfig::builder_with_provider(with_group(group))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        for (side, met) in
+            [("server", accepted(&authority, client).await), ("client", connected(&authority, server).await)]
+        {
+            let name = group.name();
+            match met {
+                Ok(peer) => assert!(agreed && peer.tls().group == "X25519MLKEM768", "{name:?}, as {side}"),
+                Err(error) => {
+                    assert!(!agreed, "{name:?}, as {side}: {error}");
+                    assert!(["incompatible", "refused_by_peer"].contains(&error.reason()), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_be_any_one_of_those_expected_and_nobody_else() {
+    let authority = Authority::new();
+    // `connected` expects `echo` or `other`.
+    for (account, expected) in [("echo", "ok"), ("other", "ok"), ("ech", "unexpected_identity")] {
+        let issued = authority.issue(&LeafSpec::of(&identity(account).to_string()));
+        let met = connected(&authority, foreign_server(&issued)).await;
+        assert_eq!(met.map_or_else(|error| error.reason(), |_| "ok"), expected, "{account}");
+    }
+    let elsewhere = authority.issue(&LeafSpec::of("spiffe://other.org/ns/demo/sa/echo"));
+    let met = connected(&authority, foreign_server(&elsewhere)).await;
+    assert_eq!(met.unwrap_err().reason(), "unexpected_identity", "the same account of another trust domain");
 }
 
 #[tokio::test]

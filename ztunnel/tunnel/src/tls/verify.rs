@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh::TrustDomain;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
@@ -15,11 +15,27 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::error::PeerCertificateError;
 use super::handshake::ExpectedPeers;
 use super::identity::{Leaf, Role};
+use super::policy::TlsPolicy;
+use super::revocation::{Chain, Verified};
+
+/// A second look at a chain that leads to our roots: those who are accepted otherwise know nothing of lists that change.
+fn check_revocation(
+    policy: &TlsPolicy,
+    roots: &RootCertStore,
+    chain: Chain<'_>,
+    at: UnixTime,
+    role: Role,
+) -> Result<(), PeerCertificateError> {
+    let algorithms = policy.provider.signature_verification_algorithms;
+    policy.revocations.check(&chain, &Verified { roots, algorithms, at, role })
+}
 
 /// Accepts clients of our roots and our trust domain.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<RootCertStore>,
+    policy: TlsPolicy,
     trust_domain: TrustDomain,
 }
 
@@ -27,14 +43,14 @@ impl ClientVerifier {
     /// Fails if there are no roots.
     pub(super) fn new(
         roots: Arc<RootCertStore>,
-        provider: Arc<CryptoProvider>,
+        policy: TlsPolicy,
         trust_domain: TrustDomain,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         // No hints: each client has one certificate, and the list would only name our CA to strangers.
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
+        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), policy.provider.clone())
             .clear_root_hint_subjects()
             .build()?;
-        Ok(Self { chain, trust_domain })
+        Ok(Self { chain, roots, policy, trust_domain })
     }
 }
 
@@ -50,6 +66,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        check_revocation(&self.policy, &self.roots, Chain { leaf, intermediates }, now, Role::Client)?;
         let leaf = Leaf::read(leaf)?;
         leaf.meant_for(Role::Client)?;
         if leaf.identity.trust_domain != self.trust_domain {
@@ -89,7 +106,7 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) roots: Arc<RootCertStore>,
-    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) policy: TlsPolicy,
     pub(super) expected: ExpectedPeers,
 }
 
@@ -108,8 +125,9 @@ impl ServerCertVerifier for ServerVerifier {
             &self.roots,
             intermediates,
             now,
-            self.provider.signature_verification_algorithms.all,
+            self.policy.provider.signature_verification_algorithms.all,
         )?;
+        check_revocation(&self.policy, &self.roots, Chain { leaf, intermediates }, now, Role::Server)?;
         let leaf = Leaf::read(leaf)?;
         leaf.meant_for(Role::Server)?;
         let got = leaf.identity.to_string();
@@ -129,7 +147,7 @@ impl ServerCertVerifier for ServerVerifier {
             message,
             certificate,
             signature,
-            &self.provider.signature_verification_algorithms,
+            &self.policy.provider.signature_verification_algorithms,
         )
     }
 
@@ -143,11 +161,11 @@ impl ServerCertVerifier for ServerVerifier {
             message,
             certificate,
             signature,
-            &self.provider.signature_verification_algorithms,
+            &self.policy.provider.signature_verification_algorithms,
         )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.policy.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -42,7 +42,8 @@ fn what_cannot_be_read_is_refused_and_never_passes() {
 #[test]
 fn it_comes_before_what_can_be_read_but_for_a_service_of_the_clients_own_namespace() {
     let foreign = || service("bank", "web", &["10.9.0.1"], &[(80, 8080)]);
-    let ranged = |service: Service| Service { vips: vec![], cidr_vips: vec![range("10.9.0.0/24")], ..service };
+    let ranged =
+        |service: Service| Service { vips: vec![], cidr_vips: vec![range("10.9.0.0/24")], ..service };
     let bank = || endpoint_of(workload("web", &["10.0.0.2"]), &foreign().name, &[(80, 8080)]);
     let by_own = "hbone to web at 10.0.0.2:8080 by web";
     let cases = [
@@ -57,7 +58,11 @@ fn it_comes_before_what_can_be_read_but_for_a_service_of_the_clients_own_namespa
     }
     let cases = [
         ("a service's own address", mesh(vec![web()], vec![web_service()]), by_own.to_owned()),
-        ("a workload's", mesh(vec![workload("x", &["10.9.0.1"])], vec![]), "hbone to x at 10.9.0.1:80".to_owned()),
+        (
+            "a workload's",
+            mesh(vec![workload("x", &["10.9.0.1"])], vec![]),
+            "hbone to x at 10.9.0.1:80".to_owned(),
+        ),
         ("a range of the own namespace", mesh(vec![web()], vec![ranged(web_service())]), by_own.to_owned()),
         ("a range of another", mesh(vec![bank()], vec![ranged(foreign())]), refused(SERVICE)),
     ];
@@ -77,10 +82,8 @@ fn a_passing_service_does_not_pass_to_what_cannot_be_read() {
 
 #[test]
 fn a_waypoint_that_cannot_be_read_is_not_passed_by() {
-    for (waypoint, addresses) in [
-        (by_name("infra", "way"), &[][..]),
-        (by_address("10.9.1.1"), &["10.9.1.1"]),
-    ] {
+    for (waypoint, addresses) in [(by_name("infra", "way"), &[][..]), (by_address("10.9.1.1"), &["10.9.1.1"])]
+    {
         let behind = Service { waypoint: Some(waypoint.clone()), ..web_service() };
         let (pod, _) = way();
         let name = service_name("infra", "way").to_string();

@@ -4,6 +4,7 @@ mod expiry;
 mod floods;
 mod limits;
 mod pool;
+mod revocation;
 mod server;
 mod streams;
 
@@ -20,7 +21,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::*;
 use crate::authority::{self, identity};
-use crate::tls::{self, ExpectedPeers, ServerStream, VerifiedPeer, WorkloadCertificate};
+use crate::tls::{self, ExpectedPeers, ServerStream, Standing, VerifiedPeer, WorkloadCertificate};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -97,14 +98,18 @@ impl World {
     }
 
     fn with(pool: PoolConfig, server: ServerConfig) -> Self {
-        let ca = authority::Authority::new();
+        Self::of(authority::Authority::new(), pool, server)
+    }
+
+    fn of(ca: authority::Authority, pool: PoolConfig, server: ServerConfig) -> Self {
         let drain = Arc::new(Notify::new());
         let (asked, requests) = mpsc::unbounded_channel();
         let (ended, ends) = mpsc::unbounded_channel();
         let draining = drain.clone();
         let share = pool.budget.share(SERVER);
         let remote = Remote::knowing(&ca, move |io, peer| {
-            let terms = Terms { expires: peer.expires(), share: share.clone() };
+            let terms =
+                Terms { expires: peer.expires(), standing: peer.standing().clone(), share: share.clone() };
             let (asked, ended, server, drain) =
                 (asked.clone(), ended.clone(), server.clone(), draining.clone());
             async move {
@@ -194,7 +199,7 @@ fn key(port: u16) -> PoolKey {
 /// A server's terms that never end.
 fn terms() -> Terms {
     let expires = tokio::time::Instant::now() + Duration::from_secs(1 << 31);
-    Terms { expires, share: Budget::default().share(SERVER) }
+    Terms { expires, standing: Standing::for_good(), share: Budget::default().share(SERVER) }
 }
 
 fn target() -> Authority {

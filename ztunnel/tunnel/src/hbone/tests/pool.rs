@@ -295,7 +295,7 @@ async fn a_server_that_refuses_our_certificate_is_an_error_of_tls() {
     let ca = authority::Authority::new();
     let remote = Remote::new(&ca, |_| async { panic!("the client is of another trust domain") });
     let issued = ca.issue(&authority::LeafSpec::of("spiffe://other.org/ns/demo/sa/curl"));
-    world.certificate = WorkloadCertificate::from_pem(&issued.key, &issued.chain).unwrap();
+    world.certificate = ca.ready(&issued);
     let error = world.open_at(key(1), &remote).await.err().unwrap();
     assert!(matches!(&error, OpenError::Tls(tls::TlsError::Alert(_))), "{error}");
 }

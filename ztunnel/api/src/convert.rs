@@ -128,7 +128,7 @@ pub enum Marker {
     /// Of a policy.
     Policy(RejectedPolicy),
     /// Of a workload or service.
-    Address(RejectedAddress),
+    Address(Box<RejectedAddress>),
 }
 
 /// Reads the resource `name` of a push of `kind`, which the control plane also calls by `aliases`.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use mesh::state::RejectedAddress;
 use mesh::{Authorization, Service, State, Workload};
 use prost::Message;
 use prost_types::{Any, Struct, Value, value::Kind};
@@ -148,7 +149,7 @@ impl Batch {
                     state.reject_policy(policy.clone());
                 }
                 Err(Rejected { marker: Some(Marker::Address(address)), .. }) => {
-                    state.reject_address(address.clone());
+                    state.reject_address(RejectedAddress::clone(address));
                 }
             }
         }

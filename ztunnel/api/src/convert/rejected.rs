@@ -88,7 +88,7 @@ pub(super) fn address(name: &str, aliases: &[String], any: &Any, error: ConvertE
         rejected.addresses.clear();
         rejected.ranges.clear();
     }
-    Rejected { error, marker: Some(Marker::Address(rejected)) }
+    Rejected { error, marker: Some(Marker::Address(Box::new(rejected))) }
 }
 
 /// For a policy: a refusal of all that it may apply to.

@@ -52,7 +52,7 @@ fn marker(name: &str, aliases: &[&str], any: &Any) -> RejectedAddress {
         Some(Marker::Address(address)) => {
             assert_eq!(address.reason, rejected.error.to_string());
             assert_eq!(address.resource, name);
-            address
+            *address
         }
         other => panic!("{other:?}"),
     }

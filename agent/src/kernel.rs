@@ -5,9 +5,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::zds::Listener;
 use ebpf_common::CgroupPath;
 
 use crate::bpf::{
@@ -17,6 +17,7 @@ use crate::bpf::{
 use crate::enroll::error::EnrollError;
 use crate::enroll::pod::PodUid;
 use crate::forged::Forged;
+use crate::listeners::Listeners;
 use crate::netns::Netns;
 
 /// Cheap to clone.
@@ -108,13 +109,14 @@ impl Kernel {
         pod: &PodUid,
         (addresses, former): (&BTreeSet<IpAddr>, &BTreeSet<IpAddr>),
         ports: &BTreeSet<u16>,
-        (inbound, outbound): (BorrowedFd<'_>, BorrowedFd<'_>),
+        listeners: &Listeners,
     ) -> Result<(), MapError> {
         let mut programs = self.programs();
         let owner = key(pod);
         for &address in addresses {
-            programs.set_listener(&owner, address, inbound)?;
-            programs.set_outbound_listener(&owner, address, outbound)?;
+            programs.set_listener(&owner, address, listeners.get(Listener::InboundPlaintext))?;
+            programs.set_outbound_listener(&owner, address, listeners.get(Listener::Outbound))?;
+            programs.set_dns_listener(&owner, address, listeners.dns().map(|dns| dns.stream()))?;
         }
         for &address in former.difference(addresses) {
             programs.remove_listener(&owner, address)?;
@@ -160,8 +162,9 @@ impl Kernel {
         pod: &PodUid,
         netns: &Netns,
         mode: PodMode,
+        dns: bool,
     ) -> Result<Changes, AttachError> {
-        self.programs().ensure_outbound(&key(pod), netns, mode)
+        self.programs().ensure_outbound(&key(pod), netns, mode, dns)
     }
 
     /// See [`Programs::captured_devices`].

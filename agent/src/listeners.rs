@@ -17,14 +17,16 @@ use crate::netns::{Netns, NetnsId};
 /// Connections that may wait to be accepted, per listener (capped by `net.core.somaxconn` of the pod).
 const BACKLOG: i32 = 4096;
 
-/// All kinds, in the order in which they travel over ZDS.
+/// Those of every pod, in the order in which they travel over ZDS.
 pub(crate) const KINDS: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
+/// After them those of a pod whose DNS is captured.
+const DNS_KINDS: [Listener; 2] = [Listener::DnsStream, Listener::DnsDatagram];
 
 /// Why a pod's listeners cannot stand.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
     /// The application occupies a port of ours.
-    #[error("port {0} is in use by the application; the mesh needs 15001, 15006 and 15008 in the pod")]
+    #[error("port {0} is in use by the application; the mesh needs 15001, 15006 and 15008 in the pod{also}", also = also(.0))]
     PortInUse(u16),
     /// The socket could not be made.
     #[error("cannot listen on port {port} in the pod: {source}")]
@@ -39,10 +41,18 @@ pub(crate) enum ListenError {
     Enter(#[source] io::Error),
 }
 
+fn also(port: &u16) -> &'static str {
+    if *port == Listener::DnsStream.port() {
+        ", and 15053 unless its DNS is left alone (annotation ambient.istio.io/dns-capture: \"false\")"
+    } else {
+        ""
+    }
+}
+
 /// Why a descriptor handed back by ztunnel is not taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotOurs {
-    /// Not a listening TCP socket on that port.
+    /// Not a listening socket on that port.
     #[error("it is no socket listening on port {0}")]
     NotListening(u16),
     /// It belongs to another namespace.
@@ -53,55 +63,143 @@ pub(crate) enum NotOurs {
     Missing(u16),
 }
 
-/// The three listeners of one pod, in the order of [`KINDS`].
+/// The listeners of one pod.
 #[derive(Debug)]
-pub(crate) struct Listeners([OwnedFd; 3]);
+pub(crate) struct Listeners {
+    /// In the order of [`KINDS`].
+    all: [OwnedFd; 3],
+    dns: Option<DnsListeners>,
+}
+
+/// The listeners for the DNS of one pod, in the order of [`DNS_KINDS`].
+#[derive(Debug)]
+pub(crate) struct DnsListeners([OwnedFd; 2]);
+
+impl DnsListeners {
+    fn make(netns: &Netns) -> Result<Self, ListenError> {
+        let port = Listener::DnsStream.port();
+        let make = || Ok(Self([listen(port)?, receive(port)?]));
+        netns.run(make).map_err(ListenError::Enter)?
+    }
+
+    /// The one for TCP.
+    pub(crate) fn stream(&self) -> BorrowedFd<'_> {
+        self.0[0].as_fd()
+    }
+}
 
 impl Listeners {
-    /// Makes them in `netns`: dual stack where the namespace speaks IPv6.
-    pub(crate) fn make(netns: &Netns) -> Result<Self, ListenError> {
+    /// Makes them in `netns`, those for DNS too if that is captured: dual stack where the namespace speaks IPv6.
+    pub(crate) fn make(netns: &Netns, dns: bool) -> Result<Self, ListenError> {
         let [outbound, inbound, hbone] = KINDS.map(Listener::port);
-        netns
-            .run(|| Ok(Self([listen(outbound)?, listen(inbound)?, listen(hbone)?])))
-            .map_err(ListenError::Enter)?
+        let all = netns
+            .run(|| Ok([listen(outbound)?, listen(inbound)?, listen(hbone)?]))
+            .map_err(ListenError::Enter)??;
+        let dns = dns.then(|| DnsListeners::make(netns)).transpose()?;
+        Ok(Self { all, dns })
     }
 
     /// Takes descriptors that ztunnel held, after checking that each is what it is said to be.
     pub(crate) fn adopt(held: Vec<(Listener, OwnedFd)>, netns: NetnsId) -> Result<Self, NotOurs> {
-        let mut found = [None, None, None];
+        let (mut found, mut dns) = ([None, None, None], [None, None]);
         for (kind, fd) in held {
-            check(fd.as_fd(), kind.port(), netns)?;
-            found[kind as usize] = Some(fd);
+            let place = match kind {
+                Listener::Outbound => &mut found[0],
+                Listener::InboundPlaintext => &mut found[1],
+                Listener::Hbone => &mut found[2],
+                Listener::DnsStream => &mut dns[0],
+                Listener::DnsDatagram => &mut dns[1],
+            };
+            let wanted = if kind == Listener::DnsDatagram { Type::DGRAM } else { Type::STREAM };
+            check(fd.as_fd(), kind.port(), wanted, netns)?;
+            *place = Some(fd);
         }
         let [outbound, inbound, hbone] = found;
         let missing = |kind: Listener| NotOurs::Missing(kind.port());
-        Ok(Self([
+        let all = [
             outbound.ok_or(missing(Listener::Outbound))?,
             inbound.ok_or(missing(Listener::InboundPlaintext))?,
             hbone.ok_or(missing(Listener::Hbone))?,
-        ]))
+        ];
+        let dns = match dns {
+            [Some(stream), Some(datagram)] => Some(DnsListeners([stream, datagram])),
+            [None, None] => None,
+            _ => return Err(missing(Listener::DnsStream)),
+        };
+        Ok(Self { all, dns })
+    }
+
+    /// The same listeners, with or without those for DNS.
+    pub(crate) fn with_dns(&self, netns: &Netns, dns: bool) -> Result<Self, ListenError> {
+        let copy = |kind: Listener| {
+            let failed = |source| ListenError::Socket { port: kind.port(), source };
+            self.get(kind).try_clone_to_owned().map_err(failed)
+        };
+        let [outbound, inbound, hbone] = KINDS;
+        let all = [copy(outbound)?, copy(inbound)?, copy(hbone)?];
+        let dns = dns.then(|| DnsListeners::make(netns)).transpose()?;
+        Ok(Self { all, dns })
     }
 
     /// Takes any descriptors, for tests that only pass them on.
     #[cfg(test)]
-    pub(crate) fn unchecked(fds: [OwnedFd; 3]) -> Self {
-        Self(fds)
+    pub(crate) fn unchecked(all: [OwnedFd; 3], dns: Option<[OwnedFd; 2]>) -> Self {
+        Self { all, dns: dns.map(DnsListeners) }
     }
 
-    /// The listener of this kind.
+    /// The listener of this kind, which every pod has.
     pub(crate) fn get(&self, kind: Listener) -> BorrowedFd<'_> {
-        self.0[kind as usize].as_fd()
+        let place = KINDS.iter().position(|one| *one == kind).unwrap_or(0);
+        self.all[place].as_fd()
     }
 
-    /// All, in the order in which they travel over ZDS.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (Listener, BorrowedFd<'_>)> {
-        KINDS.into_iter().map(|kind| (kind, self.get(kind)))
+    /// Those for DNS, if it is captured.
+    pub(crate) fn dns(&self) -> Option<&DnsListeners> {
+        self.dns.as_ref()
+    }
+
+    /// All, in the order in which they travel over ZDS; those for DNS only `with_dns`.
+    pub(crate) fn all(&self, with_dns: bool) -> impl Iterator<Item = (Listener, BorrowedFd<'_>)> {
+        let dns = self.dns.iter().filter(move |_| with_dns).flat_map(|dns| &dns.0);
+        let dns = DNS_KINDS.into_iter().zip(dns.map(AsFd::as_fd));
+        KINDS.into_iter().zip(self.all.iter().map(AsFd::as_fd)).chain(dns)
     }
 }
 
 fn listen(port: u16) -> Result<OwnedFd, ListenError> {
-    let socket = dual_stack(port).or_else(|error| match error.raw_os_error() {
-        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => v4_only(port),
+    in_either_stack(port, dual_stack, v4_only)
+}
+
+/// A UDP socket that datagrams for any address are led to. It is bound to `lo`, over which those come: for what comes from outside, and
+/// for what the pod sends to its own address, nobody is there.
+fn receive(port: u16) -> Result<OwnedFd, ListenError> {
+    let v6 = |port| {
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        socket.set_only_v6(false)?;
+        socket.set_ip_transparent_v6(true)?;
+        bind_to_loopback(socket, IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+    };
+    let v4 = |port| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        bind_to_loopback(socket, IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+    };
+    in_either_stack(port, v6, v4)
+}
+
+fn bind_to_loopback(socket: Socket, address: IpAddr, port: u16) -> io::Result<Socket> {
+    socket.set_ip_transparent_v4(true)?;
+    socket.bind_device(Some(b"lo"))?;
+    socket.bind(&SocketAddr::new(address, port).into())?;
+    Ok(socket)
+}
+
+fn in_either_stack(
+    port: u16,
+    dual: impl Fn(u16) -> io::Result<Socket>,
+    v4: impl Fn(u16) -> io::Result<Socket>,
+) -> Result<OwnedFd, ListenError> {
+    let socket = dual(port).or_else(|error| match error.raw_os_error() {
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => v4(port),
         _ => Err(error),
     });
     socket.map(OwnedFd::from).map_err(|source| match source.raw_os_error() {
@@ -132,11 +230,11 @@ fn start(socket: Socket, address: IpAddr, port: u16) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn check(fd: BorrowedFd<'_>, port: u16, netns: NetnsId) -> Result<(), NotOurs> {
+fn check(fd: BorrowedFd<'_>, port: u16, wanted: Type, netns: NetnsId) -> Result<(), NotOurs> {
     let socket = socket2::SockRef::from(&fd);
     let local = socket.local_addr().ok().and_then(|address| address.as_socket());
-    let listening =
-        socket.is_listener().unwrap_or(false) && socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
+    let listening = (wanted != Type::STREAM || socket.is_listener().unwrap_or(false))
+        && socket.r#type().is_ok_and(|kind| kind == wanted);
     if !listening || local.is_none_or(|address| address.port() != port) {
         return Err(NotOurs::NotListening(port));
     }

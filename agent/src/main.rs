@@ -20,6 +20,7 @@ mod local_socket;
 mod netns;
 mod node_api;
 mod plumbing;
+mod resolv_conf;
 mod run;
 mod status;
 mod tasks;

@@ -92,6 +92,8 @@ pub(crate) struct AgentConfig {
     pub(crate) drain_deadline: Duration,
     /// What becomes of connections from before a pod joined, where the pod does not say.
     pub(crate) pre_mesh: PreMesh,
+    /// Whether pods' DNS is captured, where the pod does not say.
+    pub(crate) dns: bool,
     /// Where the admin endpoint listens.
     pub(crate) admin: SocketAddr,
     /// Where metrics are served.
@@ -185,6 +187,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         processes,
         drain_deadline: config.drain_deadline,
         pre_mesh: config.pre_mesh,
+        dns: config.dns,
     });
     tasks.spawn_told("pods", manager::run(context, pods_out, stop.clone()));
     let admissions = admissions(&config, &cgroup_root, &kernel, &hub);

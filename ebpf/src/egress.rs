@@ -1,7 +1,9 @@
-//! Egress of a pod's devices: the applications' TCP is turned to `lo`, where `tc_lo` hands it to the listener.
+//! Egress of a pod's devices: the applications' TCP is turned to `lo`, where `tc_lo` hands it to the listener; and, in the programs
+//! whose names end in `_dns`, their DNS queries over UDP. Sockets of UDP that stay outside of the mesh there are none: each query is
+//! one of its own.
 //!
 //! What leaves instead, in the order it is asked:
-//! 1. packets that are not TCP;
+//! 1. packets that are neither TCP nor, where that is captured, DNS queries;
 //! 2. those of ztunnel's and the agent's sockets, by cgroup;
 //! 3. those of sockets that stay outside of the mesh, by cookie: open before the pod joined (`PRE_MESH`), or learnt (`OUTSIDE`); but
 //!    not what opens another connection, with which such a socket is one like any other;
@@ -58,13 +60,19 @@ const ETHERNET: u32 = 14;
 /// A pod in the mesh, device with Ethernet headers.
 #[classifier]
 pub fn tc_egress(ctx: TcContext) -> i32 {
-    egress::<false, false>(&ctx)
+    egress::<false, false, false>(&ctx)
+}
+
+/// The same, DNS included.
+#[classifier]
+pub fn tc_egress_dns(ctx: TcContext) -> i32 {
+    egress::<false, false, true>(&ctx)
 }
 
 /// A pod that is about to be captured, any device: everything passes, and its sockets are learnt.
 #[classifier]
 pub fn tc_egress_join(ctx: TcContext) -> i32 {
-    if matches!(skb::parse(&ctx), Parsed::Other) {
+    if matches!(skb::parse(&ctx), Parsed::Other | Parsed::Dns(_)) {
         count(Counter::PassedNotTcp);
         return PASS;
     }
@@ -86,19 +94,25 @@ pub fn tc_egress_join(ctx: TcContext) -> i32 {
 /// A pod in the mesh, device without link-layer headers.
 #[classifier]
 pub fn tc_egress_bare(ctx: TcContext) -> i32 {
-    egress::<true, false>(&ctx)
+    egress::<true, false, false>(&ctx)
+}
+
+/// The same, DNS included.
+#[classifier]
+pub fn tc_egress_bare_dns(ctx: TcContext) -> i32 {
+    egress::<true, false, true>(&ctx)
 }
 
 /// A pod that is leaving, device with Ethernet headers.
 #[classifier]
 pub fn tc_egress_drain(ctx: TcContext) -> i32 {
-    egress::<false, true>(&ctx)
+    egress::<false, true, false>(&ctx)
 }
 
 /// A pod that is leaving, device without link-layer headers.
 #[classifier]
 pub fn tc_egress_bare_drain(ctx: TcContext) -> i32 {
-    egress::<true, true>(&ctx)
+    egress::<true, true, false>(&ctx)
 }
 
 /// Whether the socket is where the agent finds it, to list and to cut it. One that answered a probe is not, but while its pod is joining
@@ -112,9 +126,9 @@ fn is_for_the_agent(cookie: u64) -> bool {
 }
 
 #[inline(always)]
-fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
+fn egress<const BARE: bool, const DRAINING: bool, const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
     let parsed = skb::parse(ctx);
-    if matches!(parsed, Parsed::Other) {
+    if matches!(parsed, Parsed::Other) || !CAPTURES_DNS && matches!(parsed, Parsed::Dns(_)) {
         count(Counter::PassedNotTcp);
         return PASS;
     }
@@ -123,6 +137,9 @@ fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
     if EXEMPT_CGROUPS.get_ptr(&cgroup).is_some() {
         count(Counter::ExemptProxy);
         return PASS;
+    }
+    if let Parsed::Dns(query) = &parsed {
+        return capture_dns::<BARE>(ctx, query);
     }
     let cookie = skb::socket_cookie(ctx);
     let is_new = matches!(&parsed, Parsed::Tcp(segment) if segment.flags.opens());
@@ -135,7 +152,7 @@ fn egress<const BARE: bool, const DRAINING: bool>(ctx: &TcContext) -> i32 {
             count(unparsed(reason));
             return DROP;
         }
-        Parsed::Other => return PASS,
+        Parsed::Other | Parsed::Dns(_) => return PASS,
     };
     if let Some(counter) = stays_outside::<DRAINING>(ctx, &segment, cookie) {
         decide(ctx, &segment, counter);
@@ -243,6 +260,25 @@ fn capture<const BARE: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
     } else {
         decide(ctx, segment, Counter::CapturedOutbound);
     }
+    turn::<BARE>(ctx, segment, mark)
+}
+
+/// What is behind a VLAN tag was not seen on the VLAN's own device, and is left alone as any UDP.
+#[inline(always)]
+fn capture_dns<const BARE: bool>(ctx: &TcContext, query: &Segment) -> i32 {
+    // SAFETY: reads of the context, which the verifier checks.
+    let (mark, tagged) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).vlan_present != 0) };
+    if tagged || query.is_tagged {
+        count(Counter::PassedNotTcp);
+        return PASS;
+    }
+    decide(ctx, query, Counter::CapturedDns);
+    turn::<BARE>(ctx, query, mark)
+}
+
+/// Turns a packet to `lo`, which routes it by our mark.
+#[inline(always)]
+fn turn<const BARE: bool>(ctx: &TcContext, segment: &Segment, mark: u32) -> i32 {
     ctx.set_mark((mark & !MARK_MASK) | MARK_CAPTURED);
     if BARE && !add_ethernet_header(ctx, segment.is_v4) {
         decide(ctx, segment, Counter::DroppedRedirect);

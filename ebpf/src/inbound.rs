@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext},
 };
 use ebpf_common::{
-    Counter, Flow, LOOPBACK_INDEX, PORT_HBONE, PORTS_LEG,
+    Counter, Flow, LOOPBACK_INDEX, PORT_DOMAIN, PORT_HBONE, PORTS_LEG,
     packet::{Parsed, Segment},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     count::{count, decide},
     egress::unparsed,
     loopback::has_sk_lookup,
-    maps::{LISTENERS, OUTBOUND_LISTENERS, PROBES, REOPENED},
+    maps::{DNS_LISTENERS, LISTENERS, OUTBOUND_LISTENERS, PROBES, REOPENED},
     reset,
     skb::{self, DROP, PASS},
 };
@@ -105,7 +105,10 @@ fn reopen(ctx: &SkLookupContext, flow: &Flow) -> u32 {
         Flow { pod: flow.peer, peer: flow.pod, pod_port: flow.peer_port, peer_port: flow.pod_port };
     if REOPENED.get_ptr(&captured).is_some() {
         let _ = REOPENED.remove(&captured);
-        if OUTBOUND_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0).is_err() {
+        // Only a pod whose DNS is captured has a listener for it.
+        let is_dns = captured.peer_port == PORT_DOMAIN
+            && DNS_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0).is_ok();
+        if !is_dns && OUTBOUND_LISTENERS.redirect_sk_lookup(ctx, captured.pod, 0).is_err() {
             return SK_DROP;
         }
     }
@@ -170,7 +173,7 @@ pub fn tc_ingress_guard(ctx: TcContext) -> i32 {
 pub fn tc_ingress(ctx: TcContext) -> i32 {
     let segment = match skb::parse(&ctx) {
         Parsed::Tcp(segment) => segment,
-        Parsed::Other => return PASS,
+        Parsed::Other | Parsed::Dns(_) => return PASS,
         Parsed::MaybeTcp(reason) => {
             count(unparsed(reason));
             return DROP;

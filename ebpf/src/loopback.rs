@@ -11,7 +11,7 @@
 
 use aya_ebpf::{Global, helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
 use ebpf_common::{
-    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND,
+    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, PORT_DNS, PORT_DOMAIN, PORT_OUTBOUND,
     packet::{Parsed, Segment},
 };
 
@@ -39,10 +39,21 @@ const PACKET_HOST: u32 = 0;
 /// Hands captured packets to the listener on 15001 of this namespace.
 #[classifier]
 pub fn tc_lo(ctx: TcContext) -> i32 {
+    lo::<false>(&ctx)
+}
+
+/// The same in a pod whose DNS is captured: what is for port 53 goes to the listeners on 15053.
+#[classifier]
+pub fn tc_lo_dns(ctx: TcContext) -> i32 {
+    lo::<true>(&ctx)
+}
+
+#[inline(always)]
+fn lo<const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (mark, kind) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).pkt_type) };
     if mark & MARK_MASK == MARK_APPLICATION {
-        return application_leg(&ctx, mark);
+        return application_leg::<CAPTURES_DNS>(ctx, mark);
     }
     if mark & MARK_MASK != MARK_CAPTURED {
         return PASS;
@@ -53,8 +64,9 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
         // SAFETY: the helper checks the type.
         unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
     }
-    let segment = match skb::parse(&ctx) {
+    let segment = match skb::parse(ctx) {
         Parsed::Tcp(segment) => segment,
+        Parsed::Dns(query) => return if turned { to_datagrams(ctx, &query) } else { PASS },
         Parsed::Other => return PASS,
         Parsed::MaybeTcp(reason) => {
             count(unparsed(reason));
@@ -63,18 +75,31 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
     };
     // The kernel finds an established connection by itself. What was turned here and has no receiver goes to the listener even if it
     // opens nothing: it may complete a SYN cookie, else it is reset.
-    if !segment.flags.opens() && (!turned || skb::has_receiver(&ctx, &segment)) {
+    if !segment.flags.opens() && (!turned || skb::has_receiver(ctx, &segment)) {
         return PASS;
     }
-    if turned && segment.flags.opens() && reopens(&ctx, &segment) {
+    if turned && segment.flags.opens() && reopens(ctx, &segment) {
         return PASS;
     }
     // A first packet that was not turned here was led here by a mark that its sender had set.
     if !turned {
         skb::remember_mark(&segment, mark);
-        decide(&ctx, &segment, Counter::CapturedForgedMark);
+        decide(ctx, &segment, Counter::CapturedForgedMark);
     }
-    to_listener(&ctx, &segment)
+    to_listener::<CAPTURES_DNS>(ctx, &segment)
+}
+
+/// Hands a query over UDP to the listener on 15053 of this namespace. Without one it is dropped: an application of the pod that serves
+/// DNS must not answer what was for another server.
+#[inline(always)]
+fn to_datagrams(ctx: &TcContext, query: &Segment) -> i32 {
+    let counter = match skb::assign_to_datagrams(ctx, query, PORT_DNS) {
+        Assigned::Yes => return PASS,
+        Assigned::NoListener => Counter::DroppedNoDnsListener,
+        Assigned::Refused => Counter::DroppedAssign,
+    };
+    decide(ctx, query, counter);
+    DROP
 }
 
 /// What carries the mark of the application leg: ztunnel's connection to an application of this pod, and what an application sends that
@@ -82,7 +107,7 @@ pub fn tc_lo(ctx: TcContext) -> i32 {
 /// without the mark. What is for another pod of the node cannot be told from ztunnel's by its addresses: it ends with whoever listens
 /// in the sender's own namespace.
 #[inline(always)]
-fn application_leg(ctx: &TcContext, mark: u32) -> i32 {
+fn application_leg<const CAPTURES_DNS: bool>(ctx: &TcContext, mark: u32) -> i32 {
     let Parsed::Tcp(segment) = skb::parse(ctx) else { return PASS };
     if !segment.flags.opens()
         || segment.destination.is_loopback()
@@ -92,16 +117,21 @@ fn application_leg(ctx: &TcContext, mark: u32) -> i32 {
     }
     skb::remember_mark(&segment, mark);
     decide(ctx, &segment, Counter::CapturedForgedMark);
-    to_listener(ctx, &segment)
+    to_listener::<CAPTURES_DNS>(ctx, &segment)
 }
 
-/// Hands a packet to the listener on 15001 of this namespace.
+/// Hands a packet to the listener of this namespace on 15001, or on 15053.
 #[inline(always)]
-fn to_listener(ctx: &TcContext, segment: &Segment) -> i32 {
-    match skb::assign_to_port(ctx, segment, PORT_OUTBOUND) {
+fn to_listener<const CAPTURES_DNS: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
+    let (port, missing) = if CAPTURES_DNS && segment.destination_port == PORT_DOMAIN {
+        (PORT_DNS, Counter::DroppedNoDnsListener)
+    } else {
+        (PORT_OUTBOUND, Counter::DroppedNoOutboundListener)
+    };
+    match skb::assign_to_port(ctx, segment, port) {
         Assigned::Yes => PASS,
         Assigned::NoListener => {
-            decide(ctx, segment, Counter::DroppedNoOutboundListener);
+            decide(ctx, segment, missing);
             if segment.flags.opens() {
                 // An application of the pod that happens to listen on the destination's port must not receive it.
                 let turned = reset::turn_into_reset(ctx, segment.is_v4, reset::ETHERNET as u32);

@@ -2,8 +2,8 @@
 //!
 //! | program | where | what |
 //! |---|---|---|
-//! | `tc_egress*` | egress of every device of a pod but `lo` | turns the applications' TCP to `lo` |
-//! | `tc_lo` | ingress of a pod's `lo` | hands what was turned there to the outbound listener |
+//! | `tc_egress*` | egress of every device of a pod but `lo` | turns the applications' TCP to `lo`, and (`*_dns`) their DNS queries |
+//! | `tc_lo`, `tc_lo_dns` | ingress of a pod's `lo` | hands what was turned there to the outbound listener, or to those for DNS |
 //! | `sk_lookup_inbound` | a pod's network namespace | hands new connections from outside to the inbound listener |
 //! | `tc_ingress_guard` | ingress of every device of a pod but `lo`, beside `sk_lookup_inbound` | drops what comes in the pod's own name, refuses ends that are taken |
 //! | `tc_ingress` | ingress of every device of a pod but `lo` | the same, where `sk_lookup` cannot be had |

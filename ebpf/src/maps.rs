@@ -57,6 +57,10 @@ pub static LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
 #[map]
 pub static OUTBOUND_LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
 
+/// The listener for DNS over TCP of each pod whose DNS is captured, by each of its addresses; as the former. Written by the agent.
+#[map]
+pub static DNS_LISTENERS: SockHash<Address> = SockHash::with_max_entries(4096, 0);
+
 /// Captured connections whose first packet meets the remains of an earlier one, from `tc_lo` to `sk_lookup_inbound`, which runs next.
 #[map]
 pub static REOPENED: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(1024, 0);

@@ -9,8 +9,8 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     helpers::{
-        bpf_get_socket_cookie, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release,
-        bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp,
+        bpf_get_socket_cookie, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
@@ -33,6 +33,8 @@ const HEADERS_AT_MOST: u32 = 512;
 
 // States of `enum tcp_state` in the kernel's tcp_states.h.
 const TCP_TIME_WAIT: u32 = 6;
+/// Of UDP sockets: those that are not connected.
+const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 const SOCK_RAW: u32 = 3;
 
@@ -78,6 +80,8 @@ pub fn parse(ctx: &TcContext) -> Parsed {
     match outcome {
         // SAFETY: written in exactly this case.
         TCP => Parsed::Tcp(unsafe { segment.assume_init() }),
+        // SAFETY: written in this case too.
+        DNS => Parsed::Dns(unsafe { segment.assume_init() }),
         OTHER => Parsed::Other,
         FRAGMENT => Parsed::MaybeTcp(Unparsed::Fragment),
         MALFORMED => Parsed::MaybeTcp(Unparsed::Malformed),
@@ -93,6 +97,7 @@ const TRUNCATED: u64 = 2;
 const FRAGMENT: u64 = 3;
 const MALFORMED: u64 = 4;
 const EXTENSION: u64 = 5;
+const DNS: u64 = 6;
 
 /// A function of its own, since a program and its stack of 512 bytes cannot hold the parser twice.
 #[inline(never)]
@@ -103,6 +108,10 @@ fn parse_into(skb: *mut __sk_buff, segment: &mut MaybeUninit<Segment>) -> u64 {
         Parsed::Tcp(parsed) => {
             segment.write(parsed);
             TCP
+        }
+        Parsed::Dns(parsed) => {
+            segment.write(parsed);
+            DNS
         }
         Parsed::Other => OTHER,
         Parsed::MaybeTcp(Unparsed::Truncated) => TRUNCATED,
@@ -297,5 +306,27 @@ pub fn assign_to_port(ctx: &TcContext, segment: &Segment, port: u16) -> Assigned
     };
     // SAFETY: not null, and not used afterwards.
     unsafe { bpf_sk_release(listener.cast()) };
+    if result == 0 { Assigned::Yes } else { Assigned::Refused }
+}
+
+/// Gives the datagram to the UDP socket of this namespace on `port`, whatever its destination.
+#[inline(never)]
+pub fn assign_to_datagrams(ctx: &TcContext, datagram: &Segment, port: u16) -> Assigned {
+    let socket = with_tuple(datagram, port, |tuple, size| {
+        // SAFETY: the tuple is initialised for `size` bytes; the reference is released below.
+        unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, CURRENT_NETNS, 0) }
+    });
+    if socket.is_null() {
+        return Assigned::NoListener;
+    }
+    // SAFETY: not null.
+    let result = if unsafe { (*socket).state } == TCP_CLOSE {
+        // SAFETY: a socket of this namespace; the packet takes a reference of its own where one is needed.
+        unsafe { bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0) }
+    } else {
+        -1
+    };
+    // SAFETY: not null, and not used afterwards.
+    unsafe { bpf_sk_release(socket.cast()) };
     if result == 0 { Assigned::Yes } else { Assigned::Refused }
 }

@@ -23,6 +23,7 @@ use tunnel::tls::{Revocations, TlsPolicy};
 
 use crate::admin::{self, Access, Shown};
 use crate::config::Config;
+use crate::dns::Surroundings;
 use crate::identity::{Authority, CrlFile, Identities, Pace};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
@@ -151,6 +152,7 @@ fn node(
         trust_domain: config.trust_domain.clone(),
         workers,
         pods: Pods::default(),
+        dns: Surroundings::new(config.cluster_domain.clone(), &own_resolv_conf()),
         dialer: Arc::new(KernelDialer(options.clone())),
         tunnels: Pool::new(pool),
         capacity: Capacity::of_descriptors(descriptors),
@@ -163,6 +165,15 @@ fn node(
         options,
         drain,
     }))
+}
+
+/// How this process resolves names. Without the file it asks nobody on behalf of pods whose own configuration is not known.
+fn own_resolv_conf() -> String {
+    let path = "/etc/resolv.conf";
+    std::fs::read_to_string(path).unwrap_or_else(|error| {
+        tracing::warn!(path, %error, "not read");
+        String::new()
+    })
 }
 
 /// Keeps the mesh's state up to date. Does not end by itself.

@@ -65,6 +65,9 @@ pub(crate) struct Config {
     /// they are renewed.
     #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = certificate_validity)]
     pub(crate) certificate_validity: Duration,
+    /// The domain of the cluster: Services are found by DNS below `svc.` of it.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local", value_parser = cluster_domain)]
+    pub(crate) cluster_domain: String,
     /// Admin endpoint, read only: configuration dump, log level. Loopback only, unless you know why not.
     #[arg(long, env = "ADMIN_ADDR", default_value = "127.0.0.1:15000")]
     pub(crate) admin_address: SocketAddr,
@@ -263,6 +266,15 @@ fn no_tls12(text: &str) -> Result<bool, String> {
 
 fn certificate_validity(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_secs(60), Duration::from_secs(30 * 86_400))
+}
+
+fn cluster_domain(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('.').to_ascii_lowercase();
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+    match !text.is_empty() && text.bytes().all(allowed) {
+        true => Ok(text),
+        false => Err("a domain is made of letters, digits, '.' and '-'".to_owned()),
+    }
 }
 
 pub(crate) fn drain_deadline(text: &str) -> Result<Duration, String> {

@@ -2,13 +2,14 @@
 //!
 //! - `zds` learns of pods from the node's agent, `xds` of the mesh from the control plane;
 //! - `pods` is what is served, `mesh_state` what is known, `identity` the certificates;
-//! - `proxy` is the data path, `telemetry` what it tells, `admin` what people may ask.
+//! - `proxy` is the data path, `dns` answers the pods' queries for names, `telemetry` what it tells, `admin` what people may ask.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod admin;
 mod allocator;
 mod app;
 mod config;
+mod dns;
 mod identity;
 mod mesh_state;
 mod pods;

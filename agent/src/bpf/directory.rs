@@ -12,6 +12,9 @@ pub(super) const JOINING: &str = "joining";
 /// Connections may run past the mesh that nobody has accounted for.
 pub(super) const OPEN: &str = "open";
 
+/// The directory, beside that of the pods, with one of each pod whose DNS may be captured.
+pub(super) const DNS: &str = "dns";
+
 /// The pins in a directory.
 pub(super) fn pins(directory: &Path) -> Result<Vec<Pin>, AttachError> {
     Ok(entries(directory)?.iter().filter_map(|path| Pin::parse(path.file_name()?.to_str()?)).collect())

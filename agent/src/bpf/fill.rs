@@ -36,6 +36,7 @@ impl Programs {
             ("PRE_MESH", maps.pre_mesh.keys().count()),
             ("LISTENERS", maps.listeners.keys().count()),
             ("OUTBOUND_LISTENERS", maps.outbound_listeners.keys().count()),
+            ("DNS_LISTENERS", maps.dns_listeners.keys().count()),
             ("POD_ADDRESSES", maps.pod_addresses.keys().count()),
         ]
         .into_iter()

@@ -18,7 +18,7 @@ use aya::maps::{MapInfo, MapType};
 use tracing::{info, warn};
 
 use super::Programs;
-use super::directory::{create_directory, entries, subdirectories};
+use super::directory::{DNS, create_directory, entries, subdirectories};
 use super::error::{AttachError, LinkError, LoadError};
 use super::{link, node};
 
@@ -82,6 +82,9 @@ pub(super) fn take_over(bpffs: &Path, root: &Path) -> Result<Vec<PathBuf>, LoadE
         for pod in subdirectories(&other.join("pods"))? {
             let Some(name) = pod.file_name() else { continue };
             move_pins(&pod, &root.join("pods").join(name))?;
+        }
+        if other.join(DNS).is_dir() {
+            move_pins(&other.join(DNS), &root.join(DNS))?;
         }
         all.push(other);
     }

@@ -215,7 +215,26 @@ impl Programs {
         Ok(())
     }
 
-    /// Forgets both listeners for `address`; connections to it are then refused while its pod is attached. Those of another pod, which
+    /// Names the listener for DNS over TCP of the namespace that has `address`, as [`Programs::set_outbound_listener`] does; `None`: its
+    /// DNS is not captured.
+    pub(crate) fn set_dns_listener(
+        &mut self,
+        pod: &PodKey,
+        address: IpAddr,
+        listener: Option<BorrowedFd<'_>>,
+    ) -> Result<(), MapError> {
+        let (key, failed) = (Address::from(address), in_map("DNS_LISTENERS"));
+        match listener {
+            Some(listener) => {
+                self.maps.dns_listeners.insert(key, listener.as_raw_fd(), 0).map_err(failed)?;
+                self.listeners.insert(address, pod.clone());
+                Ok(())
+            }
+            None => absent_is_fine(self.maps.dns_listeners.remove(&key)).map_err(failed),
+        }
+    }
+
+    /// Forgets the listeners for `address`; connections to it are then refused while its pod is attached. Those of another pod, which
     /// got the address meanwhile, stay.
     pub(crate) fn remove_listener(&mut self, pod: &PodKey, address: IpAddr) -> Result<(), MapError> {
         if self.listeners.get(&address).is_some_and(|owner| owner != pod) {
@@ -224,7 +243,8 @@ impl Programs {
         self.listeners.remove(&address);
         let key = Address::from(address);
         absent_is_fine(self.maps.listeners.remove(&key)).map_err(in_map("LISTENERS"))?;
-        absent_is_fine(self.maps.outbound_listeners.remove(&key)).map_err(in_map("OUTBOUND_LISTENERS"))
+        absent_is_fine(self.maps.outbound_listeners.remove(&key)).map_err(in_map("OUTBOUND_LISTENERS"))?;
+        absent_is_fine(self.maps.dns_listeners.remove(&key)).map_err(in_map("DNS_LISTENERS"))
     }
 
     /// The pod's addresses are its own no more: nothing of it is attached.
@@ -348,6 +368,7 @@ impl Programs {
         for (map, name) in [
             (&mut self.maps.listeners, "LISTENERS"),
             (&mut self.maps.outbound_listeners, "OUTBOUND_LISTENERS"),
+            (&mut self.maps.dns_listeners, "DNS_LISTENERS"),
         ] {
             let failed = in_map(name);
             let standing: Vec<Address> = map.keys().collect::<Result<_, _>>().map_err(failed)?;

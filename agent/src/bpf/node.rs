@@ -65,10 +65,13 @@ impl Programs {
         for name in [
             program::EGRESS,
             program::EGRESS_BARE,
+            program::EGRESS_DNS,
+            program::EGRESS_BARE_DNS,
             program::EGRESS_JOIN,
             program::EGRESS_DRAIN,
             program::EGRESS_BARE_DRAIN,
             program::LO,
+            program::LO_DNS,
         ] {
             loaded.push(object::load(&mut ebpf, name)?);
         }

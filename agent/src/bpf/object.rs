@@ -15,7 +15,7 @@ use super::link::LoadedProgram;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-bpf"));
 
 /// Maps that outlive the agent. The log's buffer is not among them: each agent reads its own programs' log.
-const PINNED_MAPS: [&str; 14] = [
+const PINNED_MAPS: [&str; 15] = [
     "EXEMPT_CGROUPS",
     "KUBELET_PATH",
     "KUBELET_CGROUPS",
@@ -26,6 +26,7 @@ const PINNED_MAPS: [&str; 14] = [
     "OUTSIDE",
     "LISTENERS",
     "OUTBOUND_LISTENERS",
+    "DNS_LISTENERS",
     "REOPENED",
     "POD_ADDRESSES",
     "FORGED_MARKS",
@@ -39,10 +40,13 @@ const DEBUG: u8 = 4;
 pub(crate) mod program {
     pub(crate) const EGRESS: &str = "tc_egress";
     pub(crate) const EGRESS_BARE: &str = "tc_egress_bare";
+    pub(crate) const EGRESS_DNS: &str = "tc_egress_dns";
+    pub(crate) const EGRESS_BARE_DNS: &str = "tc_egress_bare_dns";
     pub(crate) const EGRESS_JOIN: &str = "tc_egress_join";
     pub(crate) const EGRESS_DRAIN: &str = "tc_egress_drain";
     pub(crate) const EGRESS_BARE_DRAIN: &str = "tc_egress_bare_drain";
     pub(crate) const LO: &str = "tc_lo";
+    pub(crate) const LO_DNS: &str = "tc_lo_dns";
     pub(crate) const INGRESS: &str = "tc_ingress";
     pub(crate) const INGRESS_GUARD: &str = "tc_ingress_guard";
     pub(crate) const LOOKUP: &str = "sk_lookup_inbound";
@@ -65,6 +69,7 @@ pub(crate) struct Maps {
     pub(crate) outside: HashMap<MapData, u64, u32>,
     pub(crate) listeners: SockHash<MapData, Address>,
     pub(crate) outbound_listeners: SockHash<MapData, Address>,
+    pub(crate) dns_listeners: SockHash<MapData, Address>,
     pub(crate) pod_addresses: HashMap<MapData, Address, u8>,
     pub(crate) forged_marks: HashMap<MapData, Address, ForgedMark>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
@@ -100,6 +105,7 @@ impl Maps {
             outside: take(ebpf, "OUTSIDE")?,
             listeners: take(ebpf, "LISTENERS")?,
             outbound_listeners: take(ebpf, "OUTBOUND_LISTENERS")?,
+            dns_listeners: take(ebpf, "DNS_LISTENERS")?,
             pod_addresses: take(ebpf, "POD_ADDRESSES")?,
             forged_marks: take(ebpf, "FORGED_MARKS")?,
             counters: take(ebpf, "COUNTERS")?,

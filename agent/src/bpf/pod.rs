@@ -5,7 +5,8 @@
 //! when the namespace, and with it every link in it, is gone. A clsact filter cannot be pinned; the pin of its program stands for it.
 //!
 //! Two empty directories beside the pins say how far the outbound side is, so that the next agent finishes what one began: `joining`,
-//! while everything passes, and `open`, while connections may run past the mesh that are not in `PRE_MESH`. Each is made before that
+//! while everything passes, and `open`, while connections may run past the mesh that are not in `PRE_MESH`. A third, `dns/UID` beside
+//! `pods` (where agents that do not know it do not stumble over it), stands while the pod's DNS may be captured. Each is made before that
 //! is so and removed after it has ceased to be.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use ebpf_common::LOOPBACK_INDEX;
 
 use super::device::{self, Device, LinkLayer};
 use super::directory::{
-    JOINING, OPEN, create_directory, pins, remove_directory, remove_namespace, subdirectories,
+    DNS, JOINING, OPEN, create_directory, pins, remove_directory, remove_namespace, subdirectories,
 };
 use super::error::AttachError;
 use super::link::{self, LinkChange, LoadedProgram};
@@ -58,6 +59,8 @@ pub(crate) struct PodLinks {
     pub(crate) outbound: bool,
     /// Whether the outbound side lets everything pass yet: [`PodMode::Joining`] was begun, and [`PodMode::On`] was not.
     pub(crate) joining: bool,
+    /// Whether DNS is captured: what [`Programs::ensure_outbound`] was told last.
+    pub(crate) dns: bool,
     /// Whether connections may have been learnt that nobody has accounted for: see [`Programs::accounted_for`].
     pub(crate) open: bool,
 }
@@ -82,14 +85,19 @@ impl Programs {
     }
 
     /// Makes the TCP of this pod's applications go to the listener on 15001 in its namespace, or sets the mode if it does already.
-    /// Repeating it repairs, as [`Programs::ensure_inbound`] does. After [`PodMode::On`] follows [`Programs::accounted_for`].
+    /// Repeating it repairs, as [`Programs::ensure_inbound`] does. After [`PodMode::On`] follows [`Programs::accounted_for`]. `dns`: what is
+    /// for port 53 goes to the listeners on 15053, over UDP too; in the other modes that concerns what was captured before.
     pub(crate) fn ensure_outbound(
         &mut self,
         pod: &PodKey,
         netns: &Netns,
         mode: PodMode,
+        dns: bool,
     ) -> Result<Changes, AttachError> {
         let directory = self.pod_directory(pod).join(format!("net-{}", netns_inode(netns)?));
+        if dns {
+            create_directory(&self.dns_mark(pod))?;
+        }
         match mode {
             PodMode::Joining => {
                 create_directory(&directory.join(OPEN))?;
@@ -103,16 +111,18 @@ impl Programs {
             }
         }
         let hook = self.outbound;
-        self.ensure(
+        let changes = self.ensure(
             pod,
             netns,
             hook,
             |point| !point.is_inbound(),
             |devices| {
-                let mut wanted = vec![(Point::Lo, program::LO)];
+                let mut wanted = vec![(Point::Lo, if dns { program::LO_DNS } else { program::LO })];
                 wanted.extend(devices.iter().map(|(index, device)| {
                     let name = match (mode, device.layer) {
                         (PodMode::Joining, _) => program::EGRESS_JOIN,
+                        (PodMode::On, LinkLayer::Ethernet) if dns => program::EGRESS_DNS,
+                        (PodMode::On, LinkLayer::Bare) if dns => program::EGRESS_BARE_DNS,
                         (PodMode::On, LinkLayer::Ethernet) => program::EGRESS,
                         (PodMode::On, LinkLayer::Bare) => program::EGRESS_BARE,
                         (PodMode::Draining, LinkLayer::Ethernet) => program::EGRESS_DRAIN,
@@ -122,7 +132,11 @@ impl Programs {
                 }));
                 wanted
             },
-        )
+        )?;
+        if !dns {
+            remove_directory(&self.dns_mark(pod))?;
+        }
+        Ok(changes)
     }
 
     /// Takes note that every connection of this pod which runs past the mesh is known, as must be so some time after it was set to
@@ -172,7 +186,7 @@ impl Programs {
             remove_directory(&directory.join(JOINING))?;
             remove_directory(&directory.join(OPEN))?;
         }
-        Ok(())
+        remove_directory(&self.dns_mark(pod))
     }
 
     /// Removes everything of this pod: outbound first, then inbound. Without the namespace (it is gone, or cannot be found) links go by
@@ -199,7 +213,7 @@ impl Programs {
 
     /// The pins of one pod.
     pub(crate) fn links(&self, pod: &PodKey) -> Result<PodLinks, AttachError> {
-        let mut links = PodLinks::default();
+        let mut links = PodLinks { dns: self.dns_mark(pod).is_dir(), ..PodLinks::default() };
         for netns in subdirectories(&self.pod_directory(pod))? {
             for pin in pins(&netns)? {
                 links.inbound |= pin.point.is_inbound();
@@ -213,6 +227,10 @@ impl Programs {
 
     pub(super) fn pod_directory(&self, pod: &PodKey) -> PathBuf {
         self.root.join("pods").join(encode(pod))
+    }
+
+    fn dns_mark(&self, pod: &PodKey) -> PathBuf {
+        self.root.join(DNS).join(encode(pod))
     }
 
     /// Brings one side of a pod into the wanted state.

@@ -60,6 +60,10 @@ pub(crate) struct Args {
     /// `culvert.dev/pre-mesh-connections` goes before it. A pod that is STRICT has them cut whatever is said.
     #[arg(long, value_enum, default_value_t = PreMeshArg::Keep)]
     pre_mesh_connections: PreMeshArg,
+    /// Whether the DNS of pods is answered by ztunnel, which knows the mesh's names; a pod's annotation `ambient.istio.io/dns-capture` goes
+    /// before it.
+    #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    dns_capture: bool,
     /// Where the admin endpoint listens: /status, /logging.
     #[arg(long, default_value = "127.0.0.1:15010")]
     admin: SocketAddr,
@@ -140,6 +144,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             PreMeshArg::Keep => PreMesh::Keep,
             PreMeshArg::Cut => PreMesh::Cut,
         },
+        dns: args.dns_capture,
         drain_deadline: Duration::from_secs(args.drain_seconds),
         admin: args.admin,
         metrics: args.metrics,

@@ -41,6 +41,9 @@ impl PodTask {
             context.turns.blocking(|| self.find_what_an_earlier_agent_captured()).await?;
         }
         self.keep_watching().await?;
+        if member {
+            self.follow_resolv_conf().await;
+        }
         context.turns.blocking(|| self.read(member)).await
     }
 
@@ -126,6 +129,7 @@ impl PodTask {
         // Whatever is known is known of that namespace.
         self.watch = None;
         self.listeners = None;
+        self.resolv_conf = None;
         self.inbound = Side::Unverified;
         self.outbound = Side::Unverified;
         self.cut = None;
@@ -158,7 +162,10 @@ impl PodTask {
         let facts = Facts {
             wanted: self.wanted(member),
             netns: self.found.is_some(),
-            listeners: self.listeners.is_some(),
+            listeners: self
+                .listeners
+                .as_ref()
+                .is_some_and(|listeners| listeners.dns().is_some() == self.wants_dns()),
             plumbing: stands,
             ztunnel_takes_listeners: takes_listeners.unwrap_or(true),
             announced: self.is_announced(member),
@@ -179,6 +186,13 @@ impl PodTask {
             captured_connections: captured,
         };
         Ok(Look { facts, plumbing, links: self.names(links), pre_mesh })
+    }
+
+    /// Whether the pod's DNS is to be captured, by an active ztunnel that answers it. While there is none, it goes on as it was.
+    pub(super) fn wants_dns(&self) -> bool {
+        let stated = self.spec.as_ref().and_then(|spec| spec.dns).unwrap_or(self.context.dns);
+        let as_it_was = || self.listeners.as_ref().is_none_or(|listeners| listeners.dns().is_some());
+        stated && self.context.hub.takes_dns().unwrap_or_else(as_it_was)
     }
 
     /// A member is announced when the active ztunnel has acknowledged it; a leaving pod, also one that an earlier agent announced,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Context;
 use super::connections;
@@ -22,7 +22,6 @@ use crate::plumbing::{self, Before, kernel as plumber};
 use crate::zds::hub::AnnounceError;
 use crate::zds::{Announcement, Held};
 use api::sock_diag::TcpState;
-use api::zds::Listener;
 
 /// Connections from before it joined that one pod may keep: a quarter of the places there are for all pods of the node, so that no pod
 /// keeps others from joining.
@@ -32,7 +31,10 @@ impl PodTask {
     /// Does one step.
     pub(super) async fn make(&mut self, step: Step, look: &Look) -> Result<(), EnrollError> {
         match step {
-            Step::Announce => self.announce(look.facts.outbound != Outbound::Detached).await,
+            Step::Announce => {
+                self.read_resolv_conf().await;
+                self.announce(look.facts.outbound != Outbound::Detached).await
+            }
             Step::Withdraw => {
                 self.context.hub.withdraw(&self.uid).await;
                 self.announcement = None;
@@ -111,9 +113,17 @@ impl PodTask {
             return Err(AnnounceError::NoZtunnel.into());
         }
         self.announcement = None;
+        let dns = self.wants_dns();
+        if let Some(listeners) = &self.listeners {
+            self.listeners = Some(Arc::new(listeners.with_dns(&netns, dns)?));
+            // The maps and the programs follow.
+            self.unverified();
+            return Ok(());
+        }
         if let Some(held) = self.context.hub.take_held(&self.uid) {
             match adopt(held, &netns) {
                 Ok(listeners) => {
+                    // If they lack those for DNS, or have them for nothing, that is seen next.
                     self.listeners = Some(Arc::new(listeners));
                     return Ok(());
                 }
@@ -122,7 +132,7 @@ impl PodTask {
                 }
             }
         }
-        match Listeners::make(&netns) {
+        match Listeners::make(&netns, dns) {
             Ok(listeners) => {
                 self.listeners = Some(Arc::new(listeners));
                 Ok(())
@@ -165,10 +175,10 @@ impl PodTask {
     /// new device must not wait for a ztunnel that is slow to answer.
     async fn announce(&mut self, is_captured: bool) -> Result<(), EnrollError> {
         let Some((spec, netns)) = self.pod() else { return Ok(()) };
-        let listeners = self.listeners.clone();
-        let announcement = self
-            .announcement
-            .get_or_insert_with(|| Arc::new(Announcement { pod: PodSpec::clone(&spec), netns, listeners }));
+        let (listeners, resolv_conf) = (self.listeners.clone(), self.resolv_conf.clone());
+        let announcement = self.announcement.get_or_insert_with(|| {
+            Arc::new(Announcement { pod: PodSpec::clone(&spec), netns, listeners, resolv_conf })
+        });
         tokio::select! {
             answer = self.context.hub.announce(announcement) => Ok(answer?),
             () = self.changed_inside.notified(), if is_captured => {
@@ -178,11 +188,62 @@ impl PodTask {
         }
     }
 
+    /// Whether the pod's DNS is captured as far as its listeners say; before they are known, as it was.
+    fn captures_dns(&self, links: &bpf::PodLinks) -> bool {
+        self.listeners.as_ref().map_or(links.dns, |listeners| listeners.dns().is_some())
+    }
+
+    /// Reads how the pod resolves names. Without that ztunnel has the pod ask whom it asks anyhow, and completes names as kubelet's
+    /// default has it.
+    async fn read_resolv_conf(&mut self) {
+        let Some(found) = &self.found else { return };
+        let process = match found.process() {
+            Some(process) => process.to_owned(),
+            None => {
+                let context = Arc::clone(&self.context);
+                let all = context.turns.blocking(|| context.processes.of(&self.uid)).await;
+                let Some(first) = all.first() else { return };
+                context.processes.proc_root().join(first.to_string())
+            }
+        };
+        match self.resolv_conf_reader.read(&process).await {
+            Ok(text) => self.resolv_conf = Some(text),
+            // Once is enough.
+            Err(error) if self.announcement.is_some() => {
+                debug!(pod = %self.uid, %error, "how the pod resolves names is not known");
+            }
+            Err(error) => {
+                warn!(pod = %self.uid, %error, "how the pod resolves names is not known");
+            }
+        }
+    }
+
+    /// Announces the pod anew if it resolves names in another way now.
+    pub(super) async fn follow_resolv_conf(&mut self) {
+        // Where a path has led to the namespace, a process would have to be looked for each time.
+        let is_known = self.found.as_ref().is_some_and(|found| found.process().is_some());
+        if self.announcement.is_none() || !is_known || !self.wants_dns() {
+            return;
+        }
+        let before = self.resolv_conf.clone();
+        self.read_resolv_conf().await;
+        let changed = match (&before, &self.resolv_conf) {
+            (Some(before), Some(now)) => !before.is_same_as(now),
+            (None, now) => now.is_some(),
+            (Some(_), None) => false,
+        };
+        if changed {
+            info!(pod = %self.uid, "the pod resolves names in another way now");
+            self.announcement = None;
+        } else {
+            self.resolv_conf = before;
+        }
+    }
+
     fn attach_inbound(&mut self) -> Result<(), EnrollError> {
         let (Some((spec, netns)), Some(listeners)) = (self.pod(), &self.listeners) else { return Ok(()) };
         let addresses: BTreeSet<_> = spec.addresses.iter().copied().collect();
         let ports: BTreeSet<_> = spec.probe_ports.iter().copied().collect();
-        let listeners = (listeners.get(Listener::InboundPlaintext), listeners.get(Listener::Outbound));
         self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listeners)?;
         self.led = addresses;
         let changes = self.context.kernel.ensure_inbound(&self.uid, &netns)?;
@@ -207,7 +268,7 @@ impl PodTask {
             kernel.forget_pre_mesh(&marked)?;
             return Err(error);
         }
-        let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::On)?;
+        let changes = kernel.ensure_outbound(&self.uid, &netns, PodMode::On, self.captures_dns(&links))?;
         self.tell(&changes);
         if begins || links.open {
             self.account_for_outside(&netns)?;
@@ -229,7 +290,8 @@ impl PodTask {
 
     /// Lets everything pass, learning whose it is, and marks what lives.
     fn begin_outbound(&mut self, netns: &Netns) -> Result<(), EnrollError> {
-        let changes = self.context.kernel.ensure_outbound(&self.uid, netns, PodMode::Joining)?;
+        let dns = self.captures_dns(&self.context.kernel.links(&self.uid)?);
+        let changes = self.context.kernel.ensure_outbound(&self.uid, netns, PodMode::Joining, dns)?;
         self.mark_outside(netns)?;
         self.tell(&changes);
         Ok(())
@@ -300,7 +362,8 @@ impl PodTask {
 
     fn start_draining(&mut self) -> Result<(), EnrollError> {
         let Some(netns) = self.netns() else { return Ok(()) };
-        self.context.kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining)?;
+        let dns = self.context.kernel.links(&self.uid)?.dns;
+        self.context.kernel.ensure_outbound(&self.uid, &netns, PodMode::Draining, dns)?;
         self.outbound = Side::Draining;
         Ok(())
     }
@@ -333,7 +396,7 @@ impl PodTask {
         if !links.outbound || links.joining || !kernel.holds(&self.uid, netns)? {
             return Ok(());
         }
-        kernel.ensure_outbound(&self.uid, netns, PodMode::Draining)?;
+        kernel.ensure_outbound(&self.uid, netns, PodMode::Draining, links.dns)?;
         let ended = end_captured(netns, &kernel.exempt_cgroups()?, |all| Ok(kernel.passing(all)?))?;
         if ended > 0 {
             info!(pod = %self.uid, connections = ended, "captured connections that did not end are cut");

@@ -57,4 +57,6 @@ pub(crate) struct Context {
     pub(crate) drain_deadline: Duration,
     /// What becomes of connections from before a pod joined, where the pod does not say.
     pub(crate) pre_mesh: PreMesh,
+    /// Whether pods' DNS is captured, where the pod does not say.
+    pub(crate) dns: bool,
 }

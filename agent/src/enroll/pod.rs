@@ -64,6 +64,8 @@ pub(crate) struct PodSpec {
     pub(crate) strict: Strict,
     /// What becomes of its connections from before it joined, if it says so itself.
     pub(crate) pre_mesh: Option<PreMesh>,
+    /// Whether its DNS is captured, if it says so itself.
+    pub(crate) dns: Option<bool>,
 }
 
 /// What becomes of a pod's connections from before it joined, where it takes plaintext.
@@ -137,6 +139,7 @@ impl TryFrom<api::proto::node::Pod> for PodSpec {
 
     fn try_from(pod: api::proto::node::Pod) -> Result<Self, InvalidPod> {
         let pre_mesh = pod.pre_mesh();
+        let dns = pod.dns_capture();
         // The uid becomes a file name (pins) and a part of cgroup names.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if pod.uid.is_empty() || pod.uid.starts_with('.') || !pod.uid.bytes().all(plain) {
@@ -167,6 +170,11 @@ impl TryFrom<api::proto::node::Pod> for PodSpec {
                 api::proto::node::PreMesh::Keep => Some(PreMesh::Keep),
                 api::proto::node::PreMesh::Cut => Some(PreMesh::Cut),
             },
+            dns: match dns {
+                api::proto::node::DnsCapture::Unspecified => None,
+                api::proto::node::DnsCapture::On => Some(true),
+                api::proto::node::DnsCapture::Off => Some(false),
+            },
         })
     }
 }
@@ -191,6 +199,7 @@ impl PodSpec {
             netns_path: None,
             strict: Strict::Nowhere,
             pre_mesh: None,
+            dns: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use api::zds::Listener;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -24,6 +25,7 @@ use crate::bpf::SocketCookie;
 use crate::listeners::{KINDS, Listeners};
 use crate::netns::find::Found;
 use crate::plumbing::Before;
+use crate::resolv_conf::{Reader, ResolvConf};
 use crate::status::{LastError, PodStatus};
 use crate::zds::Announcement;
 
@@ -47,6 +49,9 @@ pub(super) struct PodTask {
     pub(super) changed_inside: Arc<Notify>,
     pub(super) listeners: Option<Arc<Listeners>>,
     pub(super) announcement: Option<Arc<Announcement>>,
+    /// How the pod resolves names, as it was read last.
+    pub(super) resolv_conf: Option<Arc<ResolvConf>>,
+    pub(super) resolv_conf_reader: Reader,
     /// Every ztunnel has been told that the pod left.
     pub(super) withdrawn: bool,
     /// The addresses that this task has led to the inbound listener.
@@ -98,6 +103,8 @@ impl PodTask {
             changed_inside: Arc::new(Notify::new()),
             listeners: None,
             announcement: None,
+            resolv_conf: None,
+            resolv_conf_reader: Reader::default(),
             withdrawn: false,
             led: BTreeSet::new(),
             inbound: Side::Unverified,
@@ -225,7 +232,7 @@ impl PodTask {
             netns: self.found.as_ref().map(|found| found.netns.id().to_string()),
             devices: devices.map(|device| device.name.clone()).collect(),
             links: look.map(|look| look.links.clone()).unwrap_or_default(),
-            listeners: if self.listeners.is_some() { KINDS.map(|kind| kind.port()).into() } else { vec![] },
+            listeners: self.listeners.as_ref().map(|listeners| ports(listeners)).unwrap_or_default(),
             pre_mesh: look.map(|look| look.pre_mesh.clone()).unwrap_or_default(),
             last_error: error.map(|error| LastError {
                 message: error.to_string(),
@@ -236,4 +243,10 @@ impl PodTask {
         };
         self.context.board.post(&self.uid, status);
     }
+}
+
+/// On which ports the listeners are, each once.
+fn ports(listeners: &Listeners) -> Vec<u16> {
+    let dns = listeners.dns().map(|_| Listener::DnsStream);
+    KINDS.into_iter().chain(dns).map(Listener::port).collect()
 }

@@ -75,6 +75,14 @@ impl Found {
         devices.flat_map(|device| &device.addresses).filter(|address| !is_local(address)).copied().collect()
     }
 
+    /// The directory in procfs of a process of the pod, if that led here; it may have ended since.
+    pub(crate) fn process(&self) -> Option<&Path> {
+        match &self.origin {
+            Origin::Process(path) => path.parent()?.parent(),
+            Origin::Path(_) => None,
+        }
+    }
+
     /// Whether what led here still leads here: else the pod may live elsewhere now (its sandbox was made anew).
     pub(crate) fn still_leads_here(&self, pod: &PodSpec) -> bool {
         let (path, is_stated) = match &self.origin {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Place;
-use super::{Announcement, Held};
+use super::{Announcement, Held, Takes};
 use crate::enroll::pod::PodUid;
 use crate::netns::Netns;
 use crate::status::ZtunnelStatus;
@@ -60,7 +60,7 @@ pub(crate) enum SnapshotEntry {
 struct Session {
     commands: mpsc::UnboundedSender<Command>,
     peer: Peer,
-    listeners: bool,
+    takes: Takes,
     since: SystemTime,
     synchronised: bool,
     acknowledged: HashMap<PodUid, Arc<Announcement>>,
@@ -199,7 +199,12 @@ impl Hub {
 
     /// Whether the active ztunnel takes listeners; none: there is none.
     pub(crate) fn takes_listeners(&self) -> Option<bool> {
-        self.state().sessions.last_key_value().map(|(_, session)| session.listeners)
+        self.state().sessions.last_key_value().map(|(_, session)| session.takes.listeners)
+    }
+
+    /// Whether the active ztunnel answers DNS; none: there is none.
+    pub(crate) fn takes_dns(&self) -> Option<bool> {
+        self.state().sessions.last_key_value().map(|(_, session)| session.takes.dns)
     }
 
     /// Whether a ztunnel has been asked what it holds. Before that no listener may be made: the port would be
@@ -218,7 +223,7 @@ impl Hub {
         let state = self.state();
         let info = |session: &Session| ZtunnelStatus {
             pid: session.peer.pid,
-            takes_listeners: session.listeners,
+            takes_listeners: session.takes.listeners,
             since: session.since,
             synchronised: session.synchronised,
             pods: session.acknowledged.len(),
@@ -230,7 +235,7 @@ impl Hub {
     pub(super) fn join(
         self: &Arc<Self>,
         peer: Peer,
-        listeners: bool,
+        takes: Takes,
     ) -> (Membership, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let mut state = self.state();
@@ -239,7 +244,7 @@ impl Hub {
         let session = Session {
             commands,
             peer,
-            listeners,
+            takes,
             since: SystemTime::now(),
             synchronised: false,
             acknowledged: HashMap::new(),

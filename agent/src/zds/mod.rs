@@ -30,6 +30,7 @@ use api::zds::{Add, Listener, PodInfo};
 use crate::enroll::pod::{PodSpec, PodUid};
 use crate::listeners::Listeners;
 use crate::netns::Netns;
+use crate::resolv_conf::ResolvConf;
 
 /// What ztunnel is told of a pod. Compared by identity: a changed pod is a new announcement.
 #[derive(Debug)]
@@ -40,12 +41,23 @@ pub(crate) struct Announcement {
     pub(crate) netns: Arc<Netns>,
     /// The agent's listeners in it; none when ztunnel is to make its own.
     pub(crate) listeners: Option<Arc<Listeners>>,
+    /// How it resolves names, as far as that could be read.
+    pub(crate) resolv_conf: Option<Arc<ResolvConf>>,
+}
+
+/// What a ztunnel understands beyond Istio's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Takes {
+    /// The agent's listeners.
+    pub(crate) listeners: bool,
+    /// Those for DNS among them, and how pods resolve names.
+    pub(crate) dns: bool,
 }
 
 impl Announcement {
-    /// The message; without `with_listeners` it is what Istio's ztunnel knows, to the byte.
-    fn message(&self, with_listeners: bool) -> Add {
-        let listeners = self.listeners.as_ref().filter(|_| with_listeners);
+    /// The message; to one that takes nothing it is what Istio's ztunnel knows, to the byte.
+    fn message(&self, takes: Takes) -> Add {
+        let listeners = self.listeners.as_ref().filter(|_| takes.listeners);
         Add {
             uid: self.pod.uid.to_string(),
             info: PodInfo {
@@ -55,17 +67,24 @@ impl Announcement {
             },
             listeners: listeners
                 .into_iter()
-                .flat_map(|listeners| listeners.all().map(|(kind, _)| kind))
+                .flat_map(|listeners| listeners.all(takes.dns).map(|(kind, _)| kind))
                 .collect(),
-            addresses: if with_listeners { self.pod.addresses.clone() } else { Vec::new() },
+            addresses: if takes.listeners { self.pod.addresses.clone() } else { Vec::new() },
+            resolver: self.resolver(takes).is_some(),
         }
     }
 
-    /// The descriptors that travel with it: the namespace, and for a ztunnel that takes them the listeners.
-    fn fds(&self, with_listeners: bool) -> Vec<BorrowedFd<'_>> {
-        let listeners = self.listeners.as_ref().filter(|_| with_listeners);
-        let listeners = listeners.into_iter().flat_map(|listeners| listeners.all().map(|(_, fd)| fd));
-        std::iter::once(self.netns.as_fd()).chain(listeners).collect()
+    /// The descriptors that travel with it: the namespace, and for a ztunnel that takes them the listeners and the pod's `resolv.conf`.
+    fn fds(&self, takes: Takes) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.listeners.as_ref().filter(|_| takes.listeners);
+        let listeners =
+            listeners.into_iter().flat_map(|listeners| listeners.all(takes.dns).map(|(_, fd)| fd));
+        let resolver = self.resolver(takes).map(|resolv_conf| resolv_conf.as_fd());
+        std::iter::once(self.netns.as_fd()).chain(listeners).chain(resolver).collect()
+    }
+
+    fn resolver(&self, takes: Takes) -> Option<&ResolvConf> {
+        self.resolv_conf.as_deref().filter(|_| takes.dns)
     }
 }
 

@@ -237,7 +237,7 @@ mod tests {
         let service = service();
         let _others = Arc::clone(&service.places).try_acquire_many_owned(16).unwrap();
         let (another, agents) = SeqPacket::pair().unwrap();
-        another.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
+        another.send(&Hello { listeners: true, deposits: false, dns: false }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(another.receive().await.unwrap().is_none());
         assert_eq!(service.telemetry.ztunnels_refused("too_many"), 1);
@@ -255,7 +255,7 @@ mod tests {
     async fn a_refused_process_is_told_nothing_and_leaves_its_place() {
         let service = service();
         let (socket, agents) = SeqPacket::pair().unwrap();
-        socket.send(&Hello { listeners: true, deposits: false }.encode(), &[]).await.unwrap();
+        socket.send(&Hello { listeners: true, deposits: false, dns: false }.encode(), &[]).await.unwrap();
         service.one(agents).await;
         assert!(socket.receive().await.unwrap().is_none());
         assert_eq!(service.places.available_permits(), MAX_SESSIONS);

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::admission::Place;
 use super::hub::{AnnounceError, Command, Hub, Membership, SnapshotEntry, Withheld};
-use super::{Announcement, Held};
+use super::{Announcement, Held, Takes};
 use crate::enroll::pod::PodUid;
 use api::seqpacket::{Datagram, SeqPacket};
 use daemon::visitors::Visitor as Peer;
@@ -61,8 +61,9 @@ pub(crate) async fn run(
             "this ztunnel takes no listeners from the agent (Istio's): it is told of pods, but their traffic cannot be captured for it"
         );
     }
-    let (membership, commands) = hub.join(peer, hello.listeners);
-    let mut session = Session { socket, membership, listeners: hello.listeners };
+    let takes = Takes { listeners: hello.listeners, dns: hello.listeners && hello.dns };
+    let (membership, commands) = hub.join(peer, takes);
+    let mut session = Session { socket, membership, takes };
     if hello.deposits {
         session.give_deposit(peer, place).await?;
     }
@@ -106,7 +107,7 @@ fn ended(received: Option<Datagram>) -> Result<(), SessionError> {
 struct Session {
     socket: SeqPacket,
     membership: Membership,
-    listeners: bool,
+    takes: Takes,
 }
 
 impl Session {
@@ -219,12 +220,12 @@ impl Session {
         if self.membership.has_acknowledged(announcement) {
             return Ok(Ok(()));
         }
-        let message = Request::Add(announcement.message(self.listeners));
+        let message = Request::Add(announcement.message(self.takes));
         if let Err(error) = message.encode() {
             // Names too long to be sent are this pod's trouble, not the session's.
             return Ok(Err(AnnounceError::Unspeakable(error)));
         }
-        let answer = self.request(&message, &announcement.fds(self.listeners)).await?;
+        let answer = self.request(&message, &announcement.fds(self.takes)).await?;
         if answer.is_ok() {
             self.membership.acknowledge(announcement);
         }

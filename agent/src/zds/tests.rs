@@ -6,13 +6,14 @@ use std::sync::Arc;
 use api::proto::zds::{self, workload_request::Payload, workload_response};
 use prost::Message;
 
-use super::Announcement;
 use super::admission::Place;
 use super::hub::{AnnounceError, Hub};
 use super::session::{self, SessionError};
+use super::{Announcement, Takes};
 use crate::enroll::pod::{PodSpec, PodUid};
 use crate::listeners::{KINDS, Listeners};
 use crate::netns::Netns;
+use crate::resolv_conf::Reader;
 use api::seqpacket::SeqPacket;
 use daemon::visitors::Visitor as Peer;
 
@@ -24,22 +25,27 @@ struct Ztunnel {
 
 impl Ztunnel {
     async fn connect(hub: &Arc<Hub>, listeners: bool) -> Self {
-        Self::at(hub, Place::Named, listeners, false).await
+        Self::at(hub, Place::Named, listeners, false, false).await
+    }
+
+    /// One that answers DNS.
+    async fn with_dns(hub: &Arc<Hub>) -> Self {
+        Self::at(hub, Place::Named, true, false, true).await
     }
 
     /// One that leaves and takes deposits.
     async fn heir(hub: &Arc<Hub>, place: Place) -> Self {
-        Self::at(hub, place, true, true).await
+        Self::at(hub, place, true, true, false).await
     }
 
-    async fn at(hub: &Arc<Hub>, place: Place, listeners: bool, deposits: bool) -> Self {
+    async fn at(hub: &Arc<Hub>, place: Place, listeners: bool, deposits: bool, dns: bool) -> Self {
         let (socket, agents) = SeqPacket::pair().unwrap();
         let hub = Arc::clone(hub);
         let session = tokio::spawn(async move {
             let hello = session::greet(&agents).await?;
             session::run(agents, hello, Peer { pid: 1, uid: 0 }, place, &hub).await
         });
-        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners, deposits };
+        let hello = zds::ZdsHello { version: zds::Version::V1 as i32, listeners, deposits, dns };
         socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
         Self { socket, session }
     }
@@ -93,7 +99,7 @@ impl Ztunnel {
 
 fn descriptors() -> Arc<Listeners> {
     let any = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
-    Arc::new(Listeners::unchecked([any(), any(), any()]))
+    Arc::new(Listeners::unchecked([any(), any(), any()], Some([any(), any()])))
 }
 
 fn announcement(uid: &str) -> Arc<Announcement> {
@@ -101,11 +107,32 @@ fn announcement(uid: &str) -> Arc<Announcement> {
         pod: PodSpec { addresses: vec!["10.0.0.1".parse().unwrap()], ..PodSpec::named(uid) },
         netns: Arc::new(Netns::own().unwrap()),
         listeners: Some(descriptors()),
+        resolv_conf: None,
     })
 }
 
 fn roster(hub: &Hub, pods: &[&str]) {
     hub.set_roster(pods.iter().map(|uid| PodUid::from(*uid)).collect::<HashSet<_>>());
+}
+
+#[tokio::test]
+async fn listeners_for_dns_and_a_pods_resolv_conf_go_to_a_ztunnel_that_answers_it_alone() {
+    let process = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(process.path().join("root/etc")).unwrap();
+    std::fs::write(process.path().join("root/etc/resolv.conf"), "nameserver 10.0.0.1").unwrap();
+    let resolv_conf = Reader::default().read(process.path()).await.unwrap();
+    let hub = Arc::new(Hub::new());
+    roster(&hub, &["a"]);
+    let Some(announcement) = Arc::into_inner(announcement("a")) else { unreachable!() };
+    let a = Arc::new(Announcement { resolv_conf: Some(resolv_conf), ..announcement });
+    assert_eq!(hub.announce(&a).await, Err(AnnounceError::NoZtunnel));
+    assert_eq!(hub.takes_dns(), None);
+    let without = Ztunnel::connect(&hub, true).await;
+    assert_eq!(without.take_snapshot().await, ["return", "add a 4"]);
+    assert_eq!(hub.takes_dns(), Some(false));
+    let with = Ztunnel::with_dns(&hub).await;
+    assert_eq!(with.take_snapshot().await, ["add a 7"], "the namespace, five listeners and resolv.conf");
+    assert_eq!(hub.takes_dns(), Some(true));
 }
 
 #[tokio::test]
@@ -265,7 +292,11 @@ async fn what_a_ztunnel_held_can_be_taken_once() {
         zds::HeldWorkload { uid: "a".into(), listeners: vec![1, 2, 3], addresses: vec![vec![10, 0, 0, 1]] };
     let response = zds::WorkloadResponse { payload: Some(workload_response::Payload::Held(held)) };
     let held = announcement("a");
-    ztunnel.socket.send(&response.encode_to_vec(), &held.fds(true)).await.unwrap();
+    ztunnel
+        .socket
+        .send(&response.encode_to_vec(), &held.fds(Takes { listeners: true, dns: false }))
+        .await
+        .unwrap();
     ztunnel.answer("").await;
     let mut changes = hub.changes();
     while !hub.holdings_known() {
@@ -319,7 +350,7 @@ async fn a_ztunnel_that_does_not_answer_is_given_up_after_five_seconds() {
 #[tokio::test]
 async fn another_version_of_the_protocol_is_refused() {
     let (socket, agents) = SeqPacket::pair().unwrap();
-    let hello = zds::ZdsHello { version: 2, listeners: true, deposits: false };
+    let hello = zds::ZdsHello { version: 2, listeners: true, deposits: false, dns: false };
     socket.send(&hello.encode_to_vec(), &[]).await.unwrap();
     let error = session::greet(&agents).await.unwrap_err();
     assert_eq!(error.to_string(), "ztunnel broke the protocol: version 2 of the protocol, not 1");

@@ -99,6 +99,10 @@ counters! {
     CapturedForgedMark = 21 => Captured, "forged_mark";
     /// New connections with the very ends of one that ztunnel has to the application; they are reset.
     DroppedEndsTaken = 22 => Dropped, "ends_taken";
+    /// DNS queries of applications turned to `lo`, over UDP.
+    CapturedDns = 23 => Captured, "dns";
+    /// No listener for DNS in this namespace.
+    DroppedNoDnsListener = 24 => Dropped, "no_dns_listener";
 }
 
 impl Counter {

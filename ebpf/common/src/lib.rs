@@ -21,7 +21,7 @@ pub use counter::{Counter, Decision};
 pub use layout::{Flow, ForgedMark, ProbeTarget};
 
 /// Version of all layouts and map definitions together; part of the path the agent pins them under.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Mark of packets that were turned round into `lo`; routed to table 100. Values and mask are Istio's.
 pub const MARK_CAPTURED: u32 = 0x111;
@@ -36,6 +36,10 @@ pub const MARK_MASK: u32 = 0xfff;
 pub const PORT_OUTBOUND: u16 = 15001;
 /// First and last of the ports from which ztunnel dials applications in its clients' names.
 pub const PORTS_LEG: (u16, u16) = (20_000, 32_767);
+/// In-pod listener for DNS, over TCP and UDP.
+pub const PORT_DNS: u16 = 15053;
+/// The port of DNS servers.
+pub const PORT_DOMAIN: u16 = 53;
 /// In-pod listener for HBONE; dialled directly, never redirected.
 pub const PORT_HBONE: u16 = 15008;
 /// Interface index of `lo`; the same in every network namespace (`LOOPBACK_IFINDEX` of the kernel).

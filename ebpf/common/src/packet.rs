@@ -1,10 +1,13 @@
-//! Finding the TCP header of a packet, or saying why it cannot be found.
+//! Finding the TCP header of a packet, or saying why it cannot be found; and telling DNS queries from other datagrams.
 //!
 //! The answer has three shapes because capture fails closed: what is TCP is captured, what cannot be TCP passes, and what is or may
 //! be TCP but cannot be parsed is dropped by the caller. Offsets are relative to the network header, so that devices with and
 //! without a link-layer header are one case.
 //!
-//! Sources: RFC 791 3.1 (IPv4), RFC 8200 4 (IPv6 and its extension headers), RFC 7045 2 (the list of them), RFC 9293 3.1 (TCP),
+//! Of UDP only a whole datagram to port 53 that begins as a DNS query does is told from the rest: what a DNS server answers to a client
+//! that asked from port 53 is none, nor are fragments, which pass as they are.
+//!
+//! Sources: RFC 791 3.1 (IPv4), RFC 8200 4 (IPv6 and its extension headers), RFC 7045 2 (the list of them), RFC 9293 3.1 (TCP), RFC 768 (UDP), RFC 1035 4.1.1 (DNS),
 //! RFC 6864 4 and RFC 5722 3 (fragments), RFC 2675 2 (payload length 0 of jumbograms, which Linux also uses for big offloaded segments).
 
 use crate::Address;
@@ -17,6 +20,10 @@ const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_UDP: u8 = 17;
+
+/// The bit of the third octet of a DNS message that says it is an answer.
+const DNS_ANSWER: u8 = 0x80;
 
 /// Extension headers walked at most; an honest packet has at most one of each of the four that may precede TCP, destination
 /// options twice (RFC 8200 4.1).
@@ -63,7 +70,7 @@ impl TcpFlags {
     }
 }
 
-/// What capture needs to know of a TCP segment.
+/// What capture needs to know of a TCP segment, or of a datagram, which has no flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
 pub struct Segment {
@@ -105,6 +112,8 @@ pub enum Unparsed {
 pub enum Parsed {
     /// A TCP segment.
     Tcp(Segment),
+    /// A datagram that is a DNS query.
+    Dns(Segment),
     /// TCP, or possibly TCP, that cannot be parsed.
     MaybeTcp(Unparsed),
     /// Certainly not TCP to whoever receives it.
@@ -134,6 +143,7 @@ pub fn parse(source: &impl Source, ethertype: u16) -> Parsed {
     };
     match parsed {
         Parsed::Tcp(segment) => Parsed::Tcp(Segment { is_tagged: offset != 0, ..segment }),
+        Parsed::Dns(datagram) => Parsed::Dns(Segment { is_tagged: offset != 0, ..datagram }),
         other => other,
     }
 }
@@ -142,7 +152,7 @@ pub fn parse(source: &impl Source, ethertype: u16) -> Parsed {
 fn parse_v4(source: &impl Source, start: u32) -> Parsed {
     let Some(Bytes(header)) = source.read::<20>(start) else { return Parsed::MaybeTcp(Unparsed::Truncated) };
     if header[9] != PROTOCOL_TCP {
-        return Parsed::Other;
+        return if header[9] == PROTOCOL_UDP { v4_datagram(source, start, &header) } else { Parsed::Other };
     }
     let header_length = u32::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_length < 20 {
@@ -153,14 +163,49 @@ fn parse_v4(source: &impl Source, start: u32) -> Parsed {
         return Parsed::MaybeTcp(Unparsed::Fragment);
     }
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    let addresses = Addresses {
-        source: Address::from_v4(word(&header, 12)),
-        destination: Address::from_v4(word(&header, 16)),
-        is_v4: true,
-    };
+    let addresses = v4_addresses(&header);
     // A total length of 0 stands for an offloaded segment of more than 64 KiB.
     let upper_length = if total == 0 { None } else { Some(total.wrapping_sub(header_length)) };
     parse_tcp(source, start + header_length, addresses, upper_length)
+}
+
+#[inline(always)]
+fn v4_addresses(header: &[u8; 20]) -> Addresses {
+    Addresses {
+        source: Address::from_v4(word(header, 12)),
+        destination: Address::from_v4(word(header, 16)),
+        is_v4: true,
+    }
+}
+
+#[inline(always)]
+fn v4_datagram(source: &impl Source, start: u32, header: &[u8; 20]) -> Parsed {
+    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    let header_length = u32::from(header[0] & 0x0f) * 4;
+    if is_fragment || header_length < 20 {
+        return Parsed::Other;
+    }
+    parse_datagram(source, start + header_length, v4_addresses(header))
+}
+
+/// `offset` is that of the UDP header. What ends within is no query.
+#[inline(always)]
+fn parse_datagram(source: &impl Source, offset: u32, addresses: Addresses) -> Parsed {
+    let Some(Bytes(header)) = source.read::<12>(offset) else { return Parsed::Other };
+    let destination_port = u16::from_be_bytes([header[2], header[3]]);
+    if destination_port != crate::PORT_DOMAIN || header[10] & DNS_ANSWER != 0 {
+        return Parsed::Other;
+    }
+    Parsed::Dns(Segment {
+        source: addresses.source,
+        destination: addresses.destination,
+        source_port: u16::from_be_bytes([header[0], header[1]]),
+        destination_port,
+        flags: TcpFlags(0),
+        is_v4: addresses.is_v4,
+        is_empty: false,
+        is_tagged: false,
+    })
 }
 
 #[inline(always)]
@@ -171,7 +216,7 @@ fn parse_v6(source: &impl Source, start: u32) -> Parsed {
     }
     let mut next = header[6];
     let mut offset = start + 40;
-    let mut found = next == PROTOCOL_TCP;
+    let mut found = is_known(next);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if found {
             break;
@@ -180,7 +225,7 @@ fn parse_v6(source: &impl Source, start: u32) -> Parsed {
             Step::Next { header, length } => {
                 next = header;
                 offset += length;
-                found = next == PROTOCOL_TCP;
+                found = is_known(next);
             }
             Step::End(parsed) => return parsed,
         }
@@ -197,9 +242,17 @@ fn parse_v6(source: &impl Source, start: u32) -> Parsed {
         ])
     };
     let addresses = Addresses { source: address(8), destination: address(24), is_v4: false };
+    if next == PROTOCOL_UDP {
+        return parse_datagram(source, offset, addresses);
+    }
     let payload = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let upper_length = if payload == 0 { None } else { Some((start + 40 + payload).wrapping_sub(offset)) };
     parse_tcp(source, offset, addresses, upper_length)
+}
+
+#[inline(always)]
+const fn is_known(protocol: u8) -> bool {
+    protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP
 }
 
 /// A word of a header, left in network byte order.

@@ -42,6 +42,8 @@ pub struct PodSpec {
     pub containers: Vec<ContainerSpec>,
     /// The probes and hooks of these.
     pub probes: Vec<ProbeSpec>,
+    /// `spec.dnsConfig.nameservers`; none: the pod resolves names as the machine does.
+    pub nameservers: Vec<IpAddr>,
     labels: BTreeMap<String, String>,
 }
 
@@ -75,6 +77,16 @@ impl PodSpec {
     /// `namespace/name`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Its `resolv.conf` as kubelet writes it, if it has nameservers of its own.
+    pub(crate) fn resolv_conf(&self) -> Option<String> {
+        if self.nameservers.is_empty() {
+            return None;
+        }
+        let servers = self.nameservers.iter().map(|server| format!("nameserver {server}\n"));
+        let search = format!("search {}.svc.cluster.local svc.cluster.local cluster.local\n", self.namespace);
+        Some(servers.chain([search, "options ndots:5\n".to_owned()]).collect())
     }
 }
 
@@ -173,6 +185,14 @@ struct RawPodSpec {
     init_containers: Vec<RawContainer>,
     #[serde(default)]
     containers: Vec<RawContainer>,
+    #[serde(default)]
+    dns_config: RawDnsConfig,
+}
+
+#[derive(Default, Deserialize)]
+struct RawDnsConfig {
+    #[serde(default)]
+    nameservers: Vec<IpAddr>,
 }
 
 #[derive(Deserialize)]
@@ -273,6 +293,7 @@ fn pod(object: Value) -> std::result::Result<PodSpec, String> {
         node: spec.node_name.clone(),
         service_account: spec.service_account_name.clone(),
         addresses,
+        nameservers: spec.dns_config.nameservers,
         labels: metadata.labels.clone(),
     })
 }

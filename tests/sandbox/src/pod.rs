@@ -1,4 +1,5 @@
-//! A pod: namespaces held by a pause process, one veth pair to its node, a hosts file, and its containers' programs.
+//! A pod: namespaces held by a pause process, one veth pair to its node, a hosts file, perhaps a `resolv.conf`, and its containers'
+//! programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +23,9 @@ const DEVICE: &str = "eth0";
 /// The pods' next hop, the same on every node: an address of the node's end of each pair.
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The name of a pod's `resolv.conf` in its directory.
+const RESOLV_CONF: &str = "resolv.conf";
 
 /// How long a container may take to listen.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
@@ -80,8 +84,13 @@ impl Pod {
         fs::create_dir_all(&own).during(|| format!("making {}", own.display()))?;
         let hosts = own.join("hosts");
         fs::write(&hosts, &around.hosts).during(|| format!("writing {}", hosts.display()))?;
-        let bind = Mount::Bind { source: hosts, target: "/etc/hosts".into() };
-        let mounts = MountNamespace::new(&format!("pod {name}"), &[bind])?;
+        let mut binds = vec![Mount::Bind { source: hosts, target: "/etc/hosts".into() }];
+        if let Some(text) = spec.resolv_conf() {
+            let source = own.join(RESOLV_CONF);
+            fs::write(&source, text).during(|| format!("writing {}", source.display()))?;
+            binds.push(Mount::Bind { source, target: "/etc/resolv.conf".into() });
+        }
+        let mounts = MountNamespace::new(&format!("pod {name}"), &binds)?;
         let cgroup = around.node.cgroup().child(&format!("pods/pod{}", spec.uid))?;
         let place = Place { cgroup: cgroup.child("pause")?, net: net.clone(), mounts: mounts.clone() };
         let pause =
@@ -146,6 +155,12 @@ impl Pod {
     /// A process of the pod that lives as long as it, to enter its namespaces by.
     pub fn pid(&self) -> u32 {
         self.pause.pid()
+    }
+
+    /// Writes its `resolv.conf` anew, which it has only with nameservers of its own.
+    pub fn write_resolv_conf(&self, text: &str) -> Result<()> {
+        let path = self.logs.join(RESOLV_CONF);
+        fs::write(&path, text).during(|| format!("writing {}", path.display()))
     }
 
     /// Its network namespace.

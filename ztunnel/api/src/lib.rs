@@ -7,6 +7,7 @@ pub mod causes;
 pub mod channel;
 pub mod convert;
 pub mod delta;
+pub mod dns;
 pub mod key_exchange;
 pub mod proto;
 pub mod seqpacket;

@@ -88,6 +88,10 @@ pub enum Listener {
     InboundPlaintext,
     /// 15008: HBONE.
     Hbone,
+    /// 15053 over TCP: DNS of the pod.
+    DnsStream,
+    /// 15053 over UDP: DNS of the pod.
+    DnsDatagram,
 }
 
 impl Listener {
@@ -97,7 +101,13 @@ impl Listener {
             Self::Outbound => mesh::ports::OUTBOUND,
             Self::InboundPlaintext => mesh::ports::INBOUND_PLAINTEXT,
             Self::Hbone => mesh::ports::HBONE,
+            Self::DnsStream | Self::DnsDatagram => mesh::ports::DNS,
         }
+    }
+
+    /// Whether it is one of those for DNS.
+    pub fn is_dns(self) -> bool {
+        matches!(self, Self::DnsStream | Self::DnsDatagram)
     }
 
     fn to_proto(self) -> i32 {
@@ -105,6 +115,8 @@ impl Listener {
             Self::Outbound => proto::Listener::Outbound as i32,
             Self::InboundPlaintext => proto::Listener::InboundPlaintext as i32,
             Self::Hbone => proto::Listener::Hbone as i32,
+            Self::DnsStream => proto::Listener::DnsStream as i32,
+            Self::DnsDatagram => proto::Listener::DnsDatagram as i32,
         }
     }
 
@@ -113,6 +125,8 @@ impl Listener {
             Ok(proto::Listener::Outbound) => Ok(Self::Outbound),
             Ok(proto::Listener::InboundPlaintext) => Ok(Self::InboundPlaintext),
             Ok(proto::Listener::Hbone) => Ok(Self::Hbone),
+            Ok(proto::Listener::DnsStream) => Ok(Self::DnsStream),
+            Ok(proto::Listener::DnsDatagram) => Ok(Self::DnsDatagram),
             Ok(proto::Listener::Unspecified) | Err(_) => Err(Violation::UnknownListener(value)),
         }
     }
@@ -125,13 +139,16 @@ pub struct Hello {
     pub listeners: bool,
     /// It leaves its keys in the agent's keeping, and takes back what a predecessor left.
     pub deposits: bool,
+    /// It answers DNS: it takes the listeners for it, and the pods' own configurations.
+    pub dns: bool,
 }
 
 impl Hello {
     /// The datagram; it carries no file descriptor.
     pub fn encode(self) -> Vec<u8> {
         let version = proto::Version::V1 as i32;
-        proto::ZdsHello { version, listeners: self.listeners, deposits: self.deposits }.encode_to_vec()
+        let Self { listeners, deposits, dns } = self;
+        proto::ZdsHello { version, listeners, deposits, dns }.encode_to_vec()
     }
 
     /// Reads a datagram that came with `fds` file descriptors.
@@ -141,7 +158,7 @@ impl Hello {
         if hello.version != proto::Version::V1 as i32 {
             return Err(Violation::Version(hello.version));
         }
-        Ok(Self { listeners: hello.listeners, deposits: hello.deposits })
+        Ok(Self { listeners: hello.listeners, deposits: hello.deposits, dns: hello.dns })
     }
 }
 
@@ -156,7 +173,7 @@ pub struct PodInfo {
     pub service_account: String,
 }
 
-/// A pod to serve. Its file descriptors: the network namespace, then the listeners in the order of the list.
+/// A pod to serve. Its file descriptors: the network namespace, then the listeners in the order of the list, last its `resolv.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Add {
     /// Its Kubernetes uid.
@@ -168,6 +185,9 @@ pub struct Add {
     /// The pod's own addresses: a connection accepted with another local address is not the pod's. Stated
     /// whenever there are listeners.
     pub addresses: Vec<IpAddr>,
+    /// Whether the pod's `resolv.conf` comes with it: a sealed memfd of its text. Without, the proxy knows nothing of how it resolves
+    /// names.
+    pub resolver: bool,
 }
 
 /// Agent -> proxy. Each but [`Request::ReturnListeners`] is answered by one [`Response::Ack`] or
@@ -195,7 +215,7 @@ impl Request {
     /// How many file descriptors it carries.
     pub fn fds(&self) -> usize {
         match self {
-            Self::Add(add) => 1 + add.listeners.len(),
+            Self::Add(add) => 1 + add.listeners.len() + usize::from(add.resolver),
             Self::TakeBack { present } => usize::from(*present),
             Self::Del(_) | Self::SnapshotSent | Self::Keep(_) | Self::ReturnListeners => 0,
         }
@@ -214,6 +234,7 @@ impl Request {
                 }),
                 listeners: listeners_to_proto(&add.listeners),
                 addresses: addresses_to_proto(&add.addresses),
+                resolver: add.resolver,
             }),
             Self::Del(uid) => Payload::Del(proto::DelWorkload { uid: uid.clone() }),
             Self::SnapshotSent => Payload::SnapshotSent(proto::SnapshotSent {}),
@@ -305,7 +326,7 @@ impl Response {
                 Ok(if ack.error.is_empty() { Self::Ack } else { Self::Nack(ack.error) })
             }
             Payload::Held(held) => {
-                let (listeners, addresses) = decode_sockets(&held.listeners, &held.addresses, fds)?;
+                let (listeners, addresses) = decode_sockets(&held.listeners, &held.addresses, fds, 0)?;
                 Ok(Self::Held(Held { uid: uid(held.uid)?, listeners, addresses }))
             }
             Payload::Deposit(_) if fds == 1 => Ok(Self::Deposit),
@@ -327,13 +348,15 @@ fn decode<M: Message + Default>(datagram: &[u8]) -> Result<M, Violation> {
 }
 
 fn decode_add(add: proto::AddWorkload, fds: usize) -> Result<Add, Violation> {
-    let (listeners, addresses) = decode_sockets(&add.listeners, &add.addresses, fds)?;
+    let further = usize::from(add.resolver);
+    let (listeners, addresses) = decode_sockets(&add.listeners, &add.addresses, fds, further)?;
     let info = add.workload_info.ok_or(Violation::MissingInfo)?;
     Ok(Add {
         uid: uid(add.uid)?,
         info: PodInfo { name: info.name, namespace: info.namespace, service_account: info.service_account },
         listeners,
         addresses,
+        resolver: add.resolver,
     })
 }
 
@@ -342,13 +365,13 @@ fn decode_sockets(
     listeners: &[i32],
     addresses: &[Vec<u8>],
     fds: usize,
+    further: usize,
 ) -> Result<(Vec<Listener>, Vec<IpAddr>), Violation> {
+    let expected = 1 + listeners.len() + further;
     match fds {
         0 => return Err(Violation::MissingNetns),
         _ if fds > MAX_FDS => return Err(Violation::TooManyFds(fds)),
-        _ if fds != 1 + listeners.len() => {
-            return Err(Violation::FdCount { expected: 1 + listeners.len(), actual: fds });
-        }
+        _ if fds != expected => return Err(Violation::FdCount { expected, actual: fds }),
         _ => {}
     }
     let listeners =

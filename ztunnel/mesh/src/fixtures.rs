@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::service::{LoadBalancing, PortMap, Service, ServiceName, Visibility};
+use crate::service::{IpFamilies, LoadBalancing, PortMap, Service, ServiceName, Visibility};
 use crate::workload::{
     Health, Locality, Network, NetworkAddress, NetworkMode, NetworkRange, TunnelProtocol, Workload,
     WorkloadType, WorkloadUid,
@@ -56,6 +56,7 @@ pub(crate) fn service(namespace: &str, name: &str, vips: &[&str], ports: &[(u16,
         short_name: name.to_owned(),
         vips: vips.iter().map(|vip| address(vip)).collect(),
         cidr_vips: Vec::new(),
+        ip_families: IpFamilies::default(),
         ports: port_map(ports),
         subject_alt_names: Vec::new(),
         load_balancing: LoadBalancing::default(),

@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod identity;
 #[cfg(test)]
 mod instructions;
+pub mod names;
 pub mod policy;
 pub mod ports;
 pub mod route;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::gateway::{GatewayAddress, WeightedWaypoint};
@@ -107,6 +108,31 @@ pub enum Visibility {
     Namespace,
 }
 
+/// The IP versions that a service has addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IpFamilies {
+    /// Whichever its addresses are of.
+    #[default]
+    Automatic,
+    /// IPv4.
+    V4Only,
+    /// IPv6.
+    V6Only,
+    /// Both.
+    Dual,
+}
+
+impl IpFamilies {
+    /// Whether an address of the service may be this one.
+    pub fn admit(self, ip: IpAddr) -> bool {
+        match self {
+            Self::Automatic | Self::Dual => true,
+            Self::V4Only => ip.is_ipv4(),
+            Self::V6Only => ip.is_ipv6(),
+        }
+    }
+}
+
 /// A service as the control plane describes it (WDS `istio.workload.Service`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -118,6 +144,8 @@ pub struct Service {
     pub vips: Vec<NetworkAddress>,
     /// Ranges of virtual addresses.
     pub cidr_vips: Vec<NetworkRange>,
+    /// The IP versions it is to be reached by.
+    pub ip_families: IpFamilies,
     /// Ports and their targets.
     pub ports: PortMap,
     /// Identities its endpoints may prove beside their own.

@@ -24,7 +24,7 @@ use self::rejected::RejectedAddresses;
 use crate::balance::Endpoints;
 use crate::identity::{Namespace, ServiceAccount};
 use crate::policy::{Authorization, PolicyName, PolicyScope, RejectedPolicy};
-use crate::service::{Service, ServiceName};
+use crate::service::{Hostname, Service, ServiceName};
 use crate::workload::{NetworkAddress, NetworkMode, Workload, WorkloadUid};
 
 pub use self::rejected::RejectedAddress;
@@ -65,6 +65,9 @@ pub struct State {
     by_address: HashMap<NetworkAddress, Vec<WorkloadUid>>,
     by_pod: HashMap<(Namespace, String), Vec<WorkloadUid>>,
     services: HashMap<ServiceName, Arc<Service>>,
+    by_hostname: HashMap<Hostname, BTreeSet<ServiceName>>,
+    /// Of the workloads that state one.
+    workloads_by_hostname: HashMap<Hostname, Vec<WorkloadUid>>,
     by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
     by_range: Ranges<ServiceName>,
     /// Also of services that are not known (yet). Those of a known one are chosen from as it says.
@@ -96,6 +99,9 @@ impl State {
             push_unique(self.by_address.entry(address).or_default(), &workload.uid);
         }
         push_unique(self.by_pod.entry(pod_key(&workload)).or_default(), &workload.uid);
+        if let Some(hostname) = &workload.hostname {
+            push_unique(self.workloads_by_hostname.entry(hostname.clone()).or_default(), &workload.uid);
+        }
         for service in workload.services.keys() {
             let balancing = || self.services.get(service).map(|known| known.load_balancing.clone());
             self.endpoints
@@ -120,6 +126,11 @@ impl State {
         }
         if new.is_none_or(|new| pod_key(new) != pod_key(old)) {
             remove_from_list(&mut self.by_pod, &pod_key(old), &old.uid);
+        }
+        if let Some(hostname) = &old.hostname
+            && new.is_none_or(|new| new.hostname != old.hostname)
+        {
+            remove_from_list(&mut self.workloads_by_hostname, hostname, &old.uid);
         }
         for service in old.services.keys() {
             if new.is_some_and(|new| new.services.contains_key(service)) {
@@ -146,6 +157,7 @@ impl State {
         if let Some(endpoints) = self.endpoints.get_mut(&service.name) {
             endpoints.set_balancing(&service.load_balancing);
         }
+        self.by_hostname.entry(service.name.hostname.clone()).or_default().insert(service.name.clone());
         for vip in &service.vips {
             self.by_vip.entry(vip.clone()).or_default().insert(service.name.clone());
         }
@@ -162,6 +174,7 @@ impl State {
     }
 
     fn unlink_service(&mut self, old: &Service) {
+        remove_from_set(&mut self.by_hostname, &old.name.hostname, &old.name);
         for vip in &old.vips {
             remove_from_set(&mut self.by_vip, vip, &old.name);
         }
@@ -283,6 +296,16 @@ impl State {
             longest = longest.or(Some(found));
         }
         longest
+    }
+
+    /// The service with this host name, as a client of this namespace knows it: of several, as [`Self::service_by_vip`].
+    pub fn service_by_hostname(&self, hostname: &str, client: &Namespace) -> Option<&Arc<Service>> {
+        self.best_known(self.by_hostname.get(hostname)?, client)
+    }
+
+    /// The workload that states this host name; of several, the one that came last.
+    pub fn workload_by_hostname(&self, hostname: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(self.workloads_by_hostname.get(hostname)?.last()?)
     }
 
     fn best_known(&self, names: &BTreeSet<ServiceName>, client: &Namespace) -> Option<&Arc<Service>> {

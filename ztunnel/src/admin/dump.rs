@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use mesh::gateway::WeightedWaypoint;
 use mesh::policy::{Action, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
-use mesh::service::{Mode, Scope, Visibility};
+use mesh::service::{IpFamilies, Mode, Scope, Visibility};
 use mesh::state::RejectedAddress;
 use mesh::workload::{ApplicationTunnel, Health, TunnelProtocol, WorkloadType};
 use mesh::{Authorization, GatewayAddress, Service, Workload};
@@ -111,7 +111,12 @@ pub(crate) fn service<'a>(service: &Service, endpoints: impl Iterator<Item = &'a
         },
         "endpoints": endpoints,
         "subjectAltNames": service.subject_alt_names,
-        "ipFamilies": "",
+        "ipFamilies": match service.ip_families {
+            IpFamilies::Automatic => "",
+            IpFamilies::V4Only => "IPv4",
+            IpFamilies::V6Only => "IPv6",
+            IpFamilies::Dual => "Dual",
+        },
         "canonical": service.canonical,
         "visibility": match service.visibility {
             Visibility::Public => "Public",
@@ -335,6 +340,7 @@ mod tests {
             short_name: "web".to_owned(),
             vips: vec![mesh::NetworkAddress { network: "n1".into(), ip: "10.96.0.1".parse().unwrap() }],
             cidr_vips: vec![mesh::NetworkRange::new("n1".into(), "10.99.0.0/16".parse().unwrap())],
+            ip_families: IpFamilies::default(),
             ports: [(80, 8080)].into(),
             subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/web".to_owned()],
             load_balancing: LoadBalancing {

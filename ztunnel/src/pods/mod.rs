@@ -6,5 +6,5 @@ mod registry;
 mod spec;
 
 pub(crate) use pod::{Own, Pod};
-pub(crate) use registry::{Pods, Serving};
-pub(crate) use spec::{Listeners, PodSpec, PodUid};
+pub(crate) use registry::{Likeness, Pods, Serving};
+pub(crate) use spec::{Capture, Listeners, PodSpec, PodUid};

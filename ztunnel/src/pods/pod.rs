@@ -20,6 +20,7 @@ use tunnel::tls::WorkloadCertificate;
 use super::basis::Basis;
 use super::spec::{Capture, PodSpec, PodUid};
 use crate::config::START_WAIT;
+use crate::dns::PodDns;
 use crate::identity::{Identities, Lease};
 use crate::mesh_state::MeshState;
 use crate::proxy::{Failure, Handshakes, LiveConnections, Share};
@@ -72,6 +73,8 @@ pub(crate) struct Pod {
     pub(crate) ended: CancellationToken,
     /// How original destinations are learnt.
     pub(crate) capture: Capture,
+    /// What its DNS remembers.
+    pub(crate) dns: PodDns,
     stated_addresses: Vec<IpAddr>,
     /// It was said that its workload is of another trust domain.
     warned: AtomicBool,
@@ -104,6 +107,7 @@ impl Pod {
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
             capture: Capture::of(&spec.listeners),
+            dns: PodDns::new(spec.resolver.clone()),
             stated_addresses: spec.addresses.clone(),
             warned: AtomicBool::new(false),
             told: watch::Sender::new(Told::Nothing),

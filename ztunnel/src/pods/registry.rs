@@ -12,7 +12,7 @@ use mesh::{Namespace, Workload};
 use nix::sys::stat::fstat;
 
 use super::pod::Pod;
-use super::spec::{Listeners, PodSpec, PodUid};
+use super::spec::{Capture, Listeners, PodSpec, PodUid};
 
 /// A pod that is served, with what the agent may ask back.
 pub(crate) struct Serving {
@@ -22,24 +22,47 @@ pub(crate) struct Serving {
     pub(crate) listeners: Vec<(Listener, OwnedFd)>,
 }
 
+/// How far two descriptions are of the same pod with the same sockets and addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Likeness {
+    /// Nothing need be done.
+    Same,
+    /// Its listeners for DNS are others, or it has none where it had, or the reverse.
+    ButForDns,
+    /// It is to be served anew.
+    Another,
+}
+
 impl Serving {
-    /// Whether `spec` tells of the same pod with the same sockets and addresses, so that nothing need be done.
-    pub(crate) fn is_same_as(&self, spec: &PodSpec) -> bool {
-        let same_listeners = match &spec.listeners {
-            Listeners::Handed(handed) => {
-                handed.len() == self.listeners.len()
-                    && self
-                        .listeners
-                        .iter()
-                        .zip(handed)
-                        .all(|((held, ours), (port, theirs))| held == port && is_same_file(ours, theirs))
-            }
-            Listeners::Ours => self.listeners.is_empty(),
+    /// How far `spec` tells of what is served.
+    pub(crate) fn likeness(&self, spec: &PodSpec) -> Likeness {
+        let handed = match &spec.listeners {
+            Listeners::Handed(handed) => &handed[..],
+            Listeners::Ours => &[],
         };
-        same_listeners
+        let same_pod = Capture::of(&spec.listeners) == self.pod.capture
             && self.pod.netns.inode() == spec.netns.inode()
-            && self.pod.is_stated_at(&spec.addresses)
+            && self.pod.is_stated_at(&spec.addresses);
+        if !same_pod || !are_same(&self.listeners, handed, |kind| !kind.is_dns()) {
+            Likeness::Another
+        } else if are_same(&self.listeners, handed, Listener::is_dns) {
+            Likeness::Same
+        } else {
+            Likeness::ButForDns
+        }
     }
+}
+
+/// Whether two lists have the same sockets of some kinds, in the same order.
+fn are_same(
+    ours: &[(Listener, OwnedFd)],
+    theirs: &[(Listener, OwnedFd)],
+    of: impl Fn(Listener) -> bool + Copy,
+) -> bool {
+    let ours: Vec<_> = ours.iter().filter(|(kind, _)| of(*kind)).collect();
+    let theirs: Vec<_> = theirs.iter().filter(|(kind, _)| of(*kind)).collect();
+    let mut pairs = ours.iter().zip(&theirs);
+    ours.len() == theirs.len() && pairs.all(|(one, other)| one.0 == other.0 && is_same_file(&one.1, &other.1))
 }
 
 /// Sockets are files of a pseudo file system; the inode tells them apart.
@@ -74,6 +97,14 @@ impl Pods {
         }
         inner.by_name.entry((pod.namespace.clone(), pod.name.clone())).or_default().push(pod);
         old
+    }
+
+    /// Replaces what is held of a pod that goes on being served.
+    pub(crate) fn hold(&self, serving: Serving) {
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = inner.by_uid.get_mut(&serving.pod.uid) {
+            *place = Arc::new(serving);
+        }
     }
 
     /// Takes a pod out.

@@ -11,6 +11,8 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tunnel::socket::{Netns, canonical};
 
+use crate::dns::Resolver;
+
 /// A pod's Kubernetes uid; unrelated to the uid of its workload.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PodUid(Arc<str>);
@@ -95,4 +97,6 @@ pub(crate) struct PodSpec {
     pub(crate) netns: Netns,
     /// Where the listeners come from.
     pub(crate) listeners: Listeners,
+    /// How the pod resolves names, if the agent tells it.
+    pub(crate) resolver: Option<Resolver>,
 }

@@ -1,11 +1,14 @@
 //! The seam between the data path and the kernel: sockets made inside a pod's network namespace.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use futures::future::{BoxFuture, FutureExt as _};
 use mesh::authorize::Permit;
-use tokio::net::TcpStream;
-use tunnel::socket::{ApplicationDialError, DialError, Netns, TcpOptions, dial_application, dial_network};
+use tokio::net::{TcpStream, UdpSocket};
+use tunnel::socket::{
+    ApplicationDialError, DialError, Netns, TcpOptions, connect_datagram, dial_application, dial_network,
+};
 
 /// Dials from within pods, each dial bounded in time.
 pub(crate) trait Dialer: Send + Sync + 'static {
@@ -16,6 +19,9 @@ pub(crate) trait Dialer: Send + Sync + 'static {
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>>;
+
+    /// A socket that exchanges datagrams with `to` alone. `source` as above.
+    fn datagrams(&self, netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket>;
 
     /// To the pod's own application, which sees `client` as its peer's address. The permit says where.
     fn application(
@@ -39,6 +45,10 @@ impl Dialer for KernelDialer {
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
         let (netns, options) = (netns.clone(), self.0.clone());
         async move { dial_network(&netns, source, to, &options).await }.boxed()
+    }
+
+    fn datagrams(&self, netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+        connect_datagram(netns, source, to)
     }
 
     fn application(

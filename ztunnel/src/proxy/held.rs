@@ -14,6 +14,11 @@ impl Held {
         Self(Some(stream))
     }
 
+    /// The connection.
+    pub(crate) fn stream(&self) -> Option<&TcpStream> {
+        self.0.as_ref()
+    }
+
     /// Gives it to a tunnel, whose end its other end knows from a broken one.
     pub(crate) fn into_tunnel(self) -> TcpStream {
         let stream = self.into_stream();

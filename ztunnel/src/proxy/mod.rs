@@ -30,10 +30,12 @@ pub(crate) use dial::KernelDialer;
 pub(crate) use failure::Failure;
 pub(crate) use farewell::{CUT_TIME, cut_in_gaps, last_part};
 pub(crate) use handshakes::Handshakes;
+pub(crate) use held::Held;
 pub(crate) use live::{Listed, LiveConnections};
 pub(crate) use node::{Limits, Node};
 pub(crate) use outliers::Outliers;
-pub(crate) use serve::{keep_identities, start, stop};
+pub(crate) use refusal::refuse_early;
+pub(crate) use serve::{follow_dns, keep_identities, start, stop};
 pub(crate) use workers::Workers;
 
 #[cfg(test)]

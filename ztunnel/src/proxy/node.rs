@@ -13,6 +13,7 @@ use super::admission::Capacity;
 use super::dial::Dialer;
 use super::outliers::Outliers;
 use super::workers::Workers;
+use crate::dns::Surroundings;
 use crate::identity::Identities;
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
@@ -45,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) identities: Identities<WorkloadCertificate>,
     /// What connections run on.
     pub(crate) workers: Workers,
+    /// What is known to all pods' DNS.
+    pub(crate) dns: Surroundings,
     /// The pods served.
     pub(crate) pods: Pods,
     /// The way out.

@@ -1,13 +1,15 @@
 //! Starts and stops serving a pod: an accept loop a listener, and the task that follows the mesh's state.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use api::zds::Listener;
 use daemon::drain::DrainGuard;
 use tokio::net::TcpListener;
-use tunnel::socket::{Accepted, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener};
+use tunnel::socket::{
+    Accepted, DatagramListener, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener,
+};
 
 use super::accept::{Accept, Acceptor};
 use super::admission::Share;
@@ -16,10 +18,13 @@ use super::farewell::let_end;
 use super::node::Node;
 use super::workers::{Burden, Worker};
 use super::{inbound, outbound, plaintext};
+use crate::dns;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Serving};
 
 /// Every pod has one of each.
 const LISTENERS: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
+/// A pod whose DNS is captured has both, any other none.
+const DNS_LISTENERS: [Listener; 2] = [Listener::DnsStream, Listener::DnsDatagram];
 
 /// Why a pod cannot be served. It can be tried again.
 #[derive(Debug, thiserror::Error)]
@@ -41,24 +46,19 @@ pub(crate) enum StartError {
 /// tried again.
 pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> {
     let home = node.workers.home();
-    let listeners = {
+    let (listeners, dns) = {
         // The sockets' readiness comes to the runtime that accepts.
         let _home = home.runtime().enter();
-        open_listeners(spec)?
+        (open_listeners(spec)?, open_dns(spec)?)
     };
-    let held = match &spec.listeners {
-        Listeners::Handed(handed) => handed
-            .iter()
-            .map(|(listener, fd)| Ok((*listener, fd.try_clone().map_err(|error| failed(*listener, error))?)))
-            .collect::<Result<_, _>>()?,
-        Listeners::Ours => Vec::new(),
-    };
+    let held = held(spec)?;
     let share = Share::new(node.capacity.clone(), node.limits.per_pod);
     let pod = Arc::new(Pod::new(spec, share));
     tokio::spawn(follow(node.clone(), pod.clone()));
     for (listener, socket) in listeners {
         home.runtime().spawn(accept_all(node.clone(), pod.clone(), home.clone(), listener, socket));
     }
+    serve_dns(node, &pod, &home, dns);
     node.metrics.proxies_started.inc();
     node.metrics.active_proxies.inc();
     tracing::info!(pod = %pod.name, namespace = %pod.namespace, uid = %pod.uid, addresses = ?spec.addresses, "pod served");
@@ -66,6 +66,47 @@ pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> 
         retire(node, &old);
     }
     Ok(())
+}
+
+/// Goes on serving a pod as `spec` says, which differs from what is served in its DNS alone: its connections are not touched.
+pub(crate) fn follow_dns(node: &Arc<Node>, serving: &Serving, spec: &PodSpec) -> Result<(), StartError> {
+    let pod = &serving.pod;
+    let home = node.workers.home();
+    let dns = {
+        let _home = home.runtime().enter();
+        open_dns(spec)?
+    };
+    let listeners = held(spec)?;
+    pod.dns.set_resolver(spec.resolver.clone());
+    serve_dns(node, pod, &home, dns);
+    node.pods.hold(Serving { pod: pod.clone(), listeners });
+    Ok(())
+}
+
+/// What the agent may ask back.
+fn held(spec: &PodSpec) -> Result<Vec<(Listener, OwnedFd)>, StartError> {
+    match &spec.listeners {
+        Listeners::Handed(handed) => handed
+            .iter()
+            .map(|(listener, fd)| Ok((*listener, fd.try_clone().map_err(|error| failed(*listener, error))?)))
+            .collect(),
+        Listeners::Ours => Ok(Vec::new()),
+    }
+}
+
+/// Answers the pod's DNS on these listeners, and no longer on others.
+fn serve_dns(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    home: &Arc<Worker>,
+    listeners: Option<(TcpListener, DatagramListener)>,
+) {
+    let stop = pod.dns.begin();
+    let Some((streams, datagrams)) = listeners else { return };
+    let accepting = accept_all(node.clone(), pod.clone(), home.clone(), Listener::DnsStream, streams);
+    let receiving = dns::datagrams(node.clone(), pod.clone(), datagrams);
+    home.runtime().spawn(stop.clone().run_until_cancelled_owned(accepting));
+    home.runtime().spawn(stop.run_until_cancelled_owned(receiving));
 }
 
 /// Serves the pod no more. Whether it was served. Its live connections may go on for the drain deadline.
@@ -102,6 +143,30 @@ fn failed(listener: Listener, error: io::Error) -> StartError {
     StartError::Listener { listener, error }
 }
 
+/// Both listeners for the pod's DNS, if it comes here: whoever makes the listeners knows. To an agent that leaves them to us it does no
+/// harm.
+fn open_dns(spec: &PodSpec) -> Result<Option<(TcpListener, DatagramListener)>, StartError> {
+    let [streams, datagrams] = DNS_LISTENERS;
+    let handed = match &spec.listeners {
+        Listeners::Ours => {
+            let stream = bind_ours(&spec.netns, streams).map_err(|error| failed(streams, error))?;
+            let bound = DatagramListener::bind(&spec.netns, InterceptPort::DNS);
+            return Ok(Some((stream, bound.map_err(|error| failed(datagrams, error))?)));
+        }
+        Listeners::Handed(handed) => handed,
+    };
+    if !handed.iter().any(|(kind, _)| DNS_LISTENERS.contains(kind)) {
+        return Ok(None);
+    }
+    let of = |kind| {
+        let fd = handed.iter().find(|(one, _)| *one == kind).ok_or(StartError::Missing(kind))?;
+        fd.1.as_fd().try_clone_to_owned().map_err(|error| failed(kind, error))
+    };
+    let stream = adopt_listener(of(streams)?).map_err(|error| failed(streams, error))?;
+    let adopted = DatagramListener::adopt(of(datagrams)?, spec.netns.clone());
+    Ok(Some((stream, adopted.map_err(|error| failed(datagrams, error))?)))
+}
+
 fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartError> {
     let open = |listener| {
         let socket = match &spec.listeners {
@@ -122,6 +187,7 @@ fn bind_ours(netns: &Netns, listener: Listener) -> io::Result<TcpListener> {
         Listener::Outbound => InterceptPort::OUTBOUND,
         Listener::InboundPlaintext => InterceptPort::INBOUND_PLAINTEXT,
         Listener::Hbone => InterceptPort::HBONE,
+        Listener::DnsStream | Listener::DnsDatagram => InterceptPort::DNS,
     };
     bind_listener(netns, port)
 }
@@ -160,6 +226,7 @@ async fn accept_all(
         Listener::Outbound => "outbound",
         Listener::InboundPlaintext => "inbound plaintext",
         Listener::Hbone => "inbound HBONE",
+        Listener::DnsStream | Listener::DnsDatagram => "DNS",
     };
     let mut acceptor = Acceptor::new(listening, name, node.metrics.clone());
     loop {
@@ -193,6 +260,10 @@ impl Call {
             Listener::Outbound => outbound::serve(&node, &pod, accepted).await,
             Listener::InboundPlaintext => plaintext::serve(&node, &pod, accepted).await,
             Listener::Hbone => inbound::serve(&node, &pod, accepted, &burden).await,
+            // Apart, so that the task of any other connection does not keep room for it.
+            Listener::DnsStream | Listener::DnsDatagram => {
+                Box::pin(dns::stream(&node, &pod, accepted)).await;
+            }
         }
         drop((burden, guard));
     }

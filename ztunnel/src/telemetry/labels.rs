@@ -13,7 +13,7 @@ use prometheus_client::encoding::{
 pub(crate) struct Value(Option<String>);
 
 impl Value {
-    fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         Self(Some(text).filter(|text| !text.is_empty()).map(str::to_owned))
     }
 }

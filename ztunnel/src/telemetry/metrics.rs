@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::dns::DnsMetrics;
 use super::labels::{Reporter, Traffic};
 
 /// Label set of `istio_tcp_sockets_open`.
@@ -98,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) certificate_time: Took,
     /// From an accepted connection to a verified client: what waits for a processor shows here first.
     pub(crate) handshake_time: Took,
+    /// The pods' DNS.
+    pub(crate) dns: DnsMetrics,
 }
 
 /// All families; cheap to clone, as clones share the numbers.
@@ -169,6 +172,7 @@ impl Metrics {
             "Streams, or attempts, that ended",
             self.xds_terminations.clone(),
         );
+        self.shared.dns.register(istio);
         self.register_own(registry.sub_registry_with_prefix("culvert"));
         let pods = registry.sub_registry_with_prefix("workload_manager");
         pods.register("active_proxy_count", "Pods served", self.active_proxies.clone());
@@ -212,6 +216,7 @@ impl Metrics {
             "Endpoints passed over for a while because connections to them kept failing",
             self.endpoint_ejections.clone(),
         );
+        self.shared.dns.register_own(own);
         own.register("accept_pauses", "Pauses of accept loops after an error", self.accept_pauses.clone());
         own.register(
             "certificate_requests",

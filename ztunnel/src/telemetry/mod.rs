@@ -2,6 +2,7 @@
 //! names (contract 1.10) with a few fields of our own.
 
 mod collected;
+mod dns;
 #[cfg(test)]
 pub(crate) mod kept;
 mod labels;
@@ -9,6 +10,7 @@ mod metrics;
 mod record;
 
 pub(crate) use collected::Collected;
+pub(crate) use dns::DnsLabels;
 pub(crate) use labels::Reporter;
 #[cfg(test)]
 pub(crate) use metrics::ReporterLabel;

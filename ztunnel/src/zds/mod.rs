@@ -102,7 +102,7 @@ async fn send(socket: &SeqPacket, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
 }
 
 async fn follow<P: Proxies>(socket: &SeqPacket, session: &mut Session<P>) -> SessionEnd {
-    let hello = Hello { listeners: true, deposits: true }.encode();
+    let hello = Hello { listeners: true, deposits: true, dns: true }.encode();
     if let Err(end) = send(socket, &hello, &[]).await {
         return end;
     }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::session::{HeldPod, Proxies};
 use crate::identity::deposit;
-use crate::pods::{PodSpec, PodUid, Serving};
+use crate::pods::{Likeness, PodSpec, PodUid, Serving};
 use crate::proxy::{self, Node};
 
 /// The proxies of this process. Must be used within its runtime.
@@ -16,8 +16,15 @@ pub(crate) struct NodeProxies(pub(crate) Arc<Node>);
 
 impl Proxies for NodeProxies {
     fn start(&mut self, spec: &PodSpec) -> Result<(), String> {
-        if self.0.pods.get(&spec.uid).is_some_and(|serving| serving.is_same_as(spec)) {
-            return Ok(());
+        match self.0.pods.get(&spec.uid).map(|serving| (serving.likeness(spec), serving)) {
+            Some((Likeness::Same, serving)) => {
+                serving.pod.dns.set_resolver(spec.resolver.clone());
+                return Ok(());
+            }
+            Some((Likeness::ButForDns, serving)) => {
+                return proxy::follow_dns(&self.0, &serving, spec).map_err(|error| error.to_string());
+            }
+            Some((Likeness::Another, _)) | None => {}
         }
         if self.0.drain.is_draining() {
             return Err("this ztunnel is ending and takes no further pods".to_owned());

@@ -5,9 +5,11 @@
 //! not ready without the snapshot of the present connection, nor while a pod waits.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 
 use api::seqpacket::Datagram;
 use api::zds::{Add, Held, Listener, Request, Response, Violation};
@@ -15,6 +17,7 @@ use daemon::readiness::{BlockReady, Readiness};
 use tokio::sync::watch;
 use tunnel::socket::Netns;
 
+use crate::dns::Resolver;
 use crate::pods::{Listeners, PodSpec, PodUid};
 
 /// What serves the pods.
@@ -246,10 +249,25 @@ impl<P: Proxies> Session<P> {
     }
 }
 
+/// The longest `resolv.conf` that is read, in bytes: what counts of it is far shorter.
+const LONGEST_RESOLV_CONF: usize = 64 * 1024;
+
+/// What the agent has read of the pod's `resolv.conf`.
+fn resolver_of(descriptor: OwnedFd) -> io::Result<Resolver> {
+    let file = File::from(descriptor);
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(LONGEST_RESOLV_CONF);
+    let mut text = vec![0; length];
+    // Not by the offset, which everybody who has the descriptor shares.
+    file.read_exact_at(&mut text, 0)?;
+    Ok(Resolver::read(&String::from_utf8_lossy(&text)))
+}
+
 /// The codec has checked that the descriptors are as many as the message says.
 fn spec_of(add: Add, descriptors: Vec<OwnedFd>) -> io::Result<PodSpec> {
     let mut descriptors = descriptors.into_iter();
     let netns = descriptors.next().ok_or(io::ErrorKind::InvalidInput)?;
+    // Last, and only if the message says so.
+    let resolver = if add.resolver { descriptors.next_back() } else { None };
     let listeners = match add.listeners.is_empty() {
         true => Listeners::Ours,
         false => Listeners::Handed(add.listeners.into_iter().zip(descriptors).collect()),
@@ -262,5 +280,6 @@ fn spec_of(add: Add, descriptors: Vec<OwnedFd>) -> io::Result<PodSpec> {
         addresses: add.addresses,
         netns: Netns::new(netns)?,
         listeners,
+        resolver: resolver.map(resolver_of).transpose()?,
     })
 }

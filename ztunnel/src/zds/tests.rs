@@ -140,7 +140,8 @@ impl<T> Agent<T> {
         let info =
             PodInfo { name: uid.to_owned(), namespace: "shop".to_owned(), service_account: "web".to_owned() };
         let addresses = vec!["10.0.0.1".parse().unwrap()];
-        let add = Add { uid: uid.to_owned(), info, listeners: listeners.to_vec(), addresses };
+        let add =
+            Add { uid: uid.to_owned(), info, listeners: listeners.to_vec(), addresses, resolver: false };
         let descriptors: Vec<OwnedFd> = (0..=listeners.len()).map(|_| netns()).collect();
         let borrowed: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
         self.ask(&Request::Add(add), &borrowed).await

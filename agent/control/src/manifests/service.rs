@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use mesh::service::IpFamilies;
+
 use super::field::{Field, PortReference, Result};
 use super::metadata::{Metadata, Placement};
 
@@ -13,6 +15,8 @@ pub struct Service {
     pub metadata: Metadata,
     /// `spec.clusterIPs`; none for a headless service.
     pub addresses: Vec<IpAddr>,
+    /// `spec.ipFamilies`.
+    pub ip_families: IpFamilies,
     /// `spec.type: ExternalName`: another name for something outside, without addresses or endpoints.
     pub external_name: bool,
     /// `spec.selector`; empty: it selects no pods.
@@ -48,6 +52,7 @@ impl Service {
         Ok(Self {
             metadata: Metadata::read(object, Placement::Namespaced)?,
             addresses: if external_name { Vec::new() } else { addresses(&spec)? },
+            ip_families: ip_families(&spec.get("ipFamilies")?)?,
             external_name,
             selector: spec.get("selector")?.text_map()?,
             ports,
@@ -90,6 +95,23 @@ fn addresses(spec: &Field<'_>) -> Result<Vec<IpAddr>> {
         addresses.push(address);
     }
     Ok(addresses)
+}
+
+fn ip_families(field: &Field<'_>) -> Result<IpFamilies> {
+    let (mut v4, mut v6) = (false, false);
+    for (text, item) in field.texts()? {
+        match text {
+            "IPv4" => v4 = true,
+            "IPv6" => v6 = true,
+            other => return Err(item.invalid(other, "is neither IPv4 nor IPv6")),
+        }
+    }
+    Ok(match (v4, v6) {
+        (false, false) => IpFamilies::Automatic,
+        (true, false) => IpFamilies::V4Only,
+        (false, true) => IpFamilies::V6Only,
+        (true, true) => IpFamilies::Dual,
+    })
 }
 
 fn ports(field: &Field<'_>) -> Result<(Vec<ServicePort>, Vec<u16>)> {

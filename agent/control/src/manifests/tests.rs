@@ -357,6 +357,23 @@ fn headless_and_external_services_and_a_lone_cluster_ip_need_no_more() {
 }
 
 #[test]
+fn a_service_is_reached_by_the_ip_families_it_states() {
+    use mesh::service::IpFamilies;
+    for (stated, expected) in [
+        ("", IpFamilies::Automatic),
+        ("\n  ipFamilies: [IPv4]", IpFamilies::V4Only),
+        ("\n  ipFamilies: [IPv6]", IpFamilies::V6Only),
+        ("\n  ipFamilies: [IPv6, IPv4]", IpFamilies::Dual),
+    ] {
+        let service =
+            SERVICE.replace("clusterIPs: [10.43.0.10]", &format!("clusterIPs: [10.43.0.10]{stated}"));
+        assert_eq!(read(&service).unwrap().services[0].ip_families, expected, "{stated}");
+    }
+    let wrong = SERVICE.replace("clusterIPs: [10.43.0.10]", "clusterIPs: [10.43.0.10]\n  ipFamilies: [IPv5]");
+    assert!(read(&wrong).unwrap_err()[0].to_string().contains("is neither IPv4 nor IPv6"));
+}
+
+#[test]
 fn probe_ports_are_those_called_on_the_pod_itself() {
     for (probe, expected) in [
         ("livenessProbe: {tcpSocket: {port: 9}}", vec![9]),

@@ -16,7 +16,7 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
-use api::proto::node::{Pod as NodePod, PreMesh};
+use api::proto::node::{DnsCapture, Pod as NodePod, PreMesh};
 use mesh::{Authorization, Service, TrustDomain, Workload};
 
 use crate::manifests::{Metadata, ObjectName, Objects, Origin, Pod};
@@ -24,6 +24,9 @@ use peer_authentication::PlaintextRefusal;
 
 /// The annotation that says what becomes of a pod's connections from before it joined: `keep` or `cut`.
 const PRE_MESH: &str = "culvert.dev/pre-mesh-connections";
+
+/// On a pod: whether its DNS is captured. Istio's name.
+const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 
 /// What the mesh is called.
 #[derive(Clone, Debug)]
@@ -202,6 +205,7 @@ fn enrolled(pod: &Pod, refusal: PlaintextRefusal, warnings: &mut Warnings) -> En
         strict_ports,
         permissive_ports,
         pre_mesh: pre_mesh(pod, warnings).into(),
+        dns_capture: dns_capture(pod, warnings).into(),
     };
     Enrolled { node: pod.node.clone(), pod: pod_for_agent }
 }
@@ -217,6 +221,22 @@ fn pre_mesh(pod: &Pod, warnings: &mut Warnings) -> PreMesh {
                 format!("annotation {PRE_MESH}: `{other}` is neither keep nor cut; the connections are cut");
             warnings.add("Pod", &pod.metadata, message);
             PreMesh::Cut
+        }
+    }
+}
+
+/// Whether a pod wants its DNS captured.
+fn dns_capture(pod: &Pod, warnings: &mut Warnings) -> DnsCapture {
+    match pod.metadata.annotation(DNS_CAPTURE) {
+        None => DnsCapture::Unspecified,
+        Some("true") => DnsCapture::On,
+        Some("false") => DnsCapture::Off,
+        Some(other) => {
+            let message = format!(
+                "annotation {DNS_CAPTURE}: `{other}` is neither true nor false; it is as if there were none"
+            );
+            warnings.add("Pod", &pod.metadata, message);
+            DnsCapture::Unspecified
         }
     }
 }

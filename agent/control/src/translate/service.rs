@@ -79,6 +79,7 @@ fn service(
             .map(|ip| NetworkAddress { network: Network::default(), ip: *ip })
             .collect(),
         cidr_vips: Vec::new(),
+        ip_families: manifest.ip_families,
         ports: manifest.ports.iter().map(|port| (port.port, target(&port.target))).collect(),
         subject_alt_names: Vec::new(),
         load_balancing: load_balancing(manifest, surroundings, warnings),

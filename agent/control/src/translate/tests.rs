@@ -71,6 +71,21 @@ fn the_agent_is_told_all_it_needs_of_a_pod() {
 }
 
 #[test]
+fn a_pods_annotation_says_whether_its_dns_is_captured() {
+    for (annotation, expected, warned) in [
+        ("", DnsCapture::Unspecified, false),
+        ("ambient.istio.io/dns-capture: 'true'", DnsCapture::On, false),
+        ("ambient.istio.io/dns-capture: 'false'", DnsCapture::Off, false),
+        ("ambient.istio.io/dns-capture: 'no'", DnsCapture::Unspecified, true),
+    ] {
+        let metadata = format!("{AMBIENT}, annotations: {{{annotation}}}");
+        let translation = translated(&pod("web", "10.0.0.1", &metadata, ""));
+        assert_eq!(translation.pods[0].pod.dns_capture(), expected, "{annotation}");
+        assert_eq!(!translation.warnings.is_empty(), warned, "{annotation}: {:?}", translation.warnings);
+    }
+}
+
+#[test]
 fn a_pods_annotation_says_what_becomes_of_its_connections_from_before_it_joined() {
     let cases = [
         ("", PreMesh::Unspecified, false),

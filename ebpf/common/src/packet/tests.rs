@@ -274,3 +274,55 @@ fn no_packet_makes_the_parser_fail() {
         }
     }
 }
+
+/// A datagram from port 50000 to `port` that begins as a DNS message with these flags does.
+fn udp(port: u16, flags: u8) -> Vec<u8> {
+    let [high, low] = port.to_be_bytes();
+    vec![0xc3, 0x50, high, low, 0, 20, 0, 0, 0x12, 0x34, flags, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+}
+
+#[test]
+fn a_dns_query_is_told_from_other_datagrams() {
+    let query = udp(53, 0x01);
+    let tagged = |packet: Packet| Packet([&[0, 7, 0x08, 0x00][..], &packet.0[..]].concat());
+    for (name, packet, ethertype, is_v4, is_tagged) in [
+        ("IPv4", v4(&[], 17, 0, &query), ETHERTYPE_IPV4, true, false),
+        ("that may not be fragmented", v4(&[], 17, 0x4000, &query), ETHERTYPE_IPV4, true, false),
+        ("with options", v4(&[1, 1, 1, 1], 17, 0, &query), ETHERTYPE_IPV4, true, false),
+        ("IPv6", v6(17, &query), ETHERTYPE_IPV6, false, false),
+        ("behind an extension header", v6(60, &options(17, 1, &query)), ETHERTYPE_IPV6, false, false),
+        ("behind a tag", tagged(v4(&[], 17, 0, &query)), ETHERTYPE_VLAN, true, true),
+    ] {
+        let Parsed::Dns(found) = parse(&packet, ethertype) else { panic!("{name}") };
+        assert_eq!((found.source_port, found.destination_port), (50_000, 53), "{name}");
+        assert_eq!((found.is_v4, found.is_tagged), (is_v4, is_tagged), "{name}");
+        if is_v4 {
+            assert_eq!(found.destination, Address::from_v4(u32::from_ne_bytes(SERVER)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_whole_dns_query_passes_as_any_datagram() {
+    for (name, packet, ethertype) in [
+        ("an answer, to a client that asked from port 53", v4(&[], 17, 0, &udp(53, 0x81)), ETHERTYPE_IPV4),
+        ("another port", v4(&[], 17, 0, &udp(5353, 0)), ETHERTYPE_IPV4),
+        (
+            "from port 53",
+            v4(&[], 17, 0, &[&[0, 53, 0xc3, 0x50][..], &udp(53, 0)[4..]].concat()),
+            ETHERTYPE_IPV4,
+        ),
+        ("the first of several fragments", v4(&[], 17, 0x2000, &udp(53, 0)), ETHERTYPE_IPV4),
+        ("a later fragment", v4(&[], 17, 1, &udp(53, 0)), ETHERTYPE_IPV4),
+        (
+            "a fragment over IPv6",
+            v6(44, &[&[17, 0, 0, 1, 0, 0, 0, 0][..], &udp(53, 0)].concat()),
+            ETHERTYPE_IPV6,
+        ),
+        ("a datagram without content", v4(&[], 17, 0, &udp(53, 0)[..8]), ETHERTYPE_IPV4),
+        ("half a header", v4(&[], 17, 0, &udp(53, 0)[..6]), ETHERTYPE_IPV4),
+        ("half a header over IPv6", v6(17, &udp(53, 0)[..6]), ETHERTYPE_IPV6),
+    ] {
+        assert_eq!(parse(&packet, ethertype), Parsed::Other, "{name}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Services.
 
 use mesh::gateway::WeightedWaypoint;
-use mesh::service::{LoadBalancing, Mode, Scope, Visibility};
+use mesh::service::{IpFamilies, LoadBalancing, Mode, Scope, Visibility};
 use mesh::{NetworkAddress, NetworkRange, Service, ServiceName};
 
 use super::gateway::{gateway_from_proto, gateway_to_proto};
@@ -29,6 +29,7 @@ pub fn service_from_proto(service: proto::Service) -> Result<Service, ConvertErr
         short_name: service.name,
         vips,
         cidr_vips,
+        ip_families: ip_families(service.ip_families),
         ports: port_map("ports", &service.ports)?,
         subject_alt_names: service.subject_alt_names,
         load_balancing: service.load_balancing.map(load_balancing).unwrap_or_default(),
@@ -44,6 +45,16 @@ pub fn service_from_proto(service: proto::Service) -> Result<Service, ConvertErr
             .map(weighted_waypoint)
             .collect::<Result<_, _>>()?,
     })
+}
+
+/// Families that are not known are whatever the addresses are of.
+fn ip_families(wire: i32) -> IpFamilies {
+    match proto::IpFamilies::try_from(wire) {
+        Ok(proto::IpFamilies::Ipv4Only) => IpFamilies::V4Only,
+        Ok(proto::IpFamilies::Ipv6Only) => IpFamilies::V6Only,
+        Ok(proto::IpFamilies::Dual) => IpFamilies::Dual,
+        Ok(proto::IpFamilies::Automatic) | Err(_) => IpFamilies::Automatic,
+    }
 }
 
 /// A prefix of the whole address, or none, is an address; any other is a range.
@@ -109,6 +120,13 @@ pub fn service_to_proto(service: &Service) -> proto::Service {
         hostname: service.name.hostname.to_string(),
         addresses: addresses_to_proto(service),
         ports: ports_to_proto(&service.ports),
+        ip_families: match service.ip_families {
+            IpFamilies::Automatic => proto::IpFamilies::Automatic,
+            IpFamilies::V4Only => proto::IpFamilies::Ipv4Only,
+            IpFamilies::V6Only => proto::IpFamilies::Ipv6Only,
+            IpFamilies::Dual => proto::IpFamilies::Dual,
+        }
+        .into(),
         subject_alt_names: service.subject_alt_names.clone(),
         waypoint: service.waypoint.as_ref().map(gateway_to_proto),
         load_balancing: Some(load_balancing_to_proto(&service.load_balancing)),

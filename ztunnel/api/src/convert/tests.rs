@@ -3,7 +3,7 @@
 use mesh::gateway::{GatewayDestination, WeightedWaypoint};
 use mesh::identity::Namespace;
 use mesh::policy::{Action, Clause, Match, Rule, ServiceAccountMatch, StringMatch};
-use mesh::service::{LoadBalancing, Mode, Scope, ServiceName, Visibility};
+use mesh::service::{IpFamilies, LoadBalancing, Mode, Scope, ServiceName, Visibility};
 use mesh::workload::{ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 use mesh::{GatewayAddress, NetworkRange};
 
@@ -59,6 +59,7 @@ fn service() -> Service {
         cidr_vips: ["10.99.0.0/16", "fd99::/64"]
             .map(|range| NetworkRange::new("blue".into(), range.parse().unwrap()))
             .to_vec(),
+        ip_families: IpFamilies::Dual,
         ports: [(80, 8080), (81, 0)].into(),
         subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/x".to_owned()],
         load_balancing: LoadBalancing {

@@ -12,16 +12,27 @@ fn pod(listeners: &[Listener], addresses: &[&str]) -> Add {
         },
         listeners: listeners.to_vec(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        resolver: false,
     }
 }
 
 const ALL: [Listener; 3] = [Listener::Outbound, Listener::InboundPlaintext, Listener::Hbone];
 
+const WITH_DNS: [Listener; 5] = [
+    Listener::Outbound,
+    Listener::InboundPlaintext,
+    Listener::Hbone,
+    Listener::DnsStream,
+    Listener::DnsDatagram,
+];
+
 #[test]
 fn every_message_comes_back_as_it_was_sent_with_its_own_number_of_descriptors() {
     for (listeners, deposits) in [(true, true), (true, false), (false, false)] {
-        let hello = Hello { listeners, deposits };
-        assert_eq!(Hello::decode(&hello.encode(), 0), Ok(hello));
+        for dns in [false, true] {
+            let hello = Hello { listeners, deposits, dns };
+            assert_eq!(Hello::decode(&hello.encode(), 0), Ok(hello));
+        }
     }
     let held = |listeners: &[Listener]| Held {
         uid: "5f1c".to_owned(),
@@ -32,6 +43,8 @@ fn every_message_comes_back_as_it_was_sent_with_its_own_number_of_descriptors() 
         (Request::Add(pod(&[], &[])), 1),
         (Request::Add(pod(&ALL, &["10.0.0.2", "fd00::2"])), 4),
         (Request::Add(pod(&[Listener::Hbone, Listener::Outbound], &["10.0.0.2"])), 3),
+        (Request::Add(Add { resolver: true, ..pod(&[], &[]) }), 2),
+        (Request::Add(Add { resolver: true, ..pod(&WITH_DNS, &["10.0.0.2"]) }), 7),
         (Request::Del("5f1c".to_owned()), 0),
         (Request::SnapshotSent, 0),
         (Request::Keep("5f1c".to_owned()), 0),
@@ -46,6 +59,7 @@ fn every_message_comes_back_as_it_was_sent_with_its_own_number_of_descriptors() 
         (Response::Nack("no netns".to_owned()), 0),
         (Response::Held(held(&ALL)), 4),
         (Response::Held(held(&[])), 1),
+        (Response::Held(held(&WITH_DNS)), 6),
     ];
     for (response, fds) in responses {
         assert_eq!(response.fds(), fds, "{response:?}");
@@ -55,7 +69,7 @@ fn every_message_comes_back_as_it_was_sent_with_its_own_number_of_descriptors() 
 
 #[test]
 fn the_bytes_are_those_of_the_contract() {
-    assert_eq!(Hello { listeners: false, deposits: false }.encode(), [0x08, 1]);
+    assert_eq!(Hello { listeners: false, deposits: false, dns: false }.encode(), [0x08, 1]);
     let del = Request::Del("u".to_owned()).encode().unwrap();
     assert_eq!(del, [0x12, 3, 0x12, 1, b'u'], "the uid of a del is its field 2");
     let keep = Request::Keep("u".to_owned()).encode().unwrap();

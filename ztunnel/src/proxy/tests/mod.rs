@@ -1,5 +1,6 @@
 //! The data path between two nodes and within one, end to end but for the kernel's part.
 
+mod dns;
 mod peers;
 mod retry;
 mod revocation;
@@ -256,6 +257,7 @@ async fn a_pod_reaches_itself_through_its_service_by_the_same_gate() {
             short_name: "client".to_owned(),
             vips: vec![mesh::NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
             cidr_vips: Vec::new(),
+            ip_families: mesh::service::IpFamilies::default(),
             ports: [(80, 8080)].into(),
             subject_alt_names: Vec::new(),
             load_balancing: mesh::service::LoadBalancing::default(),

@@ -34,6 +34,7 @@ fn service() -> Service {
         short_name: "web".to_owned(),
         vips: vec![NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
         cidr_vips: Vec::new(),
+        ip_families: mesh::service::IpFamilies::default(),
         ports: [(80, 8080)].into(),
         subject_alt_names: Vec::new(),
         load_balancing: LoadBalancing {

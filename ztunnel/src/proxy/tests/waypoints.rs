@@ -80,6 +80,7 @@ fn service(short: &str, vip: &str, ports: [(u16, u16); 1], waypoint: Option<Gate
         short_name: short.to_owned(),
         vips: vec![NetworkAddress { network: "".into(), ip: vip.parse().unwrap() }],
         cidr_vips: Vec::new(),
+        ip_families: mesh::service::IpFamilies::default(),
         ports: ports.into(),
         subject_alt_names: Vec::new(),
         load_balancing: LoadBalancing::default(),

@@ -17,13 +17,14 @@ use rcgen::{
     CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tunnel::hbone::{Pool, PoolConfig};
 use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, TcpOptions};
 use tunnel::tls::{
     CertificateRequest, KeyExchange, RevocationLists, Revocations, TlsPolicy, WorkloadCertificate,
 };
 
+use crate::dns::Surroundings;
 use crate::identity::{Identities, Issued, Source};
 use crate::mesh_state::MeshState;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
@@ -121,6 +122,16 @@ impl Wires {
         self.ways.lock().unwrap().get(&to).copied()
     }
 
+    /// A socket that exchanges datagrams with whomever `to` leads to; with nobody, if it leads nowhere.
+    fn datagrams(&self, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<UdpSocket> {
+        self.dialled.lock().unwrap().push((source, to));
+        let way = self.way(to).ok_or(std::io::ErrorKind::ConnectionRefused)?;
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(way)?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    }
+
     async fn dial(self: Arc<Self>, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<TcpStream> {
         self.dialled.lock().unwrap().push((source, to));
         let way = self.way(to);
@@ -143,6 +154,10 @@ impl Dialer for Loopback {
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
         let dial = self.0.clone().dial(source, to);
         async move { dial.await.map_err(|error| DialError::Failed { to, error }) }.boxed()
+    }
+
+    fn datagrams(&self, _: &Netns, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<UdpSocket> {
+        self.0.datagrams(source, to)
     }
 
     fn application(
@@ -238,6 +253,7 @@ impl World {
             addresses: stated,
             netns: Netns::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()).unwrap(),
             listeners: Listeners::Handed(Vec::new()),
+            resolver: None,
         };
         let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod)));
         node.pods.insert(Serving { pod: pod.clone(), listeners: Vec::new() });
@@ -350,6 +366,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         identities,
         workers: Workers::on(vec![tokio::runtime::Handle::current()]),
         pods: Pods::default(),
+        dns: Surroundings::new("cluster.local".to_owned(), ""),
         dialer: Arc::new(Loopback(wires.clone())),
         tunnels: Pool::new(PoolConfig::default()),
         capacity: Capacity::new(1000),

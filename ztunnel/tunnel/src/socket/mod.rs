@@ -1,11 +1,13 @@
 //! Sockets: in which namespace, with which marks, bound to what.
 
+mod datagram;
 mod dial;
 mod listen;
 mod netns;
 mod options;
 mod taken;
 
+pub use datagram::{Captured, DatagramListener, connect_datagram};
 pub use dial::{ApplicationDialError, DialError, LEG_PORTS, dial_application, dial_network};
 pub use listen::{Accepted, Detached, accept, adopt_listener, bind_listener, canonical};
 pub use netns::{Netns, NetnsInode};

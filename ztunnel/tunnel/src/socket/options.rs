@@ -33,6 +33,8 @@ impl InterceptPort {
     pub const INBOUND_PLAINTEXT: Self = Self(mesh::ports::INBOUND_PLAINTEXT);
     /// HBONE.
     pub const HBONE: Self = Self(mesh::ports::HBONE);
+    /// DNS.
+    pub const DNS: Self = Self(mesh::ports::DNS);
 
     /// The number.
     pub fn get(self) -> u16 {

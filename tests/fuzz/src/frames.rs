@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn frames_have_the_form_of_the_rfc_and_a_broken_one_breaks_off() {
         let input = [frame(PING, 0, 0, b"12345678"), frame(HEADERS, END_HEADERS, 1, b"abc")].concat();
-        let expected = b"\0\0\x08\x06\0\0\0\0\012345678\0\0\x03\x01\x04\0\0\0\x01abc";
+        let expected = b"\0\0\x08\x06\0\0\0\0\x0012345678\0\0\x03\x01\x04\0\0\0\x01abc";
         assert_eq!(wire(&input), expected);
         assert_eq!(wire(&input[..input.len() - 1]), expected[..expected.len() - 1]);
     }

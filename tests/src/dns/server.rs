@@ -98,6 +98,7 @@ impl Answers {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "between connections it looks whether it is to end")]
     fn streams(&self, listener: &TcpListener) {
         while !self.ends.load(Ordering::SeqCst) {
             match listener.accept() {

@@ -33,7 +33,8 @@ impl Process {
 
     fn encode_runtimes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        let gauges: [(&str, &str, fn(&tokio::runtime::RuntimeMetrics) -> usize); 3] = [
+        type Reading = fn(&tokio::runtime::RuntimeMetrics) -> usize;
+        let gauges: [(&str, &str, Reading); 3] = [
             ("tokio_num_workers", "Threads of a runtime", |metrics| metrics.num_workers()),
             ("tokio_num_alive_tasks", "Tasks that have not ended", |metrics| metrics.num_alive_tasks()),
             (

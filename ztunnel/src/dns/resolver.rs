@@ -40,8 +40,8 @@ impl Resolver {
                 Some("search") => domains = words.map(domain).filter(|one| !one.is_empty()).collect(),
                 Some("domain") => domains = words.take(1).map(domain).collect(),
                 Some("options") => {
-                    let stated = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    ndots = stated.last().unwrap_or(ndots);
+                    let mut stated = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
+                    ndots = stated.next_back().unwrap_or(ndots);
                 }
                 _ => {}
             }

@@ -40,7 +40,7 @@ pub fn run(input: &[u8]) {
         }
         Ok(other) => panic!("read as {other:?}"),
         Err(rejected) => {
-            let Some(Marker::Address(marker)) = rejected.marker else {
+            let Some(Marker::Address(marker)) = &rejected.marker else {
                 panic!("nothing counts in its place")
             };
             assert_eq!(marker.resource, name);

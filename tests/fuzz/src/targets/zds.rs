@@ -41,7 +41,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let info = PodInfo { name: "web-0".into(), namespace: "shop".into(), service_account: "web".into() };
     let uid = || "3c2a7d1e".to_owned();
     let requests = [
-        Request::Add(Add { uid: uid(), info, listeners: listeners.clone(), addresses: addresses.clone() }),
+        Request::Add(Add {
+            uid: uid(),
+            info,
+            listeners: listeners.clone(),
+            addresses: addresses.clone(),
+            resolver: false,
+        }),
         Request::Del(uid()),
         Request::Keep(uid()),
         Request::SnapshotSent,
@@ -56,7 +62,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let with_fds = |fds: usize, bytes: Vec<u8>| [vec![u8::try_from(fds).unwrap_or_default()], bytes].concat();
     let requests = requests.iter().filter_map(|one| Some(with_fds(one.fds(), one.encode().ok()?)));
     let responses = responses.iter().filter_map(|one| Some(with_fds(one.fds(), one.encode().ok()?)));
-    let hello = with_fds(0, Hello { listeners: true, deposits: true }.encode());
+    let hello = with_fds(0, Hello { listeners: true, deposits: true, dns: true }.encode());
     let key = DepositedKey { key: "key".into(), chain: vec!["leaf".into(), "roots".into()] };
     let deposit = with_fds(0, encode_keys(vec![key]));
     requests.chain(responses).chain([hello, deposit]).collect()

@@ -97,6 +97,7 @@ fn raw_add(alter: fn(&mut proto::AddWorkload)) -> Vec<u8> {
         workload_info: Some(proto::WorkloadInfo::default()),
         listeners: vec![1],
         addresses: vec![vec![10, 0, 0, 2]],
+        resolver: false,
     };
     alter(&mut add);
     proto::WorkloadRequest { payload: Some(proto::workload_request::Payload::Add(add)) }.encode_to_vec()

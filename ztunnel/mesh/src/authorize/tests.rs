@@ -148,6 +148,7 @@ fn one_allow_of_several_suffices_and_the_first_is_named_when_none_matches() {
 }
 
 /// Matches against a client `shop/client` (or none) at 10.0.0.1 that asks for 10.0.0.2:8080.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn match_cases() -> Vec<(&'static str, Match, bool, bool)> {
     let with = |set: fn(&mut Match)| {
         let mut one = Match::default();

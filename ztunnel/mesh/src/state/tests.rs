@@ -157,7 +157,7 @@ fn what_cannot_be_read_takes_the_place_of_what_was_known_and_keeps_its_addresses
         ("10.0.0.2", Some(pod.to_string())),
         ("10.0.0.3", Some(pod.to_string())),
         ("10.9.0.1", Some(name.clone())),
-        ("10.9.1.77", Some(name.clone())),
+        ("10.9.1.77", Some(name)),
         ("10.9.2.1", None),
     ] {
         assert_eq!(rejected_at(&state, at), expected, "{at}");
@@ -182,7 +182,7 @@ fn a_good_version_or_a_removal_ends_it_and_nothing_is_left() {
     };
     reject(&mut state);
     state.upsert_workload(workload("web", &["10.0.0.2"]));
-    state.upsert_service(web.clone());
+    state.upsert_service(web);
     assert_eq!(found_at(&state, "10.0.0.2"), Some(pod.clone()));
     assert!(state.rejected.is_empty() && state.rejected.indexes_are_empty());
     reject(&mut state);

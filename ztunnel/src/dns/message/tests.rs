@@ -46,7 +46,8 @@ fn addresses(message: &Message) -> Vec<IpAddr> {
 fn only_plain_questions_for_addresses_are_the_meshs_to_answer() {
     let a = Kind::A;
     let found = |family| Some(("web.shop".to_owned(), family));
-    let cases: [(&str, Vec<u8>, Option<(String, Family)>); 10] = [
+    type Case = (&'static str, Vec<u8>, Option<(String, Family)>);
+    let cases: [Case; 10] = [
         ("A", query("web.shop.", a, plain), found(Family::V4)),
         ("AAAA", query("web.shop.", Kind::AAAA, plain), found(Family::V6)),
         ("in any case", query("WeB.SHop.", a, plain), found(Family::V4)),

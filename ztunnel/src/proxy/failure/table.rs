@@ -55,6 +55,7 @@ fn denied(reason: Reason) -> Failure {
 type Listed = (&'static str, Failure, Blame, &'static str, u16);
 
 /// What a client, or who speaks for it, does wrong.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn of_clients() -> Vec<Listed> {
     use Blame::{Client, Destination};
     let identity = || TlsError::PeerCertificate(PeerCertificateError::NoIdentity);
@@ -141,6 +142,7 @@ fn of_clients() -> Vec<Listed> {
 }
 
 /// What policies and the control plane make of it.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn of_configuration() -> Vec<Listed> {
     use Blame::{Client, ControlPlane, Destination, Policy};
     let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
@@ -257,6 +259,7 @@ fn of_configuration() -> Vec<Listed> {
 }
 
 /// What the way there, or this node, does not do.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn of_ways() -> Vec<Listed> {
     use Blame::{Destination, Node, Policy};
     let failed = |error| Failure::Dial(DialError::Failed { to: to(), error });

@@ -263,7 +263,7 @@ impl Standing {
                 }
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Whether [`Self::lost`] has returned for somebody.

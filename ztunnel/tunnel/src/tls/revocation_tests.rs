@@ -52,7 +52,8 @@ fn one_or_several_lists_are_read_in_either_form_and_all_or_none() {
     let certificate = Authority::new().root.into_bytes();
     let spoilt_pem = String::from_utf8(other_pem.clone()).unwrap().replacen("MI", "!!", 1).into_bytes();
     let malformed = |number| Err(Some(number));
-    let cases: [(&str, Vec<u8>, Result<usize, Option<usize>>); 12] = [
+    type Case = (&'static str, Vec<u8>, Result<usize, Option<usize>>);
+    let cases: [Case; 12] = [
         ("one in PEM", pem.clone(), Ok(1)),
         ("two in PEM", [&pem[..], &other_pem].concat(), Ok(2)),
         ("text before it", [b"of our CA:\n", &pem[..]].concat(), Ok(1)),

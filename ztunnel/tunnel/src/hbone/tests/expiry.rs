@@ -69,7 +69,9 @@ async fn a_server_takes_no_requests_after_its_clients_certificate_and_ends_its_s
         let terms = Terms { expires: begin + HOUR, ..terms() };
         let server = tokio::spawn(async move {
             let on_connect = |request: Result<ConnectRequest, Malformed>| {
-                drop(request.map(|request| asked.send(request)));
+                if let Ok(request) = request {
+                    let _ = asked.send(request);
+                }
             };
             let config = ServerConfig { expiry_grace: Some(HOUR), ..ServerConfig::default() };
             serve(far, &config, &terms, std::future::pending(), on_connect).await

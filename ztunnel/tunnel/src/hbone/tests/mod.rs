@@ -114,7 +114,9 @@ impl World {
                 (asked.clone(), ended.clone(), server.clone(), draining.clone());
             async move {
                 let end = serve(io, &server, &terms, drain.notified(), |request| {
-                    drop(request.map(|request| asked.send(request)))
+                    if let Ok(request) = request {
+                        let _ = asked.send(request);
+                    }
                 })
                 .await;
                 let _ = ended.send(end);

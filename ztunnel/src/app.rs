@@ -28,7 +28,8 @@ use crate::identity::{Authority, CrlFile, Identities, Pace};
 use crate::mesh_state::MeshState;
 use crate::pods::Pods;
 use crate::proxy::{
-    self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, Workers, cut_in_gaps, last_part,
+    self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, SystemResolver, Workers,
+    cut_in_gaps, last_part,
 };
 use crate::telemetry::{BuildLabel, Collected, Metrics, Shared};
 use crate::xds;
@@ -153,7 +154,8 @@ fn node(
         workers,
         pods: Pods::default(),
         dns: Surroundings::new(config.cluster_domain.clone(), &own_resolv_conf()),
-        dialer: Arc::new(KernelDialer(options.clone())),
+        dialer: Arc::new(KernelDialer { options: options.clone(), told_at: config.told_at() }),
+        names: Arc::new(SystemResolver::new()),
         tunnels: Pool::new(pool),
         capacity: Capacity::of_descriptors(descriptors),
         limits: Limits {

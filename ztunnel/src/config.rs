@@ -10,6 +10,7 @@ use api::channel::{Credentials, Server, ServerAddress};
 use daemon::logging::Format;
 use mesh::{Network, TrustDomain};
 use serde_json::{Value, json};
+use tunnel::socket::ToldAt;
 use tunnel::tls::KeyExchange;
 
 /// The node proxy: captures the TCP traffic of the node's mesh pods and gives it mutual TLS, identity
@@ -113,6 +114,10 @@ pub(crate) struct Config {
     /// 100ms to 5m. Shorter fails calls that a lost SYN delays (a retransmission takes 1 s, the next 2 s).
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "10s", value_parser = stage_timeout)]
     pub(crate) stage_timeout: Duration,
+    /// Applications that are told of their clients by the PROXY protocol are dialled on their pod's loopback, where
+    /// nobody else can tell them anything; with `false` at the pod's address.
+    #[arg(long, env = "LOCALHOST_APP_TUNNEL", default_value_t = true, action = clap::ArgAction::Set)]
+    localhost_app_tunnel: bool,
 }
 
 impl Config {
@@ -192,6 +197,14 @@ impl Config {
     /// The admin endpoint that changes things.
     pub(crate) fn admin_socket(&self) -> PathBuf {
         self.admin_socket.clone().unwrap_or_else(|| self.inpod_uds.with_file_name("ztunnel-admin.sock"))
+    }
+
+    /// Where applications are dialled that are told of their clients.
+    pub(crate) fn told_at(&self) -> ToldAt {
+        match self.localhost_app_tunnel {
+            true => ToldAt::Loopback,
+            false => ToldAt::PodAddress,
+        }
     }
 
     /// Threads that carry connections.
@@ -371,6 +384,13 @@ mod tests {
         for wrong in ["-1", "101%", "1025", "half", "%", ""] {
             assert!(parse(&["--worker-threads", wrong]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn applications_are_told_of_their_clients_on_the_loopback_unless_told_otherwise() {
+        assert_eq!(parse(&[]).unwrap().told_at(), ToldAt::Loopback);
+        assert_eq!(parse(&["--localhost-app-tunnel", "false"]).unwrap().told_at(), ToldAt::PodAddress);
+        assert!(parse(&["--localhost-app-tunnel", "maybe"]).is_err());
     }
 
     #[test]

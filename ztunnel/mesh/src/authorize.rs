@@ -21,7 +21,7 @@ use crate::policy::{
 };
 use crate::ports::is_proxy_port;
 use crate::state::{Policy, RejectedAddress, State};
-use crate::workload::WorkloadUid;
+use crate::workload::{ApplicationTunnel, WorkloadUid};
 
 /// A connection that asks to be let to an application.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,19 @@ pub struct Attempt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
     attempt: Attempt,
+    entry: Entry,
+}
+
+/// How an application is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// On the port that was asked for. The first bytes are the client's.
+    Plain,
+    /// On this port, and the first bytes are a header of the PROXY protocol that tells of the client.
+    Proxy {
+        /// The port.
+        port: u16,
+    },
 }
 
 impl Permit {
@@ -49,12 +62,18 @@ impl Permit {
         &self.attempt
     }
 
+    /// How the application is to be connected to.
+    pub fn entry(&self) -> Entry {
+        self.entry
+    }
+
     /// The identity the client has proved.
     pub fn source(&self) -> Option<&SpiffeId> {
         self.attempt.source.as_ref()
     }
 
-    /// Where the application may be dialled.
+    /// What was asked for, as an address of the pod. Where the application may be dialled, unless it is told of its
+    /// clients on another port.
     pub fn destination(&self) -> SocketAddr {
         self.attempt.destination
     }
@@ -93,6 +112,10 @@ pub enum Reason {
     ForeignAddress,
     /// The port is the proxy's own.
     ProxyPort,
+    /// The application is told of its clients on this port. A client that proves no identity would tell of itself.
+    TunnelPort,
+    /// The application is told of its clients by a protocol of a later version.
+    UnknownTunnel,
 }
 
 impl fmt::Display for Refusal {
@@ -108,6 +131,12 @@ impl fmt::Display for Refusal {
             }
             Reason::ForeignAddress => write!(f, "the address is not the workload's")?,
             Reason::ProxyPort => write!(f, "the port is the proxy's own")?,
+            Reason::TunnelPort => {
+                write!(f, "on this port the application is told of clients that prove an identity")?;
+            }
+            Reason::UnknownTunnel => {
+                write!(f, "the application is told of its clients by an unknown protocol")?
+            }
         }
         self.policy.as_ref().map_or(Ok(()), |policy| write!(f, ": {policy}"))
     }
@@ -141,11 +170,11 @@ pub fn authorize(state: &State, mut attempt: Attempt) -> Verdict {
     attempt.source_ip = attempt.source_ip.to_canonical();
     attempt.destination.set_ip(attempt.destination.ip().to_canonical());
     let mut dry_run = Vec::new();
-    let decision = decide(state, &attempt, &mut dry_run).map(|()| Permit { attempt });
+    let decision = decide(state, &attempt, &mut dry_run).map(|entry| Permit { attempt, entry });
     Verdict { decision, dry_run }
 }
 
-fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result<(), Refusal> {
+fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result<Entry, Refusal> {
     let refuse = |policy: Option<&PolicyName>, reason| Err(Refusal { policy: policy.cloned(), reason });
     let Some(workload) = state.workload(&attempt.workload) else {
         let unreadable = state.rejected_address(attempt.workload.as_str());
@@ -158,6 +187,8 @@ fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result
     if is_proxy_port(attempt.destination.port()) {
         return refuse(None, Reason::ProxyPort);
     }
+    let entry =
+        entry(workload.application_tunnel, attempt).map_err(|reason| Refusal { policy: None, reason })?;
     let facts = Facts::of(attempt);
     let mut refusal = None;
     let mut first_allow = None;
@@ -196,7 +227,23 @@ fn decide(state: &State, attempt: &Attempt, dry_run: &mut Vec<DryRun>) -> Result
     match (refusal, first_allow) {
         (Some((name, reason)), _) => refuse(Some(name), reason),
         (None, Some(name)) if !allowed => refuse(Some(name), Reason::NotAllowed),
-        (None, _) => Ok(()),
+        (None, _) => Ok(entry),
+    }
+}
+
+/// How the application is connected to for the attempt (contract 1.3). Without an identity it is no client of the
+/// mesh's, of which the application's own port of the mesh is to be told; on others it comes as it does without a mesh.
+fn entry(tunnel: Option<ApplicationTunnel>, attempt: &Attempt) -> Result<Entry, Reason> {
+    let asked = attempt.destination.port();
+    match (tunnel, &attempt.source) {
+        (None, _) => Ok(Entry::Plain),
+        (Some(ApplicationTunnel::Unknown), _) => Err(Reason::UnknownTunnel),
+        (Some(ApplicationTunnel::Proxy { port: None }), _) => Ok(Entry::Proxy { port: asked }),
+        (Some(ApplicationTunnel::Proxy { port: Some(port) }), Some(_)) => Ok(Entry::Proxy { port }),
+        (Some(ApplicationTunnel::Proxy { port: Some(port) }), None) if port == asked => {
+            Err(Reason::TunnelPort)
+        }
+        (Some(ApplicationTunnel::Proxy { port: Some(_) }), None) => Ok(Entry::Plain),
     }
 }
 

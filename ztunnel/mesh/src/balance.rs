@@ -10,9 +10,10 @@
 //! - `weights`: running sums of weights by position, in which a point is found by bisection.
 //!
 //! Choosing takes O(log n) for each group of the client's, of which the first nearly always has somebody to offer,
-//! and looks at as many endpoints as the draw falls on in vain, and one. All of a group are looked at only when 32
-//! draws from it have been in vain: next to none of it is eligible. An endpoint's change takes O(log n) for each of
-//! its groups. Only a change of the service's preference makes the index anew.
+//! and looks at as many endpoints as the draw falls on in vain, and one. All of a group are looked at, which takes O(n),
+//! only when 32 draws from it have been in vain: next to none of it is eligible. That is so where next to no endpoint
+//! has the port, or is on a network that the client comes to; not for those that are ejected, of which there are half
+//! at most and no more than `ejection` remembers. An endpoint's change takes O(log n) for each of its groups. Only a change of the service's preference makes the index anew.
 
 mod choice;
 mod group;
@@ -29,6 +30,7 @@ pub use choice::Choice;
 use group::{Number, Weight};
 use tiers::Tiers;
 
+use crate::route::is_destination;
 use crate::service::LoadBalancing;
 use crate::workload::{Health, Workload, WorkloadUid};
 
@@ -104,6 +106,11 @@ impl Endpoints {
         self.members.iter().map(|member| &member.workload)
     }
 
+    /// Whether the workload is a member.
+    pub fn contains(&self, uid: &WorkloadUid) -> bool {
+        self.numbers.contains_key(uid)
+    }
+
     /// Whether it has no members.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
@@ -139,6 +146,18 @@ pub fn address_for(endpoint: &Workload, requested: IpAddr) -> Option<IpAddr> {
         .or_else(|| addresses.iter().find(|own| own.is_ipv4() == requested.is_ipv4()))
         .or_else(|| addresses.first())
         .copied()
+}
+
+/// Of the addresses that a name has, one for a connection to `requested`: of its family if there is one, and each of
+/// those as often as another, by the uniform number `random`. An address that cannot be a destination is none.
+pub fn record_for(addresses: &[IpAddr], requested: IpAddr, random: u64) -> Option<IpAddr> {
+    let usable = || addresses.iter().map(IpAddr::to_canonical).filter(|ip| is_destination(*ip));
+    let alike = || usable().filter(|ip| ip.is_ipv4() == requested.is_ipv4());
+    let draw = |count: usize| usize::try_from(scale(random, u64::try_from(count).ok()?)?).ok();
+    match draw(alike().count()) {
+        Some(drawn) => alike().nth(drawn),
+        None => usable().nth(draw(usable().count())?),
+    }
 }
 
 /// Maps a uniform `u64` to `0..total` (multiply and shift; the bias is below total / 2^64). `None`: total is 0.

@@ -3,16 +3,18 @@
 //! An endpoint that fails several times in a row is ejected: for a while, longer each time, others are chosen in its
 //! place. Then it is on probation: the next failure ejects it again, and a success clears it of everything. What is
 //! ejected is only passed over, never taken away: where no other endpoint is left to choose, an ejected one is
-//! chosen as if nothing were, so that a fault of this node's own cannot leave a service without endpoints.
+//! chosen as if nothing were, so that a fault of this node's own cannot leave a service without endpoints. And of the
+//! endpoints of a service half are ejected at most, so that the others do not have to bear what all of them could.
 //!
 //! Time is an argument, counted from any moment. Memory is bounded, and what has been silent for long is forgotten.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use crate::balance::Endpoints;
 use crate::workload::WorkloadUid;
 
 /// So many failures in a row eject an endpoint: a packet lost once or a pod that just ends is no pattern.
@@ -20,6 +22,10 @@ const FAILURES: u32 = 3;
 
 /// A failure so long after the one before is no longer in a row with it.
 const ROW: Duration = Duration::from_secs(30);
+
+/// Word of a pod that joins reaches its clients before its own node listens for it. For so long after the first one,
+/// refusals are one failure.
+const JOINING: Duration = Duration::from_millis(500);
 
 /// The first ejection; each further one lasts twice as long as the one before.
 const FIRST: Duration = Duration::from_secs(10);
@@ -40,11 +46,20 @@ struct Target {
     port: u16,
 }
 
+/// How an endpoint failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing listens there, or not yet.
+    Refused,
+    /// In another way.
+    Other,
+}
+
 /// How a target stands. One that is not remembered works, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// It failed this many times in a row.
-    Failing(u32),
+    /// It failed this many times in a row, for the first time then.
+    Failing { count: u32, since: Duration },
     /// It is passed over until then, and on probation after; so many times in a row already.
     Ejected { until: Duration, times: u32 },
 }
@@ -88,36 +103,67 @@ impl Ejections {
         self.forget(&Target { workload: workload.clone(), port });
     }
 
-    /// A connection to it failed, and it is to blame. Returns for how long it is ejected, if this does it.
-    pub fn failed(&mut self, workload: &WorkloadUid, port: u16, now: Duration) -> Option<Duration> {
+    /// A connection to it failed, and it is to blame. Returns for how long it is ejected, if this does it. `others`: the
+    /// endpoints that it was chosen among, itself too, if it was.
+    pub fn failed(
+        &mut self,
+        workload: &WorkloadUid,
+        port: u16,
+        fault: Fault,
+        others: Option<&Endpoints>,
+        now: Duration,
+    ) -> Option<Duration> {
         while let Some((forget, target)) = self.by_age.first().cloned()
             && forget <= now
         {
             self.forget(&target);
         }
         let target = Target { workload: workload.clone(), port };
-        let standing = match self.forget(&target).map(|entry| entry.standing) {
+        let before = self.forget(&target).map(|entry| entry.standing);
+        let eject =
+            |times: u32| Standing::Ejected { until: now + ejection(times), times: times.saturating_add(1) };
+        let may_eject = || others.is_none_or(|others| self.leaves_enough(others, now));
+        let standing = match before {
             // # Working => Failing
-            None => Standing::Failing(1),
+            None => Standing::Failing { count: 1, since: now },
+            // # Failing => Failing: it may have joined a moment ago
+            Some(Standing::Failing { count, since })
+                if fault == Fault::Refused && now.saturating_sub(since) < JOINING =>
+            {
+                Standing::Failing { count, since }
+            }
             // # Failing => Failing | Ejected
-            Some(Standing::Failing(before)) if before + 1 < FAILURES => Standing::Failing(before + 1),
-            Some(Standing::Failing(_)) => Standing::Ejected { until: now + FIRST, times: 1 },
+            Some(Standing::Failing { count, since }) if count + 1 < FAILURES => {
+                Standing::Failing { count: count + 1, since }
+            }
+            Some(Standing::Failing { .. }) if may_eject() => eject(0),
+            Some(standing @ Standing::Failing { .. }) => standing,
             // # Ejected => Ejected: a connection that was under way, or for which no other was left
             Some(standing @ Standing::Ejected { until, .. }) if now < until => {
                 self.remember(target, standing, until + PROBATION);
                 return None;
             }
-            // # Probation => Ejected
-            Some(Standing::Ejected { times, .. }) => {
-                Standing::Ejected { until: now + ejection(times), times: times.saturating_add(1) }
-            }
+            // # Probation => Ejected | Probation
+            Some(Standing::Ejected { times, .. }) if may_eject() => eject(times),
+            Some(Standing::Ejected { times, .. }) => Standing::Ejected { until: now, times },
         };
         let (forget, ejected) = match standing {
-            Standing::Failing(_) => (now + ROW, None),
+            Standing::Failing { .. } => (now + ROW, None),
             Standing::Ejected { until, .. } => (until + PROBATION, Some(until - now)),
         };
         self.remember(target, standing, forget);
-        ejected
+        ejected.filter(|length| !length.is_zero())
+    }
+
+    /// Whether another one of `endpoints` may be ejected. Looks at all that is remembered, which failures are rare
+    /// enough for.
+    fn leaves_enough(&self, endpoints: &Endpoints, now: Duration) -> bool {
+        let ejected =
+            |entry: &Entry| matches!(entry.standing, Standing::Ejected { until, .. } if now < until);
+        let theirs =
+            self.entries.iter().filter(|(_, entry)| ejected(entry)).map(|(target, _)| &target.workload);
+        let count = theirs.filter(|uid| endpoints.contains(uid)).collect::<HashSet<_>>().len();
+        (count + 1) * 2 <= endpoints.iter().len()
     }
 
     fn remember(&mut self, target: Target, standing: Standing, forget: Duration) {

@@ -7,7 +7,7 @@ use crate::authorize::{Attempt, authorize};
 use crate::fixtures::{Numbers, endpoint_of, service, service_name, workload};
 use crate::identity::SpiffeId;
 use crate::policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch};
-use crate::route::{Reach, Route, route};
+use crate::route::{Route, route};
 use crate::service::Scope;
 use crate::state::State;
 use crate::workload::Workload;
@@ -61,7 +61,7 @@ fn byte(number: usize) -> u8 {
 fn lead_to_workloads(state: &State, destinations: &[(SocketAddr, u64)]) -> usize {
     let client = client();
     let to = |(destination, random): &&(SocketAddr, u64)| {
-        matches!(route(state, &client, black_box(*destination), Reach::AllNetworks, *random), Route::Hbone(_))
+        matches!(route(state, &client, black_box(*destination), *random), Route::Hbone(_))
     };
     destinations.iter().filter(to).count()
 }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accept;
 pub mod authorize;
 pub mod balance;
 pub mod ejection;

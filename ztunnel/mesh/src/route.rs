@@ -17,6 +17,7 @@ mod gateway;
 mod tests;
 mod upstream;
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -28,9 +29,11 @@ use crate::ports::is_proxy_port;
 use crate::service::{Hostname, Mode, Service, ServiceName};
 use crate::state::{RejectedAddress, State};
 use crate::workload::{NetworkAddress, TunnelProtocol, Workload, WorkloadUid};
+use gateway::Pods;
 
 pub use gateway::GatewayTrouble;
-pub use upstream::{Hop, NamedUpstream, Upstream};
+pub(crate) use gateway::{Meant, choose_waypoint, is_part_of, meaning};
+pub use upstream::{Hop, NamedUpstream, Place, Upstream};
 
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,35 +167,30 @@ pub enum Refused {
     NoDestination(IpAddr),
 }
 
-/// Which networks the asking proxy comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// It speaks no tunnel within a tunnel: endpoints of other networks are none for it.
-    OwnNetwork,
-    /// All of them.
-    AllNetworks,
-}
-
 /// Decides where a connection of the pod `client` to `destination` goes, by what of `choice` is needed: a number that
 /// is uniform over `u64` is enough.
 pub fn route<'a>(
     state: &State,
     client: &Workload,
     destination: SocketAddr,
-    reach: Reach,
     choice: impl Into<Choice<'a>>,
 ) -> Route {
     let ip = destination.ip().to_canonical();
     let destination = SocketAddr::new(ip, destination.port());
-    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+    if !is_destination(ip) {
         return Route::Refused(Refused::NoDestination(ip));
     }
     // The choice of an endpoint must not depend on that of a waypoint before it.
     let choice = choice.into();
     let random = choice.random;
     let choice = Choice { random: mix(random), ..choice };
-    let call = Call { state, client, destination, reach, choice };
+    let call = Call { state, client, destination, choice };
     call.decide(random).unwrap_or_else(Route::Refused)
+}
+
+/// Whether a captured connection can lead to the address, in its own family's form.
+pub(crate) fn is_destination(ip: IpAddr) -> bool {
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
 
 /// A connection whose way is looked for.
@@ -200,7 +198,6 @@ struct Call<'a> {
     state: &'a State,
     client: &'a Workload,
     destination: SocketAddr,
-    reach: Reach,
     /// Among endpoints, be they the service's, a waypoint's or a gateway's.
     choice: Choice<'a>,
 }
@@ -245,7 +242,7 @@ impl Call<'_> {
     fn to_workload(&self, workload: &Arc<Workload>) -> Result<Route, Refused> {
         if let Some(waypoint) = &workload.waypoint
             && workload.uid != self.client.uid
-            && !self.is_client(waypoint)
+            && !is_part_of(self.state, self.client, waypoint)
         {
             return self.through(waypoint, Called::Workload(Arc::clone(workload)));
         }
@@ -256,8 +253,8 @@ impl Call<'_> {
     /// A connection to a virtual address. A waypoint of the endpoint's does not count here.
     fn to_service(&self, service: &Arc<Service>, random: u64) -> Result<Route, Refused> {
         // A waypoint that calls what is behind it must reach it, not itself again.
-        if !service.waypoints().any(|waypoint| self.is_client(waypoint))
-            && let Some(waypoint) = gateway::choose_waypoint(service, random)?
+        if !service.waypoints().any(|waypoint| is_part_of(self.state, self.client, waypoint))
+            && let Some(waypoint) = choose_waypoint(service, random)?
         {
             return self.through(waypoint, Called::Service(Arc::clone(service)));
         }
@@ -270,17 +267,28 @@ impl Call<'_> {
         }
         let none = || Refused::NoHealthyEndpoint(name.clone());
         let endpoints = self.state.endpoints(name).ok_or_else(none)?;
+        // Whether there is anybody to ask a second time.
+        let some_fit = Cell::new(false);
         let fit = |endpoint: &Workload| {
-            let eligible = self.is_reachable(endpoint) && self.choice.admits(endpoint);
-            if eligible { self.target_port(service, endpoint) } else { None }
+            let port = self.target_port(service, endpoint).filter(|_| self.is_eligible(endpoint))?;
+            some_fit.set(true);
+            Some(port)
         };
-        let eligible = |endpoint: &Workload| fit(endpoint).is_some();
-        let sound =
-            |endpoint: &Workload| fit(endpoint).is_some_and(|port| !self.choice.passes_over(endpoint, port));
-        // Where all are ejected, none is.
-        let chosen = endpoints.choose(self.client, sound, self.choice.random);
-        let again = || endpoints.choose(self.client, eligible, self.choice.random);
-        let Some(chosen) = chosen.or_else(again) else {
+        let sound = |endpoint: &Workload| {
+            fit(endpoint).is_some_and(|port| !self.choice.passes_over(endpoint, port))
+                && self.has_way(endpoint, Pods::Sound)
+        };
+        let choose = |eligible: &dyn Fn(&Workload) -> bool| {
+            endpoints.choose(self.client, eligible, self.choice.random)
+        };
+        let again = |eligible: &dyn Fn(&Workload) -> bool| {
+            if some_fit.get() { choose(eligible) } else { None }
+        };
+        // Where all are ejected, none is. Where no gateway is left, the choice says what is wrong with it.
+        let chosen = choose(&sound)
+            .or_else(|| again(&|endpoint| fit(endpoint).is_some() && self.has_way(endpoint, Pods::Any)))
+            .or_else(|| again(&|endpoint| fit(endpoint).is_some()));
+        let Some(chosen) = chosen else {
             let elsewhere = endpoints.iter().all(|endpoint| self.is_out_of_reach(endpoint));
             return Err(if elsewhere { Refused::OtherNetwork(name.clone()) } else { none() });
         };
@@ -294,8 +302,8 @@ impl Call<'_> {
                 self.connect(Upstream { workload, service, application: SocketAddr::new(ip, port) })
             }
             (None, Some(hostname)) => {
-                let hostname = hostname.clone();
-                Ok(Route::Named(NamedUpstream { workload, service, hostname, port }))
+                let (hostname, requested) = (hostname.clone(), self.destination.ip());
+                Ok(Route::Named(NamedUpstream { workload, service, hostname, port, requested }))
             }
             (None, None) => Err(none()),
         }
@@ -318,18 +326,18 @@ impl Call<'_> {
         self.connect(Upstream { workload, service, application: self.destination })
     }
 
-    /// Whether there is a way to the endpoint: an address or a name on the client's network, a gateway from there.
-    fn is_reachable(&self, endpoint: &Workload) -> bool {
+    /// Whether the endpoint may be tried, and a way to it is stated: an address or a name on the client's network, a
+    /// gateway from another one, through which all ways are encrypted.
+    fn is_eligible(&self, endpoint: &Workload) -> bool {
         if endpoint.network == self.client.network {
-            !endpoint.addresses.is_empty() || endpoint.hostname.is_some()
+            has_place(endpoint) && self.choice.admits(endpoint)
         } else {
-            !self.is_out_of_reach(endpoint)
+            !self.is_out_of_reach(endpoint) && !self.choice.has_tried(endpoint)
         }
     }
 
     fn is_out_of_reach(&self, endpoint: &Workload) -> bool {
-        endpoint.network != self.client.network
-            && (self.reach == Reach::OwnNetwork || endpoint.network_gateway.is_none())
+        endpoint.network != self.client.network && endpoint.network_gateway.is_none()
     }
 
     fn target_port(&self, service: &Service, endpoint: &Workload) -> Option<u16> {
@@ -337,22 +345,32 @@ impl Call<'_> {
     }
 
     fn connect(&self, upstream: Upstream) -> Result<Route, Refused> {
-        if upstream.workload.uid == self.client.uid {
-            // What reaches the pod's own listeners would come back here.
-            return match upstream.application.port() {
-                port if is_proxy_port(port) => Err(Refused::ProxyPort(port)),
-                _ => Ok(Route::SameWorkload(upstream)),
-            };
-        }
-        Ok(match upstream.workload.tunnel_protocol {
-            TunnelProtocol::Hbone => Route::Hbone(upstream),
-            TunnelProtocol::None => Route::Plaintext(upstream),
-        })
+        connect(self.client, upstream)
     }
 }
 
+/// Connects `client` to a workload whose address is known.
+fn connect(client: &Workload, upstream: Upstream) -> Result<Route, Refused> {
+    if upstream.workload.uid == client.uid {
+        // What reaches the pod's own listeners would come back here.
+        return match upstream.application.port() {
+            port if is_proxy_port(port) => Err(Refused::ProxyPort(port)),
+            _ => Ok(Route::SameWorkload(upstream)),
+        };
+    }
+    Ok(match upstream.workload.tunnel_protocol {
+        TunnelProtocol::Hbone => Route::Hbone(upstream),
+        TunnelProtocol::None => Route::Plaintext(upstream),
+    })
+}
+
+/// Whether the workload can be dialled on its own network.
+fn has_place(workload: &Workload) -> bool {
+    !workload.addresses.is_empty() || workload.hostname.is_some()
+}
+
 /// The endpoint's own port for the service's, else the service's target; `None` where neither states one.
-fn target_port(service: &Service, endpoint: &Workload, port: u16) -> Option<u16> {
+pub(crate) fn target_port(service: &Service, endpoint: &Workload, port: u16) -> Option<u16> {
     let own = endpoint.services.get(&service.name).and_then(|ports| ports.get(&port));
     let stated = own.copied().filter(|target| *target != 0);
     stated.or_else(|| service.ports.get(&port).copied().filter(|target| *target != 0))

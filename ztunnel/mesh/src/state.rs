@@ -15,6 +15,7 @@ mod rejected;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub struct State {
     services: HashMap<ServiceName, Arc<Service>>,
     by_hostname: HashMap<Hostname, BTreeSet<ServiceName>>,
     /// Of the workloads that state one.
-    workloads_by_hostname: HashMap<Hostname, Vec<WorkloadUid>>,
+    workloads_by_hostname: HashMap<Hostname, BTreeSet<WorkloadUid>>,
     by_vip: HashMap<NetworkAddress, BTreeSet<ServiceName>>,
     by_range: Ranges<ServiceName>,
     /// Also of services that are not known (yet). Those of a known one are chosen from as it says.
@@ -100,7 +101,10 @@ impl State {
         }
         push_unique(self.by_pod.entry(pod_key(&workload)).or_default(), &workload.uid);
         if let Some(hostname) = &workload.hostname {
-            push_unique(self.workloads_by_hostname.entry(hostname.clone()).or_default(), &workload.uid);
+            self.workloads_by_hostname
+                .entry(hostname_key(hostname))
+                .or_default()
+                .insert(workload.uid.clone());
         }
         for service in workload.services.keys() {
             let balancing = || self.services.get(service).map(|known| known.load_balancing.clone());
@@ -130,7 +134,7 @@ impl State {
         if let Some(hostname) = &old.hostname
             && new.is_none_or(|new| new.hostname != old.hostname)
         {
-            remove_from_list(&mut self.workloads_by_hostname, hostname, &old.uid);
+            remove_from_set(&mut self.workloads_by_hostname, &hostname_key(hostname), &old.uid);
         }
         for service in old.services.keys() {
             if new.is_some_and(|new| new.services.contains_key(service)) {
@@ -157,7 +161,10 @@ impl State {
         if let Some(endpoints) = self.endpoints.get_mut(&service.name) {
             endpoints.set_balancing(&service.load_balancing);
         }
-        self.by_hostname.entry(service.name.hostname.clone()).or_default().insert(service.name.clone());
+        self.by_hostname
+            .entry(hostname_key(&service.name.hostname))
+            .or_default()
+            .insert(service.name.clone());
         for vip in &service.vips {
             self.by_vip.entry(vip.clone()).or_default().insert(service.name.clone());
         }
@@ -174,7 +181,7 @@ impl State {
     }
 
     fn unlink_service(&mut self, old: &Service) {
-        remove_from_set(&mut self.by_hostname, &old.name.hostname, &old.name);
+        remove_from_set(&mut self.by_hostname, &hostname_key(&old.name.hostname), &old.name);
         for vip in &old.vips {
             remove_from_set(&mut self.by_vip, vip, &old.name);
         }
@@ -259,6 +266,12 @@ impl State {
         self.workloads.get(self.by_address.get(address)?.last()?)
     }
 
+    /// The workload whose addresses are found by this name; of several, the first by uid. Names of workloads are the
+    /// mesh's, not a namespace's.
+    pub fn workload_by_hostname(&self, hostname: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(self.workloads_by_hostname.get(&*folded(hostname))?.first()?)
+    }
+
     /// The workload of a pod that runs here, known by name, namespace and service account (from ZDS).
     pub fn workload_by_pod(
         &self,
@@ -276,6 +289,11 @@ impl State {
     /// The service of this name.
     pub fn service(&self, name: &ServiceName) -> Option<&Arc<Service>> {
         self.services.get(name)
+    }
+
+    /// The service with this host name, as a client of this namespace knows it: chosen as in [`Self::service_by_vip`].
+    pub fn service_by_hostname(&self, hostname: &str, client: &Namespace) -> Option<&Arc<Service>> {
+        self.best_known(self.by_hostname.get(&*folded(hostname))?, client)
     }
 
     /// The service with this virtual address, as a client of this namespace knows it: of several, the one of its own
@@ -321,6 +339,11 @@ impl State {
         let mut services: Vec<_> = names.filter_map(|name| self.services.get(name)).collect();
         services.sort_by_key(|service| !service.canonical);
         services
+    }
+
+    /// All services with a range of virtual addresses that the address lies in, whoever knows them.
+    pub fn services_over(&self, address: &NetworkAddress) -> impl Iterator<Item = &Arc<Service>> {
+        self.by_range.covering(address).flatten().filter_map(|name| self.services.get(name))
     }
 
     /// The service's endpoints; `None` where it has none.
@@ -403,6 +426,22 @@ fn applies_unnamed(policy: &Policy, workload: &Workload) -> bool {
         PolicyScope::Global => true,
         PolicyScope::Namespace => policy.name().namespace == workload.namespace,
         PolicyScope::WorkloadSelector => false,
+    }
+}
+
+/// A host name as it is compared with others (RFC 4343).
+fn folded(hostname: &str) -> Cow<'_, str> {
+    match hostname.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => hostname.to_ascii_lowercase().into(),
+        false => hostname.into(),
+    }
+}
+
+/// The same as a key.
+fn hostname_key(hostname: &Hostname) -> Hostname {
+    match folded(hostname.as_str()) {
+        Cow::Borrowed(_) => hostname.clone(),
+        Cow::Owned(folded) => folded.into(),
     }
 }
 

@@ -1,12 +1,16 @@
-//! The last part of every way to an application: authorization, then the dial. Connections from other nodes,
-//! from pods of this one and in plaintext all go through [`arrive`].
+//! The last part of every way to an application: authorization, then the dial, and what the application is told first.
+//! Connections from other nodes, from pods of this one and in plaintext all go through [`arrive`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh::authorize::Attempt;
-use mesh::workload::ApplicationTunnel;
+use bytes::Bytes;
+use mesh::authorize::{Attempt, Entry, Permit};
+use mesh::service::Hostname;
 use mesh::{NetworkAddress, SpiffeId, Workload, ports};
+use tokio::time::timeout;
+use tunnel::proxy_protocol::ProxyHeader;
+use tunnel::socket::ApplicationDialError;
 
 use super::failure::Failure;
 use super::held::Held;
@@ -23,6 +27,9 @@ pub(crate) struct Visitor {
     pub(crate) address: SocketAddr,
     /// The application, as an address of the pod.
     pub(crate) destination: SocketAddr,
+    /// What it asked for, for an application that is told of its clients: an address, and the host name where it asked
+    /// for one.
+    pub(crate) asked: (SocketAddr, Option<Hostname>),
     /// `HBONE` or `TCP`.
     pub(crate) protocol: &'static str,
 }
@@ -46,39 +53,70 @@ pub(crate) async fn arrive(
 ) -> Result<Arrived, Failure> {
     let own = pod.own().await?;
     describe(node, &own, &visitor, record);
-    let Visitor { identity, address, destination, protocol } = visitor;
-    if ports::is_proxy_port(destination.port()) {
-        return Err(Failure::OwnPort(destination.port()));
+    if ports::is_proxy_port(visitor.destination.port()) {
+        return Err(Failure::OwnPort(visitor.destination.port()));
     }
-    if let Some(tunnel) = own.workload.application_tunnel {
-        // Told nothing, it would take this proxy's word for nobody's, or the client's first bytes for ours.
-        return Err(Failure::ApplicationTunnel(match tunnel {
-            ApplicationTunnel::Proxy { .. } => "the PROXY protocol",
-            ApplicationTunnel::Unknown => "a protocol of a later version",
-        }));
-    }
-    let attempt = Attempt {
-        source: identity,
-        source_ip: address.ip(),
-        workload: own.workload.uid.clone(),
-        destination,
-    };
-    let listed = Listed { source: address, original: destination, actual: destination, protocol };
-    // Entered first, so that no change of policy can come between the decision and the entry.
-    let claim = Some(Arc::new(attempt.clone()));
-    let mut live = pod.live.enter(listed, claim, record.transferred().clone());
-    let permit = node.mesh.authorize(attempt, &node.metrics).map_err(Failure::Denied)?;
-    tokio::select! {
-        dialled = node.dialer.application(&pod.netns, address.ip(), permit) => {
-            let application = Held::new(dialled.map_err(Failure::Application)?);
-            Ok(Arrived { application, live, workload: own.workload.clone() })
+    let (mut live, permit) = admit(node, pod, &own, &visitor, record)?;
+    let header = header(&permit, &visitor)?;
+    let (client, to) = (visitor.address.ip(), visitor.destination);
+    let dial = async {
+        let dialled = node.dialer.application(&pod.netns, client, permit).await;
+        let mut application = Held::new(dialled.map_err(Failure::Application)?);
+        if let Some(header) = header {
+            // It fits into the socket's buffer, unless the identity's name is longer than any should be.
+            let after = node.options.connect_timeout;
+            let told = match timeout(after, application.tell(&header)).await {
+                Ok(told) => told.map_err(|error| ApplicationDialError::Failed { to, error }),
+                Err(_) => Err(ApplicationDialError::Timeout { to, after }),
+            };
+            told.map_err(Failure::Application)?;
         }
+        Ok(application)
+    };
+    tokio::select! {
+        application = dial => Ok(Arrived { application: application?, live, workload: own.workload.clone() }),
         why = live.cut() => Err(why),
     }
 }
 
+/// Asks whether the visitor may come, and enters it into the pod's list.
+pub(super) fn admit(
+    node: &Node,
+    pod: &Pod,
+    own: &Own,
+    visitor: &Visitor,
+    record: &Record,
+) -> Result<(Live<Attempt>, Permit), Failure> {
+    let Visitor { identity, address, destination, protocol, .. } = visitor;
+    let attempt = Attempt {
+        source: identity.clone(),
+        source_ip: address.ip(),
+        workload: own.workload.uid.clone(),
+        destination: *destination,
+    };
+    let listed = Listed { source: *address, original: *destination, actual: *destination, protocol };
+    // Entered first, so that no change of policy can come between the decision and the entry.
+    let claim = Some(Arc::new(attempt.clone()));
+    let live = pod.live.enter(listed, claim, record.transferred().clone());
+    let permit = node.mesh.authorize(attempt, &node.metrics).map_err(Failure::Denied)?;
+    Ok((live, permit))
+}
+
+/// What the application is told first.
+fn header(permit: &Permit, visitor: &Visitor) -> Result<Option<Bytes>, Failure> {
+    let Entry::Proxy { .. } = permit.entry() else { return Ok(None) };
+    let (destination, host) = &visitor.asked;
+    let header = ProxyHeader {
+        source: visitor.address,
+        destination: *destination,
+        identity: visitor.identity.as_ref(),
+        host: host.as_ref().map(Hostname::as_str),
+    };
+    header.encode().map(Some).map_err(Failure::ProxyHeader)
+}
+
 /// Fills in who is on both ends.
-fn describe(node: &Node, own: &Own, visitor: &Visitor, record: &mut Record) {
+pub(super) fn describe(node: &Node, own: &Own, visitor: &Visitor, record: &mut Record) {
     let ends = &mut record.ends;
     ends.destination_identity = visitor.identity.as_ref().map(|_| own.workload.identity());
     ends.destination = Some(own.workload.clone());

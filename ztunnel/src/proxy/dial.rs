@@ -7,7 +7,8 @@ use futures::future::{BoxFuture, FutureExt as _};
 use mesh::authorize::Permit;
 use tokio::net::{TcpStream, UdpSocket};
 use tunnel::socket::{
-    ApplicationDialError, DialError, Netns, TcpOptions, connect_datagram, dial_application, dial_network,
+    ApplicationDialError, DialError, Netns, TcpOptions, ToldAt, connect_datagram, dial_application,
+    dial_network,
 };
 
 /// Dials from within pods, each dial bounded in time.
@@ -23,7 +24,8 @@ pub(crate) trait Dialer: Send + Sync + 'static {
     /// A socket that exchanges datagrams with `to` alone. `source` as above.
     fn datagrams(&self, netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket>;
 
-    /// To the pod's own application, which sees `client` as its peer's address. The permit says where.
+    /// To the pod's own application, which sees `client` as its peer's address, unless it is told of it. The permit says
+    /// where.
     fn application(
         &self,
         netns: &Netns,
@@ -34,7 +36,12 @@ pub(crate) trait Dialer: Send + Sync + 'static {
 
 /// The kernel.
 #[derive(Debug)]
-pub(crate) struct KernelDialer(pub(crate) TcpOptions);
+pub(crate) struct KernelDialer {
+    /// Of every socket.
+    pub(crate) options: TcpOptions,
+    /// Where applications are dialled that are told of their clients.
+    pub(crate) told_at: ToldAt,
+}
 
 impl Dialer for KernelDialer {
     fn network(
@@ -43,7 +50,7 @@ impl Dialer for KernelDialer {
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
-        let (netns, options) = (netns.clone(), self.0.clone());
+        let (netns, options) = (netns.clone(), self.options.clone());
         async move { dial_network(&netns, source, to, &options).await }.boxed()
     }
 
@@ -57,7 +64,7 @@ impl Dialer for KernelDialer {
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {
-        let (netns, options) = (netns.clone(), self.0.clone());
-        async move { dial_application(&netns, client, &permit, &options).await }.boxed()
+        let (netns, options, told_at) = (netns.clone(), self.options.clone(), self.told_at);
+        async move { dial_application(&netns, client, &permit, told_at, &options).await }.boxed()
     }
 }

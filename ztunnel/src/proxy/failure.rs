@@ -9,17 +9,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::StatusCode;
+use mesh::PolicyName;
+use mesh::accept::Misdirected;
 use mesh::authorize::{Reason, Refusal};
 use mesh::route::Refused;
-use mesh::service::Hostname;
 use mesh::state::RejectedAddress;
-use mesh::{PolicyName, ServiceName};
 use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::{OpenError, ServeError};
+use tunnel::proxy_protocol::TooLong;
 use tunnel::socket::{ApplicationDialError, DialError};
 use tunnel::tls::{PeerCertificateError, Standing, TlsError};
 
+use super::names::ResolveError;
 use crate::identity::Unavailable;
 
 /// Why a connection was refused or ended early.
@@ -51,15 +53,12 @@ pub(crate) enum Failure {
     /// The mesh knows the destination and does not lead there.
     #[error("{0}")]
     Unroutable(Refused),
-    /// The destination is on another network, and this proxy speaks no tunnel within a tunnel.
-    #[error("service {0} is reached through the gateway of another network, which is not supported")]
-    OtherNetwork(ServiceName),
-    /// The destination is known by a name, and this proxy asks for none.
-    #[error("the destination is known by its name {0} alone, which is not supported")]
-    Hostname(Hostname),
-    /// The application is to be told of its client by a protocol that this proxy does not speak.
-    #[error("the application is told of its clients by {0}, which is not supported")]
-    ApplicationTunnel(&'static str),
+    /// The destination is known by a name, whose addresses are not known.
+    #[error("{0}")]
+    Resolve(ResolveError),
+    /// The application cannot be told of its client.
+    #[error("{0}")]
+    ProxyHeader(TooLong),
     /// The own pod's certificate did not come in time.
     #[error("{0}")]
     Certificate(Unavailable),
@@ -74,15 +73,26 @@ pub(crate) enum Failure {
         /// At which stage, and why.
         error: OpenError,
     },
+    /// No stream through a tunnel within one to the gateway of another network.
+    #[error("tunnel through the gateway {gateway}: {error}")]
+    Inner {
+        /// The gateway.
+        gateway: SocketAddr,
+        /// At which stage of the inner tunnel, and why. Apart: tasks keep room for the largest failure.
+        error: Box<OpenError>,
+    },
     /// A client's handshake failed.
     #[error("TLS: {0}")]
     Handshake(TlsError),
     /// A client does not speak HTTP/2 as it should, or no more, and its tunnel was ended.
     #[error("HTTP/2 from the client: {0}")]
     Http2(ServeError),
-    /// A CONNECT request that we cannot honour.
+    /// A request that is no CONNECT to an authority.
     #[error("bad CONNECT: {0}")]
     BadRequest(String),
+    /// A CONNECT request that leads nowhere.
+    #[error("bad CONNECT: {0}")]
+    Misdirected(Misdirected),
     /// The client took its CONNECT back before it was answered.
     #[error("the client gave up")]
     GivenUp,
@@ -177,20 +187,22 @@ impl Failure {
             Self::OwnPort(_) => (Blame::Client, "OWN_PORT", 400),
             Self::ForeignSource(_) => (Blame::Client, "FOREIGN_SOURCE", 400),
             Self::ForeignAddress(_) => (Blame::Client, "FOREIGN_ADDRESS", 400),
-            Self::BadRequest(_) => (Blame::Client, "BAD_REQUEST", 400),
+            Self::Misdirected(Misdirected::NoEndpoint(_)) => (Blame::Destination, "NO_HEALTHY_UPSTREAM", 503),
+            Self::BadRequest(_) | Self::Misdirected(_) | Self::ProxyHeader(_) => {
+                (Blame::Client, "BAD_REQUEST", 400)
+            }
             Self::GivenUp => (Blame::Client, "GIVEN_UP", 503),
             Self::Overload => (Blame::Node, "OVERLOAD", 503),
             Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
             Self::Unreadable(_) => UNREADABLE,
             Self::Unroutable(refused) => unroutable(refused),
-            Self::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
-            Self::Hostname(_) => (Blame::ControlPlane, "HOSTNAME", 503),
-            Self::ApplicationTunnel(_) => (Blame::ControlPlane, "APPLICATION_TUNNEL", 503),
+            Self::Resolve(error) => resolve(error),
             Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),
             Self::Dial(DialError::Failed { error, .. }) => connect(error),
             Self::Dial(DialError::Timeout { .. }) => (Blame::Destination, "CONNECT_TIMEOUT", 503),
             Self::Tunnel { error, .. } => tunnel(error),
+            Self::Inner { error, .. } => tunnel(error),
             Self::Handshake(TlsError::PeerCertificate(PeerCertificateError::Revoked))
             | Self::Revoked(Side::Source) => (Blame::Client, CERT_REVOKED, 503),
             Self::Revoked(Side::Destination) => (Blame::Destination, CERT_REVOKED, 503),
@@ -198,7 +210,7 @@ impl Failure {
             Self::Handshake(_) => (Blame::Client, "TLS_FAILURE", 503),
             Self::Http2(error) => client_http2(error),
             Self::Denied(Refusal { reason: Reason::UnreadableWorkload(_), .. }) => UNREADABLE,
-            Self::Denied(refusal) => (denier(refusal), "DENY", 401),
+            Self::Denied(refusal) => denied(refusal),
             Self::PolicyChanged { refusal, .. } => (denier(refusal), "POLICY_CHANGE", 401),
             Self::Application(error) => application(error),
             Self::Broken { side: Side::Source, .. } => (Blame::Client, "RESET", 503),
@@ -224,6 +236,15 @@ impl Failure {
         self.meaning().flag == CERT_REVOKED
     }
 
+    /// Why there is no stream through a tunnel, an inner one too.
+    fn tunnel_error(&self) -> Option<&OpenError> {
+        match self {
+            Self::Tunnel { error, .. } => Some(error),
+            Self::Inner { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+
     /// The policy that refused it, if one did.
     pub(crate) fn policy(&self) -> Option<&PolicyName> {
         match self {
@@ -243,31 +264,33 @@ impl Failure {
     /// What a handshake failed for: one of the fixed set of [`TlsError::reason`].
     pub(crate) fn tls_reason(&self) -> Option<&'static str> {
         match self {
-            Self::Handshake(error) | Self::Tunnel { error: OpenError::Tls(error), .. } => {
-                Some(error.reason())
-            }
-            _ => None,
+            Self::Handshake(error) => Some(error.reason()),
+            _ => match self.tunnel_error() {
+                Some(OpenError::Tls(error)) => Some(error.reason()),
+                _ => None,
+            },
         }
     }
 
     /// Whether it was decided that the connection may not pass: the access log's path is then `refused`.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Self::Tunnel { error: OpenError::Rejected(status), .. } => *status == StatusCode::UNAUTHORIZED,
-            Self::Tunnel { error: OpenError::Tls(TlsError::PeerCertificate(_)), .. }
-            | Self::Handshake(TlsError::PeerCertificate(_))
+            Self::Handshake(TlsError::PeerCertificate(_))
             | Self::Denied(_)
             | Self::OwnPort(_)
             | Self::ForeignAddress(_)
             | Self::ForeignSource(_)
             | Self::BadRequest(_)
             | Self::Http2(_)
-            | Self::OtherNetwork(_)
-            | Self::Hostname(_)
-            | Self::ApplicationTunnel(_)
+            | Self::Misdirected(_)
+            | Self::ProxyHeader(_)
             | Self::Unreadable(_)
             | Self::Unroutable(_) => true,
-            _ => false,
+            _ => match self.tunnel_error() {
+                Some(OpenError::Rejected(status)) => *status == StatusCode::UNAUTHORIZED,
+                Some(OpenError::Tls(TlsError::PeerCertificate(_))) => true,
+                _ => false,
+            },
         }
     }
 }
@@ -350,6 +373,21 @@ fn application(error: &ApplicationDialError) -> Row {
     }
 }
 
+fn resolve(error: &ResolveError) -> Row {
+    match error {
+        ResolveError::NoDestination(_) | ResolveError::Failed { .. } => (Blame::Destination, "DNS", 503),
+        ResolveError::Timeout { .. } => (Blame::Node, "DNS_TIMEOUT", 503),
+    }
+}
+
+fn denied(refusal: &Refusal) -> Row {
+    match refusal.reason {
+        Reason::UnknownTunnel => (Blame::ControlPlane, "APPLICATION_TUNNEL", 503),
+        Reason::TunnelPort => (Blame::Client, "APPLICATION_TUNNEL", 401),
+        _ => (denier(refusal), "DENY", 401),
+    }
+}
+
 /// A policy that does its work, or a control plane that has not (yet) told what is needed to decide.
 fn denier(refusal: &Refusal) -> Blame {
     match refusal.reason {
@@ -357,8 +395,9 @@ fn denier(refusal: &Refusal) -> Blame {
         Reason::UnknownPolicy
         | Reason::UnreadablePolicy(_)
         | Reason::UnknownWorkload
-        | Reason::UnreadableWorkload(_) => Blame::ControlPlane,
-        Reason::ForeignAddress | Reason::ProxyPort => Blame::Client,
+        | Reason::UnreadableWorkload(_)
+        | Reason::UnknownTunnel => Blame::ControlPlane,
+        Reason::ForeignAddress | Reason::ProxyPort | Reason::TunnelPort => Blame::Client,
     }
 }
 

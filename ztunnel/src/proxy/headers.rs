@@ -21,6 +21,7 @@ pub(crate) fn request(
         baggage: baggage(source),
         forwarded: Some(forwarded(client, service.map(|service| service.hostname.as_str()))),
         traceparent: HeaderValue::from_str(&trace.to_string()).ok(),
+        forwarded_network: None,
     }
 }
 

@@ -1,6 +1,9 @@
 //! A connection in our hands before it is relayed: whatever goes wrong, its other end sees a reset. A
 //! failure must not look like an end (RFC 9293 3.10.7.4: an abort is told by RST), this process's death neither.
 
+use std::io;
+
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tunnel::socket::{close_as_usual, reset, reset_unless_closed};
 
@@ -17,6 +20,14 @@ impl Held {
     /// The connection.
     pub(crate) fn stream(&self) -> Option<&TcpStream> {
         self.0.as_ref()
+    }
+
+    /// Writes what comes before everything else.
+    pub(crate) async fn tell(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Some(stream) => stream.write_all(bytes).await,
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Gives it to a tunnel, whose end its other end knows from a broken one.

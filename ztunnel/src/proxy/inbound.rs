@@ -1,27 +1,31 @@
 //! Connections to a pod from other nodes (listener 15008): mutual TLS under the pod's own certificate, then CONNECT
-//! requests, each for an application of this pod and no other (contract 2.1).
+//! requests, each for an application of this pod and no other, unless the pod is the gateway of its network
+//! (`mesh::accept`, contract 2.1).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
-use mesh::ServiceName;
+use mesh::accept::{Accepted as Destination, Asked};
+use mesh::service::Hostname;
 use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::{
     Authority, ConnectHeaders, ConnectRequest, Malformed, ServeEnd, ServeError, ServerConfig, Terms,
-    forwarded_host, serve as serve_http2,
+    serve as serve_http2,
 };
 use tunnel::socket::Accepted;
 use tunnel::tls::{ServerStream, VerifiedPeer, accept};
 
 use super::arrival::{Arrived, Visitor, arrive};
 use super::failure::Failure;
+use super::gate::Request;
 use super::headers;
 use super::held::Held;
 use super::node::Node;
 use super::refusal::refuse_early;
 use super::relay::relay;
+use super::tries::Tries;
 use super::workers::Burden;
 use crate::pods::Pod;
 use crate::telemetry::{Path, Record, Reporter, TraceParent};
@@ -181,10 +185,31 @@ impl Tunnel {
     }
 
     async fn arrive(&self, authority: Authority, record: &mut Record) -> Result<Arrived, Failure> {
-        let destination = target(&authority, self.local)?;
-        record.hbone_address = Some(destination);
+        let own = self.pod.own().await?;
+        let request = Request {
+            node: &self.node,
+            pod: &self.pod,
+            own: &own,
+            client: self.verified.identity(),
+            peer: self.peer,
+            local: self.local.ip(),
+            asked: match &authority {
+                Authority::Address(address) => Asked::Address(*address),
+                Authority::Name { host, port } => Asked::Name(Hostname::from(host.as_str()), *port),
+            },
+        };
+        record.hbone_address = Some(authority);
+        let (at, service) = match request.decide(&Tries::new())? {
+            Destination::Application { at, service } => (at, service),
+            Destination::Onward(onward) => return request.pass_on(onward, record).await,
+        };
+        record.ends.service = service.map(|service| service.name.clone());
+        let asked = match request.asked {
+            Asked::Address(address) => (address, None),
+            Asked::Name(host, port) => (SocketAddr::new(at.ip(), port), Some(host)),
+        };
         let identity = Some(self.verified.identity().clone());
-        let visitor = Visitor { identity, address: self.peer, destination, protocol: "HBONE" };
+        let visitor = Visitor { identity, address: self.peer, destination: at, asked, protocol: "HBONE" };
         arrive(&self.node, &self.pod, visitor, record).await
     }
 
@@ -207,19 +232,4 @@ impl Tunnel {
 fn refuse(request: ConnectRequest, record: Record, failure: &Failure) {
     request.reject(StatusCode::from_u16(failure.meaning().status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
     record.finish(Some(failure));
-}
-
-/// The application a request is for: an address of this pod, which is the one that was dialled.
-fn target(authority: &Authority, local: SocketAddr) -> Result<SocketAddr, Failure> {
-    match authority {
-        Authority::Address(address) if address.ip().to_canonical() == local.ip() => {
-            Ok(SocketAddr::new(local.ip(), address.port()))
-        }
-        Authority::Address(address) => {
-            Err(Failure::BadRequest(format!("{address} was asked for at {}", local.ip())))
-        }
-        Authority::Name { host, port } => Err(Failure::BadRequest(format!(
-            "{host}:{port} is a name; this proxy serves addresses of its pod"
-        ))),
-    }
 }

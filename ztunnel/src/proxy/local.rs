@@ -45,7 +45,8 @@ pub(crate) async fn open(
     record.ends.source = outbound.ends.source.clone();
     record.ends.service = outbound.ends.service.clone();
     let identity = outbound.ends.source_identity.clone();
-    let visitor = Visitor { identity, address: client, destination: application, protocol: "TCP" };
+    let asked = (application, None);
+    let visitor = Visitor { identity, address: client, destination: application, asked, protocol: "TCP" };
     let arrived = match pod.share.admit() {
         Some(admitted) => arrive(node, &pod, visitor, &mut record).await.map(|arrived| (arrived, admitted)),
         None => Err(Failure::Overload),

@@ -11,6 +11,7 @@ use tunnel::tls::{TlsPolicy, WorkloadCertificate};
 
 use super::admission::Capacity;
 use super::dial::Dialer;
+use super::names::Resolve;
 use super::outliers::Outliers;
 use super::workers::Workers;
 use crate::dns::Surroundings;
@@ -52,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) pods: Pods,
     /// The way out.
     pub(crate) dialer: Arc<dyn Dialer>,
+    /// The addresses of names.
+    pub(crate) names: Arc<dyn Resolve>,
     /// Tunnels to other nodes.
     pub(crate) tunnels: Pool,
     /// Connections that may be held in all.

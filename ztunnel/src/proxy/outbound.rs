@@ -2,21 +2,21 @@
 //!
 //! The source identity is the pod's, because only its own traffic reaches a listener in its namespace. What the mesh
 //! knows and cannot serve is refused; nothing that should be encrypted ever falls back to plaintext. An endpoint that is
-//! not reached gives way to the next one of its service (`tries`).
+//! not reached gives way to the next one of its service, and so do pods of waypoints and gateways (`tries`).
 //!
-//! Known and not spoken yet, so refused, each with a failure of its own: other networks ([`Failure::OtherNetwork`];
-//! their endpoints are not chosen either, see [`mesh::route::Reach::OwnNetwork`]), workloads of which only a name is known
-//! ([`Failure::Hostname`]), and, where a connection arrives, applications that are told of their clients by a protocol
-//! ([`Failure::ApplicationTunnel`]).
+//! What is on another network is reached by a tunnel within a tunnel: the outer one to the gateway there, the inner one
+//! through it to an endpoint, which proves who it is to this end and not to the gateway.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use http::HeaderValue;
 use mesh::authorize::Attempt;
-use mesh::route::{Called, Hop, NamedUpstream, Route, Upstream};
-use mesh::{ServiceName, SpiffeId};
+use mesh::balance::record_for;
+use mesh::route::{Called, Hop, NamedUpstream, Place, Route, Upstream, route};
+use mesh::service::Hostname;
+use mesh::{Service, ServiceName, SpiffeId};
 use tokio::net::TcpStream;
 use tunnel::copy::Side;
 use tunnel::hbone::{Authority, OpenError, Opened, PoolKey, TunnelStream};
@@ -29,22 +29,13 @@ use super::headers;
 use super::held::Held;
 use super::live::{Listed, Live};
 use super::local::{self, Local};
+use super::names::ResolveError;
 use super::node::Node;
 use super::refusal::refuse_early;
 use super::relay::relay;
-use super::tries::{Tries, endpoint, is_of_endpoint};
+use super::tries::{Aim, Tries};
 use crate::pods::{Own, Pod};
 use crate::telemetry::{Path, Record, Reporter, TraceParent};
-
-/// A peer's port of HBONE that is closed is tried again after each of these: word of a pod that joins reaches us when it reaches the pod's
-/// own node, which then takes a while to listen for it (its agent 54 ms in the median and 117 ms at most, on two busy processors).
-const UNTIL_IT_LISTENS: [Duration; 5] = [
-    Duration::from_millis(10),
-    Duration::from_millis(20),
-    Duration::from_millis(40),
-    Duration::from_millis(80),
-    Duration::from_millis(160),
-];
 
 /// The way to the destination, open.
 enum Way {
@@ -116,7 +107,7 @@ struct Tunnelled<'a> {
     /// The identities of which that has to prove one.
     expected: Vec<SpiffeId>,
     /// Where it is to lead.
-    authority: SocketAddr,
+    authority: &'a Authority,
     /// The service that was called.
     service: Option<&'a ServiceName>,
 }
@@ -136,32 +127,45 @@ impl Call<'_> {
     async fn open(&mut self) -> Result<Way, Failure> {
         let own = self.pod.own().await?;
         self.record.ends.source = Some(own.workload.clone());
+        let Node { outliers, mesh, metrics, .. } = self.node;
         let mut tries = Tries::new();
         let mut route = self.route(&own, &tries);
         loop {
-            let endpoint = endpoint(&route).cloned();
-            let (endpoint, failure) = match (self.take(&own, route).await, endpoint) {
-                (Ok(way), Some(endpoint)) => {
-                    self.node.outliers.succeeded(&endpoint);
+            let aim = Aim::of(&route);
+            let (aim, failure) = match (self.take(&own, route).await, aim) {
+                (Ok(way), aim) => {
+                    aim.iter().for_each(|aim| outliers.succeeded(aim.reached()));
                     return Ok(way);
                 }
-                (Err(failure), Some(endpoint)) if is_of_endpoint(&failure) => (endpoint, failure),
-                (decided, _) => return decided,
+                (Err(failure), Some(aim)) => (aim, failure),
+                (Err(failure), None) => return Err(failure),
             };
-            self.node.outliers.failed(&endpoint, &self.node.metrics);
-            if !tries.failed(&endpoint) {
-                return Err(failure);
+            let Some(blamed) = aim.blamed(&failure) else { return Err(failure) };
+            let first = tries.failed(blamed.target, blamed.fault);
+            if first && blamed.counts {
+                outliers.failed(blamed.target, blamed.fault, mesh, metrics);
             }
+            route = self.route(&own, &tries);
+            if tries.may_go_on(&aim) && tries.may_take(&route) {
+                if first {
+                    let target = blamed.target;
+                    self.record.try_again(&target.workload.name, &target.place, &failure);
+                }
+                continue;
+            }
+            let Some(pause) = tries.try_again_after() else { return Err(failure) };
+            tokio::time::sleep(pause).await;
             route = self.route(&own, &tries);
             if !tries.may_take(&route) {
                 return Err(failure);
             }
-            self.record.try_again(&endpoint.workload.name, endpoint.application, &failure);
         }
     }
 
     fn route(&self, own: &Own, tries: &Tries) -> Route {
-        self.node.outliers.route(&self.node.mesh, &own.workload, self.destination, tries)
+        let Node { outliers, mesh, .. } = self.node;
+        outliers
+            .decide(tries, |choice| mesh.read(|state| route(state, &own.workload, self.destination, choice)))
     }
 
     async fn take(&mut self, own: &Own, route: Route) -> Result<Way, Failure> {
@@ -177,10 +181,13 @@ impl Call<'_> {
                 }
             }
             Route::Waypoint { hop, authority, called } => self.waypoint(own, hop, authority, &called).await,
-            Route::Gateway { service, .. } => Err(Failure::OtherNetwork(service.name.clone())),
-            Route::Named(NamedUpstream { workload, hostname, .. }) => {
-                self.record.ends.destination = Some(workload);
-                Err(Failure::Hostname(hostname))
+            Route::Gateway { hop, authority, inner, service, .. } => {
+                self.gateway(own, hop, authority, inner, &service).await
+            }
+            Route::Named(named) => {
+                let found = self.find(own, named).await?;
+                // What was found has an address.
+                Box::pin(self.take(own, found)).await
             }
             Route::Plaintext(upstream) => {
                 self.describe(&upstream);
@@ -188,6 +195,29 @@ impl Call<'_> {
             }
             Route::Passthrough(destination) => self.plain(destination).await,
             Route::Refused(refused) => Err(Failure::Unroutable(refused)),
+        }
+    }
+
+    /// The way to a workload of which only a name is known.
+    async fn find(&mut self, own: &Own, named: NamedUpstream) -> Result<Route, Failure> {
+        self.record.ends.destination = Some(named.workload.clone());
+        self.record.ends.service = named.service.as_ref().map(|service| service.name.clone());
+        let hostname = named.hostname.clone();
+        let addresses = self.node.names.addresses(&hostname).await.map_err(Failure::Resolve)?;
+        let found = named.found(&own.workload, &addresses, rand::random());
+        found.ok_or(Failure::Resolve(ResolveError::NoDestination(hostname)))
+    }
+
+    /// The address of a waypoint's or gateway's pod.
+    async fn at(&self, place: &Place) -> Result<SocketAddr, Failure> {
+        match place {
+            Place::Address(address) => Ok(*address),
+            Place::Name { hostname, port } => {
+                let addresses = self.node.names.addresses(hostname).await.map_err(Failure::Resolve)?;
+                let ip = record_for(&addresses, self.destination.ip(), rand::random());
+                let none = || Failure::Resolve(ResolveError::NoDestination(hostname.clone()));
+                Ok(SocketAddr::new(ip.ok_or_else(none)?, *port))
+            }
         }
     }
 
@@ -237,10 +267,11 @@ impl Call<'_> {
         let to = Tunnelled {
             peer: upstream.hbone(),
             expected: upstream.expected_identities(),
-            authority: upstream.application,
+            authority: &Authority::Address(upstream.application),
             service,
         };
-        self.tunnel(own, to).await
+        let opened = self.tunnel(own, to).await?;
+        Ok(self.through(own, opened))
     }
 
     /// To a waypoint, on whatever node it is: it has a proxy of its own. The service is the one that was called, the
@@ -256,14 +287,59 @@ impl Call<'_> {
         self.record.path = Path::Waypoint;
         self.record.ends.destination = Some(hop.workload.clone());
         self.record.ends.service = service.cloned();
-        let to = Tunnelled { peer: hop.hbone, expected: hop.expected_identities(), authority, service };
-        self.tunnel(own, to).await
+        let to = Tunnelled {
+            peer: self.at(&hop.hbone).await?,
+            expected: hop.expected_identities(),
+            authority: &Authority::Address(authority),
+            service,
+        };
+        let opened = self.tunnel(own, to).await?;
+        Ok(self.through(own, opened))
     }
 
-    async fn tunnel(&mut self, own: &Own, to: Tunnelled<'_>) -> Result<Way, Failure> {
+    /// To another network, through the gateway there, which chooses the endpoint. As with a waypoint the workload is the
+    /// gateway's; the identity is the one that was proved at the far end.
+    async fn gateway(
+        &mut self,
+        own: &Own,
+        hop: Hop,
+        (host, port): (Hostname, u16),
+        inner: Vec<SpiffeId>,
+        service: &Service,
+    ) -> Result<Way, Failure> {
+        self.record.path = Path::OtherNetwork;
+        self.record.ends.destination = Some(hop.workload.clone());
+        self.record.ends.service = Some(service.name.clone());
+        let gateway = self.at(&hop.hbone).await?;
+        let authority = &Authority::Name { host: host.to_string(), port };
+        let service = Some(&service.name);
+        let to = Tunnelled { peer: gateway, expected: hop.expected_identities(), authority, service };
+        let outer = self.tunnel(own, to).await?;
+        let certificate = own.certificate().await?;
+        let expected = ExpectedPeers::new(inner.iter().map(ToString::to_string));
+        let mut headers = headers::request(&own.workload, self.client, service, &self.record.trace);
+        headers.forwarded_network = HeaderValue::from_str(own.workload.network.as_str()).ok();
+        let source = self.source_to(gateway.ip())?;
+        let tunnels = &self.node.tunnels;
+        let opened =
+            tunnels.open_within(outer.stream, source, &certificate, &expected, authority, &headers).await;
+        let opened = opened.map_err(|error| Failure::Inner { gateway, error: Box::new(error) })?;
+        Ok(self.through(own, opened))
+    }
+
+    fn through(&mut self, own: &Own, opened: Opened) -> Way {
+        let Opened { stream, peer, .. } = opened;
+        self.record.ends.source_identity = Some(own.workload.identity());
+        self.record.ends.destination_identity = Some(peer.identity().clone());
+        self.record.tls = Some(peer.tls());
+        self.record.standing = peer.standing().clone();
+        Way::Tunnel(stream)
+    }
+
+    async fn tunnel(&mut self, own: &Own, to: Tunnelled<'_>) -> Result<Opened, Failure> {
         let Tunnelled { peer, expected, authority, service } = to;
         self.record.destination_address = peer;
-        self.record.hbone_address = Some(authority);
+        self.record.hbone_address = Some(authority.clone());
         let source = self.source_to(peer.ip())?;
         let mut certificate = own.certificate().await?;
         let key = PoolKey {
@@ -273,24 +349,16 @@ impl Call<'_> {
             source_ip: source,
         };
         let headers = headers::request(&own.workload, self.client, service, &self.record.trace);
-        let authority = Authority::Address(authority);
         let dial = || {
             let dial = self.node.dialer.network(&self.pod.netns, Some(source), peer);
             async move { dial.await.map_err(into_io) }
         };
         let mut again = true;
-        let mut pauses = UNTIL_IT_LISTENS.into_iter();
-        let opened = loop {
-            let error = match self.node.tunnels.open(&key, &certificate, &authority, &headers, dial).await {
-                Ok(opened) => break opened,
+        loop {
+            let error = match self.node.tunnels.open(&key, &certificate, authority, &headers, dial).await {
+                Ok(opened) => return Ok(opened),
                 Err(error) => error,
             };
-            if matches!(&error, OpenError::Dial(error) if error.kind() == ErrorKind::ConnectionRefused)
-                && let Some(pause) = pauses.next()
-            {
-                tokio::time::sleep(pause).await;
-                continue;
-            }
             // A renewal gives up the dials that are under way with the certificate before it: once more, with the new
             // one.
             match own.newer_certificate(&certificate) {
@@ -301,13 +369,7 @@ impl Call<'_> {
                 None if matches!(error, OpenError::GivenUp) && std::mem::take(&mut again) => {}
                 _ => return Err(Failure::Tunnel { peer, error }),
             }
-        };
-        let Opened { stream, peer: verified, .. } = opened;
-        self.record.ends.source_identity = Some(own.workload.identity());
-        self.record.ends.destination_identity = Some(verified.identity().clone());
-        self.record.tls = Some(verified.tls());
-        self.record.standing = verified.standing().clone();
-        Ok(Way::Tunnel(stream))
+        }
     }
 }
 

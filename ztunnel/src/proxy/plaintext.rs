@@ -25,7 +25,8 @@ pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
     let mut record =
         Record::new(&node.metrics, Reporter::Destination, peer, destination, TraceParent::random());
     record.path = Path::Passthrough;
-    let visitor = Visitor { identity: None, address: peer, destination, protocol: "TCP" };
+    let asked = (destination, None);
+    let visitor = Visitor { identity: None, address: peer, destination, asked, protocol: "TCP" };
     let result = carry(node, pod, client, &mut record, visitor).await;
     record.finish(result.as_ref().err());
     drop(admitted);

@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh::route::Place;
 use mesh::{ServiceName, SpiffeId, Workload};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 use tunnel::copy::Transferred;
+use tunnel::hbone::Authority;
 use tunnel::tls::{Standing, TlsFacts};
 
 use super::TraceParent;
@@ -24,6 +26,8 @@ pub(crate) enum Path {
     OtherNode,
     /// Through a tunnel to a waypoint.
     Waypoint,
+    /// Through the gateway of another network.
+    OtherNetwork,
     /// Plain TCP, to or from something outside the mesh.
     Passthrough,
     /// Nowhere.
@@ -36,6 +40,7 @@ impl Path {
             Self::SameNode => "same_node",
             Self::OtherNode => "other_node",
             Self::Waypoint => "waypoint",
+            Self::OtherNetwork => "other_network",
             Self::Passthrough => "passthrough",
             Self::Refused => "refused",
         }
@@ -72,8 +77,8 @@ pub(crate) struct Record {
     source_address: SocketAddr,
     /// Where the client wanted to go; on the outbound side, once routed, where it goes.
     pub(crate) destination_address: SocketAddr,
-    /// The tunnel's authority or address, if there is one.
-    pub(crate) hbone_address: Option<SocketAddr>,
+    /// The tunnel's authority, if there is one.
+    pub(crate) hbone_address: Option<Authority>,
     /// The parties.
     pub(crate) ends: Ends,
     /// The way taken.
@@ -130,12 +135,12 @@ impl Record {
         self.transferred = other.transferred.clone();
     }
 
-    /// The endpoint `name` at `address` was not reached; another one is tried.
-    pub(crate) fn try_again(&mut self, name: &str, address: SocketAddr, failure: &Failure) {
+    /// The endpoint `name` at `place` was not reached; another one is tried.
+    pub(crate) fn try_again(&mut self, name: &str, place: &Place, failure: &Failure) {
         let reason = failure.meaning().flag;
         self.metrics.endpoint_retries.get_or_create(&ReasonLabel { reason }).inc();
         self.count_handshake(failure);
-        self.failed_tries.push(format!("{name} at {address}: {reason}: {failure}"));
+        self.failed_tries.push(format!("{name} at {place}: {reason}: {failure}"));
         self.hbone_address = None;
         self.ends.source_identity = None;
         self.ends.destination_identity = None;
@@ -240,7 +245,7 @@ impl Record {
                 src.identity = source_identity.as_ref().map(display),
                 src.cluster = source.as_ref().map(|workload| workload.cluster_id.as_str()),
                 dst.addr = %self.destination_address,
-                dst.hbone_addr = self.hbone_address.map(display),
+                dst.hbone_addr = self.hbone_address.as_ref().map(display),
                 dst.service = service.as_ref().map(|service| service.hostname.as_str()),
                 dst.workload = destination.as_ref().map(|workload| workload.name.as_str()),
                 dst.namespace = destination.as_ref().map(|workload| workload.namespace.as_str()),

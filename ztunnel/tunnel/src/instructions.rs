@@ -44,6 +44,7 @@ fn a_thousand_requests_headers_are_written_and_read() {
         baggage: Some(HeaderValue::from_static("k8s.cluster.name=Kubernetes,k8s.namespace.name=shop")),
         forwarded: None,
         traceparent: None,
+        forwarded_network: None,
     };
     let pass = || {
         let forwarded = Some(forwarded(black_box(client), Some("web.shop.svc.cluster.local")));

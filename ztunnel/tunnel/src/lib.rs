@@ -1,5 +1,6 @@
 //! What carries a connection between two workloads: mutual TLS ([`tls`]), HBONE over HTTP/2 ([`hbone`]),
-//! the copy loop ([`copy`]) and the sockets it all stands on ([`socket`]).
+//! the copy loop ([`copy`]), what an application is told first ([`proxy_protocol`]), and the sockets it all stands on
+//! ([`socket`]).
 //!
 //! Two facts are types here: a [`tls::VerifiedPeer`] exists only after a handshake that proved it, and an
 //! application is dialled only with a [`mesh::authorize::Permit`]. Every stage ends: each has its timeout.
@@ -8,6 +9,7 @@
 
 pub mod copy;
 pub mod hbone;
+pub mod proxy_protocol;
 pub mod socket;
 pub mod tls;
 

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use mesh::authorize::{Attempt, Permit, authorize};
 use mesh::state::State;
-use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
+use mesh::workload::{ApplicationTunnel, Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 use mesh::{Network, Workload};
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tunnel::socket::{
-    ApplicationDialError, DialError, InterceptPort, LEG_PORTS, Netns, SocketMark, TcpOptions, accept,
+    ApplicationDialError, DialError, InterceptPort, LEG_PORTS, Netns, SocketMark, TcpOptions, ToldAt, accept,
     bind_listener, dial_application, dial_network,
 };
 
@@ -66,6 +66,11 @@ fn inside<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
 }
 
 fn permit(to: SocketAddr) -> Permit {
+    permit_to_tell(to, None)
+}
+
+/// The same, where the application is told of its clients.
+fn permit_to_tell(to: SocketAddr, application_tunnel: Option<ApplicationTunnel>) -> Permit {
     let workload = Workload {
         uid: "Kubernetes//Pod/demo/echo".into(),
         name: "echo".to_owned(),
@@ -90,7 +95,7 @@ fn permit(to: SocketAddr) -> Permit {
         waypoint: None,
         network_gateway: None,
         hostname: None,
-        application_tunnel: None,
+        application_tunnel,
     };
     let attempt =
         Attempt { source: None, source_ip: CLIENT_V4, workload: workload.uid.clone(), destination: to };
@@ -124,7 +129,7 @@ async fn application_sees_client() {
         let application = TcpListener::bind((pod, 8080)).await.unwrap();
         let permit = permit((pod, 8080).into());
         let options = options();
-        let dial = dial_application(&netns, client, &permit, &options);
+        let dial = dial_application(&netns, client, &permit, ToldAt::default(), &options);
         let (dialed, accepted) = tokio::join!(dial, application.accept());
         let (dialed, (_, peer)) = (dialed.unwrap(), accepted.unwrap());
         assert_eq!(peer.ip(), client);
@@ -134,8 +139,44 @@ async fn application_sees_client() {
         assert!(dialed.nodelay().unwrap());
     }
     let permit = permit((POD_V4, 8080).into());
-    let mixed = dial_application(&netns, CLIENT_V6, &permit, &options()).await;
+    let mixed = dial_application(&netns, CLIENT_V6, &permit, ToldAt::default(), &options()).await;
     assert!(matches!(mixed, Err(ApplicationDialError::Family { .. })));
+}
+
+#[test]
+fn an_application_that_is_told_of_its_clients_is_dialled_on_the_loopback_or_at_the_pods_address() {
+    let name = "an_application_that_is_told_of_its_clients_is_dialled_on_the_loopback_or_at_the_pods_address";
+    inside(name, told_application);
+}
+
+async fn told_application() {
+    let netns = Netns::current().unwrap();
+    let loopback = |pod: IpAddr| match pod {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    for (pod, client) in CLIENTS {
+        for (told_at, at, from) in
+            [(ToldAt::Loopback, loopback(pod), loopback(pod)), (ToldAt::PodAddress, pod, client)]
+        {
+            // Only there, and not on the port that was asked for.
+            let application = TcpListener::bind((at, 15088)).await.unwrap();
+            let proxy = ApplicationTunnel::Proxy { port: Some(15088) };
+            let permit = permit_to_tell((pod, 8080).into(), Some(proxy));
+            let options = options();
+            let dial = dial_application(&netns, client, &permit, told_at, &options);
+            let (dialed, accepted) = tokio::join!(dial, application.accept());
+            dialed.unwrap();
+            assert_eq!(accepted.unwrap().1.ip(), from, "{told_at:?}");
+        }
+        let permit = permit_to_tell((pod, 8081).into(), Some(ApplicationTunnel::Proxy { port: None }));
+        let refused = dial_application(&netns, client, &permit, ToldAt::Loopback, &options()).await;
+        let error = refused.unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("application at {}", SocketAddr::new(loopback(pod), 8081))),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -148,7 +189,8 @@ async fn closed_port() {
     for (pod, client) in CLIENTS {
         let permit = permit((pod, 8081).into());
         let begin = std::time::Instant::now();
-        let error = dial_application(&netns, client, &permit, &options()).await.unwrap_err();
+        let error =
+            dial_application(&netns, client, &permit, ToldAt::default(), &options()).await.unwrap_err();
         let ApplicationDialError::Failed { error, .. } = error else { panic!("{error}") };
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
         assert!(begin.elapsed() < Duration::from_secs(1));
@@ -181,7 +223,7 @@ async fn taken_ports() {
     let mut legs = Vec::new();
     for _ in 0..1000 {
         let options = options();
-        let dial = dial_application(&netns, CLIENT_V4, &permit, &options);
+        let dial = dial_application(&netns, CLIENT_V4, &permit, ToldAt::default(), &options);
         let (dialed, accepted) = tokio::join!(dial, application.accept());
         legs.push((dialed.unwrap(), accepted.unwrap()));
     }
@@ -237,12 +279,13 @@ async fn exhausted_ports() {
     let application = TcpListener::bind((POD_V4, 8080)).await.unwrap();
     let permit = permit((POD_V4, 8080).into());
     let held = hold(CLIENT_V4, LEG_PORTS);
-    let error = dial_application(&netns, CLIENT_V4, &permit, &options()).await.unwrap_err();
+    let error =
+        dial_application(&netns, CLIENT_V4, &permit, ToldAt::default(), &options()).await.unwrap_err();
     assert!(matches!(error, ApplicationDialError::PortsExhausted { client: CLIENT_V4, .. }), "{error}");
     // Another client has ports of its own.
     let other = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 10));
     let options = options();
-    let dial = dial_application(&netns, other, &permit, &options);
+    let dial = dial_application(&netns, other, &permit, ToldAt::default(), &options);
     let (dialed, accepted) = tokio::join!(dial, application.accept());
     dialed.unwrap();
     assert_eq!(accepted.unwrap().1.ip(), other);

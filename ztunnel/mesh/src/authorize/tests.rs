@@ -637,3 +637,38 @@ fn a_permit_says_what_was_checked_and_can_be_checked_anew() {
     state.upsert_policy(deny(Match { namespaces: exact("shop"), ..Match::default() }));
     assert!(authorize(&state, permit.attempt().clone()).decision.is_err());
 }
+
+#[test]
+fn an_application_that_is_told_of_its_clients_is_entered_on_its_own_port_and_nobody_tells_it_lies() {
+    use ApplicationTunnel::{Proxy, Unknown};
+    let proxy = |port| Ok(Entry::Proxy { port });
+    let cases = [
+        ("it is not told", None, Some(CLIENT), Ok(Entry::Plain)),
+        ("told on a port of its own", Some(Proxy { port: Some(15088) }), Some(CLIENT), proxy(15088)),
+        ("told where it is asked for", Some(Proxy { port: None }), Some(CLIENT), proxy(8080)),
+        ("without an identity, past its own port", Some(Proxy { port: Some(15088) }), None, Ok(Entry::Plain)),
+        ("without an identity, where all are told of", Some(Proxy { port: None }), None, proxy(8080)),
+        (
+            "without an identity, on its own port",
+            Some(Proxy { port: Some(8080) }),
+            None,
+            Err(Reason::TunnelPort),
+        ),
+        ("on its own port, in person", Some(Proxy { port: Some(8080) }), Some(CLIENT), proxy(8080)),
+        ("by a protocol of a later version", Some(Unknown), Some(CLIENT), Err(Reason::UnknownTunnel)),
+        ("by such a one, without an identity", Some(Unknown), None, Err(Reason::UnknownTunnel)),
+    ];
+    for (sentence, application_tunnel, source, expected) in cases {
+        let mut state = State::new();
+        state.upsert_workload(crate::workload::Workload {
+            application_tunnel,
+            ..workload("web", &["10.0.0.2", "fd00::2"])
+        });
+        let decided = authorize(&state, attempt(source)).decision;
+        assert_eq!(
+            decided.map(|permit| permit.entry()).map_err(|refusal| refusal.reason),
+            expected,
+            "{sentence}"
+        );
+    }
+}

@@ -29,10 +29,15 @@ impl From<u64> for Choice<'_> {
 }
 
 impl Choice<'_> {
-    /// Whether the endpoint may be chosen at all.
+    /// Whether the endpoint may be chosen at all to be connected to directly.
     pub fn admits(&self, endpoint: &Workload) -> bool {
         let encrypted = endpoint.tunnel_protocol == TunnelProtocol::Hbone;
-        (encrypted || !self.encrypted) && !self.tried.contains(&endpoint.uid)
+        (encrypted || !self.encrypted) && !self.has_tried(endpoint)
+    }
+
+    /// Whether it has failed for this connection.
+    pub fn has_tried(&self, endpoint: &Workload) -> bool {
+        self.tried.contains(&endpoint.uid)
     }
 
     /// Whether another endpoint is to be preferred, if there is one.

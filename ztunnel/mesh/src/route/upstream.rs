@@ -1,10 +1,13 @@
 //! What is connected to, and who that has to be.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::{Refused, Route, connect};
+use crate::balance::record_for;
 use crate::identity::SpiffeId;
-use crate::ports::HBONE;
+use crate::ports::{HBONE, is_proxy_port};
 use crate::service::{Hostname, Service};
 use crate::workload::Workload;
 
@@ -42,6 +45,55 @@ pub struct NamedUpstream {
     pub hostname: Hostname,
     /// The target port.
     pub port: u16,
+    /// What the client dialled: an address of its family is the better one.
+    pub requested: IpAddr,
+}
+
+impl NamedUpstream {
+    /// Where the connection of `client` goes, now that the name's addresses are known: to one of them, which the
+    /// uniform number `random` chooses. `None`: none of them can be connected to.
+    pub fn found(self, client: &Workload, addresses: &[IpAddr], random: u64) -> Option<Route> {
+        let ip = record_for(addresses, self.requested, random)?;
+        if client.addresses.contains(&ip) && is_proxy_port(self.port) {
+            return Some(Route::Refused(Refused::ProxyPort(self.port)));
+        }
+        let (workload, service) = (self.workload, self.service);
+        let upstream = Upstream { workload, service, application: SocketAddr::new(ip, self.port) };
+        Some(connect(client, upstream).unwrap_or_else(Route::Refused))
+    }
+}
+
+/// Where something listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At an address.
+    Address(SocketAddr),
+    /// At the addresses of a name, which have to be asked for first.
+    Name {
+        /// The name.
+        hostname: Hostname,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Place {
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name { port, .. } => *port,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { hostname, port } => write!(f, "{hostname}:{port}"),
+        }
+    }
 }
 
 /// The proxy in between: a waypoint's or a gateway's pod.
@@ -52,7 +104,7 @@ pub struct Hop {
     /// The service it was found by, if it was.
     pub service: Option<Arc<Service>>,
     /// Where it speaks HBONE.
-    pub hbone: SocketAddr,
+    pub hbone: Place,
 }
 
 impl Hop {

@@ -85,6 +85,80 @@ fn of_services_that_share_an_address_the_clients_own_namespace_wins() {
 }
 
 #[test]
+fn two_services_of_one_namespace_that_share_an_address_or_a_range_stay_beside_each_other() {
+    let mut state = State::new();
+    let ranged = |name: &str| {
+        let mut ranged = service("shop", name, &["10.9.0.1"], &[]);
+        ranged.cidr_vips = vec![range("10.9.0.0/16")];
+        ranged
+    };
+    let found = |state: &State| {
+        let by_vip = state.service_by_vip(&address("10.9.0.1"), &"shop".into());
+        let by_range = state.service_by_range(&address("10.9.7.7"), &"shop".into());
+        [by_vip, by_range].map(|found| found.map(|found| found.short_name.clone()))
+    };
+    let both = |name: &str| [Some(name.to_owned()), Some(name.to_owned())];
+    state.upsert_service(ranged("a"));
+    state.upsert_service(ranged("b"));
+    state.upsert_service(ranged("a"));
+    assert_eq!(found(&state), both("a"));
+    // The one that goes takes nothing of the other's with it, whichever it is.
+    state.remove_service(&service_name("shop", "a"));
+    assert_eq!(found(&state), both("b"));
+    state.upsert_service(ranged("a"));
+    state.remove_service(&service_name("shop", "b"));
+    assert_eq!(found(&state), both("a"));
+    state.remove_service(&service_name("shop", "a"));
+    assert_eq!(found(&state), [None, None]);
+    assert!(state.by_vip.is_empty() && state.by_range.is_empty() && state.by_hostname.is_empty());
+}
+
+#[test]
+fn a_range_leads_to_the_endpoints_there_are_now_and_is_held_once_however_often_they_change() {
+    let web = service_name("shop", "web");
+    let mut state = State::new();
+    let mut ranged = service("shop", "web", &[], &[(80, 8080)]);
+    ranged.cidr_vips = vec![range("10.9.0.0/16")];
+    state.upsert_service(ranged.clone());
+    for n in 1..=50 {
+        let at = format!("10.0.0.{n}");
+        state.upsert_workload(endpoint_of(workload("a", &[&at]), &web, &[(80, 8080)]));
+        if n % 10 == 0 {
+            state.upsert_service(ranged.clone());
+        }
+        let found = state.service_by_range(&address("10.9.1.2"), &"shop".into()).unwrap();
+        let addresses: Vec<_> =
+            state.endpoints(&found.name).unwrap().iter().flat_map(|pod| pod.addresses.clone()).collect();
+        assert_eq!(addresses, [ip(&at)]);
+        let held: Vec<_> = state.by_range.iter().map(|(_, names)| names.len()).collect();
+        assert_eq!(held, [1]);
+    }
+    assert_eq!(state.services_over(&address("10.9.1.2")).count(), 1);
+}
+
+#[test]
+fn services_and_workloads_are_found_by_their_host_names_until_they_go() {
+    let mut state = State::new();
+    state.upsert_service(service("shop", "web", &[], &[]));
+    let service = |state: &State, text| state.service_by_hostname(text, &"shop".into()).is_some();
+    assert!(service(&state, "web.shop.svc.cluster.local") && service(&state, "WEB.shop.svc.cluster.local"));
+    assert!(!service(&state, "web"));
+    state.remove_service(&service_name("shop", "web"));
+    assert!(!service(&state, "web.shop.svc.cluster.local"));
+    let named = |hostname: Option<&str>| Workload {
+        hostname: hostname.map(Into::into),
+        ..workload("db", &["10.0.0.2"])
+    };
+    let workload = |state: &State, text| state.workload_by_hostname(text).is_some();
+    state.upsert_workload(named(Some("DB.example.com")));
+    assert!(workload(&state, "db.example.com"));
+    state.upsert_workload(named(Some("db2.example.com")));
+    assert!(workload(&state, "db2.example.com") && !workload(&state, "db.example.com"));
+    state.upsert_workload(named(None));
+    assert!(state.workloads_by_hostname.is_empty());
+}
+
+#[test]
 fn endpoints_follow_their_workloads_whether_or_not_the_service_is_known() {
     let web = service_name("shop", "web");
     let mut state = State::new();
@@ -251,6 +325,8 @@ fn change(state: &mut State, numbers: &mut Numbers) {
             if numbers.below(5) == 0 {
                 changed.network_mode = NetworkMode::HostNetwork;
             }
+            changed.hostname =
+                [None, Some("a.example.com"), Some("B.example.com")][numbers.below(3)].map(Into::into);
             changed.capacity = u32::try_from(numbers.below(3)).unwrap();
             state.upsert_workload(changed);
         }
@@ -283,6 +359,12 @@ fn lookups(state: &State) -> Vec<String> {
     }
     for (pod, uids) in &state.by_pod {
         seen.push(format!("{pod:?} {uids:?}"));
+    }
+    for (hostname, uids) in &state.workloads_by_hostname {
+        seen.push(format!("{hostname} {uids:?}"));
+    }
+    for (host, names) in &state.by_hostname {
+        seen.push(format!("{host} {names:?}"));
     }
     for (vip, names) in &state.by_vip {
         seen.push(format!("{vip:?} {names:?}"));

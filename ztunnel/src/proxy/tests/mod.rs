@@ -1,10 +1,13 @@
 //! The data path between two nodes and within one, end to end but for the kernel's part.
 
 mod dns;
+mod names;
+mod networks;
 mod peers;
 mod retry;
 mod revocation;
 mod sizes;
+mod told;
 mod unreadable;
 mod waypoints;
 mod world;

@@ -58,11 +58,23 @@ fn tell(world: &World, endpoints: &[Workload]) {
     world.complete();
 }
 
-/// What was dialled, in order. A proxy that refuses is dialled several times in a row, in case it has just started.
+/// What was dialled, sorted. Where nothing else is left, proxies that refuse are dialled again, in case they have just
+/// started.
 fn dials(world: &World) -> Vec<std::net::SocketAddr> {
     let mut dials = world.wires.dials();
+    dials.sort();
     dials.dedup();
     dials
+}
+
+/// Takes connections at the HBONE port and speaks no TLS.
+async fn broken(world: &World, at: &str) {
+    let broken = world.listen(at).await;
+    tokio::spawn(async move {
+        loop {
+            drop(broken.accept().await.unwrap());
+        }
+    });
 }
 
 fn address(text: &str) -> std::net::SocketAddr {
@@ -112,8 +124,7 @@ async fn three_endpoints_are_tried_and_no_more_and_none_of_them_twice() {
         (1..=5).map(|n| endpoint(&format!("down-{n}"), &format!("10.2.1.{n}"), n.min(3))).collect();
     tell(&world, &endpoints);
     assert!(is_reset(&mut world.dial(At::East, &client, VIP).await).await);
-    let mut dials = dials(&world);
-    dials.sort();
+    let dials = dials(&world);
     let nearest = ["10.2.1.3:15008", "10.2.1.4:15008", "10.2.1.5:15008"];
     assert_eq!(dials, nearest.map(address));
     let lines = world.lines(1).await;
@@ -195,12 +206,13 @@ async fn an_endpoint_that_keeps_failing_is_not_dialled_any_more_for_a_while() {
     let client = world.pod(At::East, "client", CLIENT).await;
     world.pod(At::West, "server", SERVER).await;
     world.echo(SERVER_APP).await;
+    broken(&world, "10.2.0.9:15008").await;
     tell(&world, &[endpoint("down", "10.2.0.9", 3), endpoint("server", SERVER, 2)]);
     for _ in 0..6 {
         let answer = exchange(world.dial(At::East, &client, VIP).await, b"hello").await.unwrap();
         assert_eq!(answer, b"hello");
     }
-    let down = dials(&world).iter().filter(|to| **to == address("10.2.0.9:15008")).count();
+    let down = world.wires.dials().iter().filter(|to| **to == address("10.2.0.9:15008")).count();
     assert_eq!(down, 3);
     assert_eq!(world.node(At::East).metrics.endpoint_ejections.get(), 1);
 }
@@ -216,4 +228,43 @@ async fn a_workload_that_is_called_by_its_own_address_is_the_only_one() {
         assert!(is_reset(&mut world.dial(At::East, &client, "10.2.0.9:8080").await).await);
     }
     assert_eq!(dials(&world), [address("10.2.0.9:15008")]);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_listen_yet_delays_nobody_while_there_is_another() {
+    let world = World::new();
+    let client = world.pod(At::East, "client", CLIENT).await;
+    world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    tell(&world, &[endpoint("joins", "10.2.0.9", 3), endpoint("server", SERVER, 2)]);
+    for _ in 0..20 {
+        let answer = exchange(world.dial(At::East, &client, VIP).await, b"hello").await.unwrap();
+        assert_eq!(answer, b"hello");
+    }
+    let joins = world.wires.dials().iter().filter(|to| **to == address("10.2.0.9:15008")).count();
+    let tries = world.lines(40).await.iter().filter(|line| line.contains_key("failed_tries")).count();
+    assert_eq!(joins, tries, "once for each connection that was led there");
+}
+
+#[tokio::test]
+async fn where_no_other_is_left_an_endpoint_that_does_not_listen_yet_is_waited_for() {
+    // Alone, called by its own address, and beside one that fails for good.
+    for (to, beside) in [(VIP, false), ("10.2.0.9:8080", false), (VIP, true)] {
+        let world = World::new();
+        let client = world.pod(At::East, "client", CLIENT).await;
+        world.echo("10.2.0.9:8080").await;
+        let mut all = vec![endpoint("joins", "10.2.0.9", 3)];
+        if beside {
+            broken(&world, "10.2.0.8:15008").await;
+            all.push(endpoint("broken", "10.2.0.8", 2));
+        }
+        tell(&world, &all);
+        let dialled = world.dial(At::East, &client, to).await;
+        while world.wires.dials().iter().filter(|to| to.ip() == address("10.2.0.9:1").ip()).count() < 2 {
+            tokio::task::yield_now().await;
+        }
+        world.pod_stated_at(At::West, "joins", "10.2.0.9", vec!["10.2.0.9".parse().unwrap()]).await;
+        assert_eq!(exchange(dialled, b"hello").await.unwrap(), b"hello", "{to} {beside}");
+        assert_eq!(world.node(At::East).metrics.endpoint_ejections.get(), 0);
+    }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use daemon::drain::{Deadline, Drain, drain};
 use futures::future::{BoxFuture, FutureExt as _};
-use mesh::authorize::Permit;
+use mesh::authorize::{Entry, Permit};
+use mesh::service::Hostname;
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 use mesh::{Network, SpiffeId, State, Workload};
 use rcgen::{
@@ -29,6 +30,7 @@ use crate::identity::{Identities, Issued, Source};
 use crate::mesh_state::MeshState;
 use crate::pods::{Listeners, Pod, PodSpec, PodUid, Pods, Serving};
 use crate::proxy::dial::Dialer;
+use crate::proxy::names::{Resolve, ResolveError};
 use crate::proxy::node::{Limits, Node};
 use crate::proxy::{Capacity, Outliers, Share, Workers, inbound, keep_identities, outbound, plaintext};
 use crate::telemetry::Metrics;
@@ -166,9 +168,32 @@ impl Dialer for Loopback {
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {
-        let to = permit.destination();
+        let to = match permit.entry() {
+            Entry::Plain => permit.destination(),
+            Entry::Proxy { port } => SocketAddr::new(permit.destination().ip(), port),
+        };
         let dial = self.0.clone().dial(Some(client), to);
         async move { dial.await.map_err(|error| ApplicationDialError::Failed { to, error }) }.boxed()
+    }
+}
+
+/// The addresses of names, as the test says.
+#[derive(Default)]
+pub(super) struct Names(Mutex<HashMap<Hostname, Vec<IpAddr>>>);
+
+impl Names {
+    pub(super) fn set(&self, name: &str, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        self.0.lock().unwrap().insert(name.into(), addresses);
+    }
+}
+
+impl Resolve for Names {
+    fn addresses(&self, name: &Hostname) -> BoxFuture<'static, Result<Vec<IpAddr>, ResolveError>> {
+        let known = self.0.lock().unwrap().get(name).cloned();
+        let none = || ResolveError::Failed { name: name.clone(), cause: "nobody has it".to_owned() };
+        let found = known.ok_or_else(none);
+        async { found }.boxed()
     }
 }
 
@@ -183,6 +208,7 @@ pub(super) struct World {
     pub(super) east: TestNode,
     pub(super) west: TestNode,
     pub(super) wires: Arc<Wires>,
+    pub(super) names: Arc<Names>,
     pub(super) ca: Arc<Ca>,
     kept: Kept,
     _subscriber: tracing::subscriber::DefaultGuard,
@@ -204,11 +230,13 @@ impl World {
     /// The same, with certificates that are renewed at half of `validity`.
     pub(super) fn with_validity(validity: Duration) -> Self {
         let (ca, wires, kept) = (Ca::new(), Arc::<Wires>::default(), Kept::default());
+        let names = Arc::<Names>::default();
         let subscriber = tracing::subscriber::set_default(kept.subscriber());
         Self {
-            east: test_node(&ca, &wires, validity),
-            west: test_node(&ca, &wires, validity),
+            east: test_node(&ca, &wires, &names, validity),
+            west: test_node(&ca, &wires, &names, validity),
             wires,
+            names,
             ca,
             kept,
             _subscriber: subscriber,
@@ -353,7 +381,7 @@ async fn accepted(peer: SocketAddr, local: &str) -> (TcpStream, Accepted) {
     (client.unwrap(), Accepted { stream: stream.unwrap().0, peer, local: local.parse().unwrap() })
 }
 
-fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
+fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Duration) -> TestNode {
     let (drain, signal) = drain();
     let metrics = Metrics::default();
     let identities = Identities::new(Signer { ca: ca.clone(), validity }, metrics.clone());
@@ -368,6 +396,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         pods: Pods::default(),
         dns: Surroundings::new("cluster.local".to_owned(), ""),
         dialer: Arc::new(Loopback(wires.clone())),
+        names: names.clone(),
         tunnels: Pool::new(PoolConfig::default()),
         capacity: Capacity::new(1000),
         limits: Limits { handshake: Duration::from_secs(10), idle: Duration::from_secs(3600), per_pod: 100 },

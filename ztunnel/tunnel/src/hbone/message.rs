@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 
 /// Where a CONNECT asks to be taken: `ip:port`, `[v6]:port` or `hostname:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +78,8 @@ pub struct ConnectHeaders {
     pub forwarded: Option<HeaderValue>,
     /// W3C trace context.
     pub traceparent: Option<HeaderValue>,
+    /// The client's network, on a tunnel that comes from another one.
+    pub forwarded_network: Option<HeaderValue>,
 }
 
 impl ConnectHeaders {
@@ -85,6 +88,7 @@ impl ConnectHeaders {
             baggage: headers.get(BAGGAGE).cloned(),
             forwarded: headers.get(http::header::FORWARDED).cloned(),
             traceparent: headers.get(TRACEPARENT).cloned(),
+            forwarded_network: headers.get(FORWARDED_NETWORK).cloned(),
         }
     }
 
@@ -93,6 +97,7 @@ impl ConnectHeaders {
             (BAGGAGE, &self.baggage),
             (http::header::FORWARDED, &self.forwarded),
             (TRACEPARENT, &self.traceparent),
+            (FORWARDED_NETWORK, &self.forwarded_network),
         ] {
             if let Some(value) = value {
                 headers.insert(name, value.clone());

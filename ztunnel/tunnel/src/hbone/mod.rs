@@ -8,6 +8,9 @@
 //! the kernel's, and what is left is the runtime's (16 %), `h2`'s own (8 %) and TLS (7 %): framing of our own could not win back more
 //! than that, and would have to earn the trust that `h2` has. What `h2` writes is [gathered](gather) into full records.
 //!
+//! A tunnel can lead through a stream of another one ([`Pool::open_within`]): through the gateway of another network,
+//! which is the far end of the outer one and only carries the inner one.
+//!
 //! No tunnel takes a stream after one of the two certificates it was made with has expired, or ours was renewed.
 
 mod budget;
@@ -15,6 +18,7 @@ mod forwarded;
 mod gather;
 mod keepalive;
 mod message;
+mod nested;
 mod pool;
 mod server;
 mod stream;

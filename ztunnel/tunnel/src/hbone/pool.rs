@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 use super::budget::Budget;
 use super::message::{Authority, ConnectHeaders};
+use super::nested;
+use super::stream::TunnelStream;
 use super::tunnel::{Dialed, OpenError, Opened, RequestError, Tunnel};
 use super::window::Place;
 use crate::tls::{ExpectedPeers, WorkloadCertificate};
@@ -199,6 +201,23 @@ impl Pool {
                 | RequestError::Failed(error) => return Err(error),
             }
         }
+    }
+
+    /// Opens a stream to `authority` through a tunnel of its own within `outer`, a stream to the gateway of another
+    /// network. `source_ip` is the pod's that windows are granted to. The tunnel is not used again: who is at its far
+    /// end is for the gateway to choose, each time anew.
+    pub async fn open_within(
+        &self,
+        outer: TunnelStream,
+        source_ip: IpAddr,
+        certificate: &WorkloadCertificate,
+        expected: &ExpectedPeers,
+        authority: &Authority,
+        headers: &ConnectHeaders,
+    ) -> Result<Opened, OpenError> {
+        let config = &self.0.config;
+        let share = config.budget.share(source_ip);
+        nested::open(outer, certificate, expected, &share, config, authority, headers).await
     }
 
     /// A place on a tunnel and whether the tunnel stood before; with `fresh` only one that did not.

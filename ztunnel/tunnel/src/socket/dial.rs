@@ -3,13 +3,16 @@
 //! An application sees its client's own address. The connection to it is therefore bound to that address, marked
 //! so that it goes over `lo`, and takes its source port from a range that clients do not use: with a
 //! live client's own port, the kernel would take the client's packets for this connection's.
+//!
+//! An application that is told of its client by the PROXY protocol is reached over the loopback ([`ToldAt::Loopback`]),
+//! where nobody outside of the pod can tell it anything.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use mesh::authorize::Permit;
+use mesh::authorize::{Entry, Permit};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
@@ -93,14 +96,37 @@ pub enum ApplicationDialError {
     },
 }
 
-/// Dials the application that `permit` is for, inside of its pod's `netns`, from the client's address.
+/// Where an application is dialled that is told of its clients by the PROXY protocol (contract 1.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ToldAt {
+    /// On the pod's loopback, from there.
+    #[default]
+    Loopback,
+    /// At the pod's address, from the client's.
+    PodAddress,
+}
+
+/// Dials the application that `permit` is for, inside of its pod's `netns`, from the client's address; one that is told
+/// of its clients as `told_at` says.
 pub async fn dial_application(
     netns: &Netns,
     client: IpAddr,
     permit: &Permit,
+    told_at: ToldAt,
     options: &TcpOptions,
 ) -> Result<TcpStream, ApplicationDialError> {
-    let to = permit.destination();
+    let destination = permit.destination();
+    let to = match (permit.entry(), told_at) {
+        (Entry::Plain, _) => destination,
+        (Entry::Proxy { port }, ToldAt::PodAddress) => SocketAddr::new(destination.ip(), port),
+        (Entry::Proxy { port }, ToldAt::Loopback) => {
+            let loopback: IpAddr = match destination.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            return dial_loopback(netns, SocketAddr::new(loopback, port), options).await;
+        }
+    };
     let client = client.to_canonical();
     if client.is_ipv4() != to.is_ipv4() {
         return Err(ApplicationDialError::Family { to, client });
@@ -122,6 +148,24 @@ pub async fn dial_application(
     let after = options.connect_timeout;
     let dialled = tokio::time::timeout(after, dial).await;
     dialled.unwrap_or(Err(ApplicationDialError::Timeout { to, after }))
+}
+
+/// Nobody else's packets can have the two ends, so the kernel chooses the port.
+async fn dial_loopback(
+    netns: &Netns,
+    to: SocketAddr,
+    options: &TcpOptions,
+) -> Result<TcpStream, ApplicationDialError> {
+    let dial = async {
+        let socket = make(netns, to, options, SocketMark::APPLICATION)?;
+        start_connect(&socket, to)?;
+        established(socket).await
+    };
+    let after = options.connect_timeout;
+    match tokio::time::timeout(after, dial).await {
+        Ok(dialled) => dialled.map_err(|error| ApplicationDialError::Failed { to, error }),
+        Err(_) => Err(ApplicationDialError::Timeout { to, after }),
+    }
 }
 
 /// Dials `to` from inside of the pod's `netns`, from `source` (the pod's address; `None`: the kernel's choice).

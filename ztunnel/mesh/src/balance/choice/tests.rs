@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::ejection::Fault;
 use crate::fixtures::{endpoint_of, service, service_name, uid, workload};
-use crate::route::{Reach, Route, route};
+use crate::route::{Route, route};
 use crate::service::{Mode, Scope};
 use crate::state::State;
 
@@ -36,7 +37,7 @@ fn chosen(state: &State, choice: &Choice<'_>) -> String {
     let mut names = BTreeSet::new();
     for draw in 0..200 {
         let choice = Choice { random: draw * (u64::MAX / 200), ..*choice };
-        match route(state, &client, "10.9.0.1:80".parse().unwrap(), Reach::AllNetworks, choice) {
+        match route(state, &client, "10.9.0.1:80".parse().unwrap(), choice) {
             Route::Hbone(upstream) | Route::Plaintext(upstream) => {
                 names.insert(upstream.workload.name.clone())
             }
@@ -51,7 +52,7 @@ fn ejections(names: &[&str]) -> Ejections {
     let mut ejections = Ejections::default();
     for name in names {
         for _ in 0..3 {
-            ejections.failed(&uid(name), 8080, Duration::ZERO);
+            ejections.failed(&uid(name), 8080, Fault::Other, None, Duration::ZERO);
         }
     }
     ejections

@@ -144,3 +144,53 @@ fn a_workload_without_addresses_is_asked_for_by_its_name() {
         "an address comes first"
     );
 }
+
+#[test]
+fn of_a_names_addresses_one_of_the_clients_family_is_connected_to_and_none_that_is_no_destination() {
+    let named = |protocol| Workload {
+        addresses: vec![],
+        hostname: Some("db.example.com".into()),
+        tunnel_protocol: protocol,
+        ..web()
+    };
+    let found = |protocol, addresses: &[&str], random| {
+        let state = mesh(vec![named(protocol)], vec![web_service()]);
+        let Route::Named(upstream) = to(&state, "10.9.0.1:80", 1) else { panic!("not by its name") };
+        let addresses: Vec<_> = addresses.iter().map(|text| ip(text)).collect();
+        upstream.found(&client(), &addresses, random).map_or("nowhere".to_owned(), show)
+    };
+    let (hbone, none) = (TunnelProtocol::Hbone, TunnelProtocol::None);
+    let v4 = "plaintext to web at 192.0.2.1:8080 by web";
+    for (sentence, protocol, addresses, expected) in [
+        ("its only one", none, &["192.0.2.1"][..], v4),
+        ("over HBONE", hbone, &["192.0.2.1"], "hbone to web at 192.0.2.1:8080 by web"),
+        ("of the family that was dialled", none, &["2001:db8::1", "192.0.2.1"], v4),
+        ("in IPv6 form", none, &["2001:db8::1", "::ffff:192.0.2.1"], v4),
+        ("of the other family", none, &["2001:db8::1"], "plaintext to web at [2001:db8::1]:8080 by web"),
+        ("none", none, &[], "nowhere"),
+        ("none but the loopback and such", none, &["127.0.0.1", "::1", "0.0.0.0", "224.0.0.1"], "nowhere"),
+        ("one beside the loopback", none, &["127.0.0.1", "::ffff:127.0.0.2", "192.0.2.1"], v4),
+    ] {
+        for random in [0, u64::MAX / 2, u64::MAX] {
+            assert_eq!(found(protocol, addresses, random), expected, "{sentence}");
+        }
+    }
+    let both = ["192.0.2.1", "192.0.2.2"];
+    assert_ne!(found(none, &both, 0), found(none, &both, u64::MAX), "each has its share");
+}
+
+#[test]
+fn a_name_does_not_lead_to_the_clients_own_proxy() {
+    let mut own = web_service();
+    own.ports = [(80, 15008)].into();
+    let named = Workload {
+        addresses: vec![],
+        hostname: Some("db.example.com".into()),
+        services: endpoint_of(web(), &own.name, &[]).services,
+        ..web()
+    };
+    let state = mesh(vec![named], vec![own]);
+    let Route::Named(upstream) = to(&state, "10.9.0.1:80", 1) else { panic!("not by its name") };
+    let way = upstream.found(&client(), &[ip("10.0.0.1")], 1).map(show);
+    assert_eq!(way.as_deref(), Some("refused: port 15008 is the proxy's own"));
+}

@@ -119,7 +119,7 @@ fn ranges_are_of_one_network_and_family_and_go_with_their_service() {
     assert_eq!(goes(&state, "[fd99::7]:80"), "hbone to web at [fd00::2]:8080 by web");
     assert_eq!(goes(&state, "10.99.0.7:80"), "hbone to web at 10.0.0.2:8080 by web");
     let abroad = Workload { network: Network::from("far"), ..client() };
-    let passes = route(&state, &abroad, "10.99.0.7:80".parse().unwrap(), Reach::AllNetworks, 1);
+    let passes = route(&state, &abroad, "10.99.0.7:80".parse().unwrap(), 1);
     assert_eq!(show(passes), "passes to 10.99.0.7:80", "addresses of another network mean nothing");
     state.upsert_service(web_service());
     assert_eq!(goes(&state, "10.99.0.7:80"), "passes to 10.99.0.7:80");

@@ -62,7 +62,7 @@ fn mesh(workloads: Vec<Workload>, services: Vec<Service>) -> State {
 /// The route of the client to an address.
 fn to(state: &State, destination: &str, random: u64) -> Route {
     let own = state.workload(&uid("client")).map_or_else(client, |own| Workload::clone(own));
-    route(state, &own, destination.parse().unwrap(), Reach::AllNetworks, random)
+    route(state, &own, destination.parse().unwrap(), random)
 }
 
 /// The route in a form that a table can state.

@@ -54,11 +54,6 @@ fn endpoints_of_all_networks_share_what_comes_and_those_out_of_reach_get_nothing
     let state = mesh(vec![away(Some(gate_address())), web(), pod.clone()], services());
     let here = "hbone to web at 10.0.0.2:8080 by web";
     assert_eq!(all_ways(&state, "10.9.0.1:80"), [here, THROUGH]);
-    let mut numbers = Numbers::from_seed(1);
-    for _ in 0..64 {
-        let to = "10.9.0.1:80".parse().unwrap();
-        assert_eq!(show(route(&state, &client(), to, Reach::OwnNetwork, numbers.next())), here);
-    }
     let state = mesh(vec![away(None), web(), pod], services());
     assert_eq!(all_ways(&state, "10.9.0.1:80"), [here]);
 }
@@ -107,13 +102,6 @@ fn what_no_gateway_leads_to_is_refused() {
         let state = mesh(workloads, vec![service, own.clone()]);
         assert_eq!(goes(&state, "10.9.0.1:80"), format!("refused: {expected}"), "{sentence}");
     }
-    let state = mesh(vec![away(Some(gate_address()))], vec![stated_service()]);
-    let to = "10.9.0.1:80".parse().unwrap();
-    let refused = show(route(&state, &client(), to, Reach::OwnNetwork, 1));
-    assert!(
-        refused.ends_with("has endpoints on other networks only, and no gateway leads there"),
-        "{refused}"
-    );
 }
 
 #[test]
@@ -138,5 +126,65 @@ fn a_services_waypoint_may_be_on_another_network_and_a_workloads_not() {
     assert!(
         refused.starts_with("refused: workload") && refused.ends_with("is on another network"),
         "{refused}"
+    );
+}
+
+#[test]
+fn a_gateways_pod_that_has_failed_leaves_its_place_to_others_and_without_any_to_endpoints_of_the_own_network()
+{
+    let (first, own) = gate();
+    let second = endpoint_of(workload("gate-2", &["203.0.113.2"]), &own.name, &[(15008, 15008)]);
+    // The way through a gateway is encrypted, whatever its far end speaks.
+    let away = Workload { tunnel_protocol: TunnelProtocol::None, ..away(Some(by_name("infra", "gate"))) };
+    let ways = |near: Option<Workload>, tried: &[WorkloadUid]| {
+        let pods = [away.clone(), first.clone(), far(second.clone(), None)];
+        let state = mesh(pods.into_iter().chain(near).collect(), vec![stated_service(), own.clone()]);
+        let mut numbers = Numbers::from_seed(9);
+        let choice = |random| Choice { random, tried, encrypted: true, ..Choice::default() };
+        let to = "10.9.0.1:80".parse().unwrap();
+        let all = (0..64).map(|_| show(route(&state, &client(), to, choice(numbers.next()))));
+        all.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    let other = THROUGH.replace("gate", "gate-2").replace(".1:", ".2:");
+    let here = "hbone to web at 10.0.0.2:8080 by web";
+    assert_eq!(ways(None, &[]), [THROUGH, &other]);
+    assert_eq!(ways(None, &[uid("gate")]), [&*other]);
+    let none = ways(None, &[uid("gate"), uid("gate-2")]);
+    assert!(none[0].ends_with("gate.infra.svc.cluster.local, which has no healthy endpoint"), "{none:?}");
+    assert_eq!(ways(Some(web()), &[uid("gate"), uid("gate-2")]), [here]);
+    assert_eq!(ways(Some(web()), &[uid("away")]), [here], "the far end itself has failed");
+    let plain = Workload { tunnel_protocol: TunnelProtocol::None, ..web() };
+    assert_eq!(ways(Some(plain), &[uid("gate")]), [&*other], "and never plaintext after it");
+}
+
+#[test]
+fn a_gateway_that_keeps_failing_is_passed_over_for_endpoints_of_the_own_network() {
+    use crate::ejection::{Ejections, Fault};
+    use std::time::Duration;
+    let (pod, own) = gate();
+    for gateway in [gate_address(), by_name("infra", "gate")] {
+        let state = mesh(vec![away(Some(gateway)), web(), pod.clone()], vec![stated_service(), own.clone()]);
+        let mut ejections = Ejections::default();
+        (0..3).for_each(|_| _ = ejections.failed(&uid("gate"), 15008, Fault::Other, None, Duration::ZERO));
+        let mut numbers = Numbers::from_seed(2);
+        for _ in 0..64 {
+            let ejections = Some((&ejections, Duration::ZERO));
+            let choice = Choice { random: numbers.next(), ejections, ..Choice::default() };
+            let to = "10.9.0.1:80".parse().unwrap();
+            let way = show(route(&state, &client(), to, choice));
+            assert_eq!(way, "hbone to web at 10.0.0.2:8080 by web");
+        }
+    }
+}
+
+#[test]
+fn a_gateway_may_be_known_by_a_workloads_name_whose_address_is_asked_for() {
+    let name = ServiceName { namespace: "infra".into(), hostname: "gate.example.com".into() };
+    let gateway = GatewayAddress { destination: GatewayDestination::Hostname(name), hbone_port: 15443 };
+    let pod = Workload { hostname: Some("gate.example.com".into()), ..workload("gate", &[]) };
+    let state = mesh(vec![away(Some(gateway)), far(pod, None)], vec![stated_service()]);
+    assert_eq!(
+        goes(&state, "10.9.0.1:80"),
+        "through gate at gate.example.com:15443 to web.shop.svc.cluster.local:80, away"
     );
 }

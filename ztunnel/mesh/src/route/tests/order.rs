@@ -23,7 +23,7 @@ fn a_passthrough_service_at_the_address_of_a_workload_of_the_mesh_does_not_make_
     let tried = [uid("web")];
     let again = Choice { tried: &tried, ..Default::default() };
     let to = "10.0.0.2:443".parse().unwrap();
-    let refused = show(route(&state, &client(), to, Reach::AllNetworks, again));
+    let refused = show(route(&state, &client(), to, again));
     assert!(refused.ends_with("has no healthy endpoint"), "there is no other: {refused}");
 }
 

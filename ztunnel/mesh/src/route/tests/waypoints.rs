@@ -76,7 +76,7 @@ fn a_waypoint_without_a_usable_pod_refuses_what_is_behind_it() {
     let cases: [(&str, Change, &str); 4] = [
         ("it has none", |pod| pod.services.clear(), no_endpoint),
         ("its only one is not ready", |pod| pod.health = Health::Unhealthy, no_endpoint),
-        ("its only one has no address", |pod| pod.addresses.clear(), no_endpoint),
+        ("its only one has neither address nor name", |pod| pod.addresses.clear(), no_endpoint),
         (
             "its only one is elsewhere",
             |pod| pod.network = Network::from("far"),
@@ -154,9 +154,7 @@ fn a_waypoints_pod_reaches_what_is_behind_it_and_not_itself_again() {
     for waypoint in [by_name("infra", "way"), by_address("10.9.1.1"), by_address("10.0.1.1")] {
         let state = behind(Some(waypoint.clone()), Some(waypoint));
         let (pod, _) = way();
-        let from_it = |destination: &str| {
-            show(route(&state, &pod, destination.parse().unwrap(), Reach::AllNetworks, 1))
-        };
+        let from_it = |destination: &str| show(route(&state, &pod, destination.parse().unwrap(), 1));
         assert_eq!(from_it("10.9.0.1:80"), "hbone to web at 10.0.0.2:8080 by web");
         assert_eq!(from_it("10.0.0.2:80"), "hbone to web at 10.0.0.2:80");
         assert!(goes(&state, "10.0.0.2:80").starts_with("through way"), "nobody else does");
@@ -192,7 +190,7 @@ fn a_waypoint_has_its_port_from_where_it_is_stated_and_must_prove_its_own_or_its
         web.subject_alt_names = vec!["spiffe://cluster.local/ns/shop/sa/web".to_owned()];
         let state = mesh(vec![pod.clone()], vec![web, own.clone()]);
         let Route::Waypoint { hop, .. } = to(&state, "10.9.0.1:80", 1) else { panic!("{sentence}") };
-        assert_eq!(hop.hbone, SocketAddr::new(ip("10.0.1.1"), port), "{sentence}");
+        assert_eq!(hop.hbone, Place::Address((ip("10.0.1.1"), port).into()), "{sentence}");
         assert_eq!(identities(&hop.expected_identities()), expected[..proofs], "{sentence}");
     }
 }
@@ -210,5 +208,57 @@ fn who_sees_a_waypoints_service_does_not_matter_to_its_clients() {
         goes(&state, "10.9.1.1:15008"),
         "passes to 10.9.1.1:15008",
         "called by a client it is not known"
+    );
+}
+
+#[test]
+fn a_waypoints_pod_that_has_failed_leaves_its_place_to_the_others() {
+    use crate::ejection::{Ejections, Fault};
+    use std::time::Duration;
+    let (pod, own) = way();
+    let second = endpoint_of(workload("way-2", &["10.0.1.2"]), &own.name, &[(15008, 15008)]);
+    let at = |name: &str, n| format!("through {name} at 10.0.1.{n}:15008 to 10.9.0.1:80 for web");
+    let web = Service { waypoint: Some(by_name("infra", "way")), ..web_service() };
+    let state = mesh(vec![pod, second], vec![web, own]);
+    let mut ejections = Ejections::default();
+    (0..3).for_each(|_| _ = ejections.failed(&uid("way"), 15008, Fault::Other, None, Duration::ZERO));
+    let ways = |tried: &[WorkloadUid], ejected: bool| {
+        let mut numbers = Numbers::from_seed(7);
+        let ejections = ejected.then_some((&ejections, Duration::ZERO));
+        let choice = |random| Choice { random, tried, ejections, encrypted: true };
+        let to = "10.9.0.1:80".parse().unwrap();
+        let all = (0..64).map(|_| show(route(&state, &client(), to, choice(numbers.next()))));
+        all.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(ways(&[], false), [at("way", 1), at("way-2", 2)]);
+    assert_eq!(ways(&[uid("way")], false), [at("way-2", 2)], "it has failed for this connection");
+    assert_eq!(ways(&[], true), [at("way-2", 2)], "it keeps failing");
+    assert_eq!(ways(&[uid("way-2")], true), [at("way", 1)], "no other is left");
+    let none = ways(&[uid("way"), uid("way-2")], true);
+    assert!(none[0].ends_with("which has no healthy endpoint"), "{none:?}");
+}
+
+#[test]
+fn a_waypoint_may_be_a_workload_that_is_known_by_its_name_and_one_whose_address_is_asked_for() {
+    let named = |hostname: &str| GatewayAddress {
+        destination: GatewayDestination::Hostname(ServiceName {
+            namespace: "any".into(),
+            hostname: hostname.into(),
+        }),
+        hbone_port: 3000,
+    };
+    let pod = Workload { hostname: Some("way.example.com".into()), ..workload("way", &["10.0.1.1"]) };
+    let state = |pod| {
+        let web = Service { waypoint: Some(named("Way.example.com")), ..web_service() };
+        mesh(vec![pod], vec![web])
+    };
+    assert_eq!(
+        goes(&state(pod.clone()), "10.9.0.1:80"),
+        "through way at 10.0.1.1:3000 to 10.9.0.1:80 for web"
+    );
+    let addressless = Workload { addresses: vec![], ..pod };
+    assert_eq!(
+        goes(&state(addressless), "10.9.0.1:80"),
+        "through way at way.example.com:3000 to 10.9.0.1:80 for web"
     );
 }

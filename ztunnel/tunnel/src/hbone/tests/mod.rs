@@ -3,6 +3,7 @@
 mod expiry;
 mod floods;
 mod limits;
+mod nested;
 mod pool;
 mod revocation;
 mod server;

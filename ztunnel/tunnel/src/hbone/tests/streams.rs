@@ -11,6 +11,7 @@ async fn a_connect_carries_its_headers_there_and_the_baggage_back() {
         baggage: Some("k8s.namespace.name=demo".parse().unwrap()),
         forwarded: Some(forwarded("10.0.0.1:1234".parse().unwrap(), None)),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap()),
+        forwarded_network: Some("east".parse().unwrap()),
     };
     let (pool, remote, certificate) = (world.pool.clone(), world.remote.clone(), world.certificate.clone());
     let (key, target) = (key(1), target());

@@ -97,8 +97,9 @@ fn permit_to_tell(to: SocketAddr, application_tunnel: Option<ApplicationTunnel>)
         hostname: None,
         application_tunnel,
     };
-    let attempt =
-        Attempt { source: None, source_ip: CLIENT_V4, workload: workload.uid.clone(), destination: to };
+    // Of whoever proves nothing it is not told.
+    let source = application_tunnel.map(|_| "spiffe://cluster.local/ns/demo/sa/curl".parse().unwrap());
+    let attempt = Attempt { source, source_ip: CLIENT_V4, workload: workload.uid.clone(), destination: to };
     let mut state = State::new();
     state.upsert_workload(workload);
     authorize(&state, attempt).decision.unwrap()
@@ -250,7 +251,7 @@ async fn unheard() {
     // The kernel sends a SYN again after 1 s.
     let options = TcpOptions { connect_timeout: Duration::from_millis(900), ..options() };
     let before = overflows();
-    let dial = dial_application(&netns, CLIENT_V4, &permit, &options);
+    let dial = dial_application(&netns, CLIENT_V4, &permit, ToldAt::default(), &options);
     let room = async {
         // The dial has had its turn, and no timer has.
         assert_eq!(overflows(), before + 1);

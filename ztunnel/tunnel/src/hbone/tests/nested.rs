@@ -153,8 +153,9 @@ async fn a_client_that_gives_up_while_the_inner_server_thinks_leaves_no_tunnel()
     let (mut request, _) = nested.requests.recv().await.unwrap();
     opening.abort();
     request.cancelled().await;
-    drop(request);
-    assert_eq!(nested.ends.recv().await.unwrap(), Ok(ServeEnd::Closed));
+    // In order, or broken while the server still thought.
+    let end = nested.ends.recv().await.unwrap();
+    assert!(matches!(end, Ok(ServeEnd::Closed) | Err(ServeError::Connection(_))), "{end:?}");
 }
 
 #[tokio::test]

@@ -135,7 +135,7 @@ impl fmt::Display for Refusal {
                 write!(f, "on this port the application is told of clients that prove an identity")?;
             }
             Reason::UnknownTunnel => {
-                write!(f, "the application is told of its clients by an unknown protocol")?
+                write!(f, "the application is told of its clients by an unknown protocol")?;
             }
         }
         self.policy.as_ref().map_or(Ok(()), |policy| write!(f, ": {policy}"))

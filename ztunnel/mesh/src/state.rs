@@ -316,16 +316,6 @@ impl State {
         longest
     }
 
-    /// The service with this host name, as a client of this namespace knows it: of several, as [`Self::service_by_vip`].
-    pub fn service_by_hostname(&self, hostname: &str, client: &Namespace) -> Option<&Arc<Service>> {
-        self.best_known(self.by_hostname.get(hostname)?, client)
-    }
-
-    /// The workload that states this host name; of several, the one that came last.
-    pub fn workload_by_hostname(&self, hostname: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(self.workloads_by_hostname.get(hostname)?.last()?)
-    }
-
     fn best_known(&self, names: &BTreeSet<ServiceName>, client: &Namespace) -> Option<&Arc<Service>> {
         let known = names.iter().filter_map(|name| self.services.get(name));
         known

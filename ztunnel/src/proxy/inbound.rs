@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
+use mesh::ServiceName;
 use mesh::accept::{Accepted as Destination, Asked};
 use mesh::service::Hostname;
 use tokio::time::Instant;
 use tunnel::copy::Side;
 use tunnel::hbone::{
     Authority, ConnectHeaders, ConnectRequest, Malformed, ServeEnd, ServeError, ServerConfig, Terms,
-    serve as serve_http2,
+    forwarded_host, serve as serve_http2,
 };
 use tunnel::socket::Accepted;
 use tunnel::tls::{ServerStream, VerifiedPeer, accept};

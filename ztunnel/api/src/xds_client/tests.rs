@@ -247,7 +247,7 @@ fn route_to(state: &State, to: &str) -> mesh::route::Route {
         ..Default::default()
     };
     let client = convert::workload_from_proto(client).unwrap();
-    mesh::route::route(state, &client, to.parse().unwrap(), mesh::route::Reach::OwnNetwork, 1)
+    mesh::route::route(state, &client, to.parse().unwrap(), 1)
 }
 
 #[tokio::test]

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh::GatewayAddress;
 use mesh::gateway::GatewayDestination;
 use mesh::route::{CalledName, GatewayTrouble};
 use mesh::state::RejectedAddress;
+use mesh::{GatewayAddress, ServiceName};
 use tunnel::tls::PeerCertificateError;
 
 use super::*;
@@ -144,7 +144,7 @@ fn of_clients() -> Vec<Listed> {
 /// What policies and the control plane make of it.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn of_configuration() -> Vec<Listed> {
-    use Blame::{Client, ControlPlane, Destination, Policy};
+    use Blame::{Client, ControlPlane, Destination, Node, Policy};
     let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
     let unroutable = Failure::Unroutable;
     let waypoint = || Refused::Waypoint {
@@ -240,19 +240,39 @@ fn of_configuration() -> Vec<Listed> {
             "OTHER_NETWORK",
             503,
         ),
-        ("it is on another network", Failure::OtherNetwork(service()), ControlPlane, "OTHER_NETWORK", 503),
         (
-            "it is known by name alone",
-            Failure::Hostname("db.example.com".into()),
-            ControlPlane,
-            "HOSTNAME",
+            "no service of the name is known",
+            Failure::Misdirected(Misdirected::UnknownName("web.shop.svc".into())),
+            Client,
+            "BAD_REQUEST",
+            400,
+        ),
+        (
+            "its name has no address",
+            Failure::Resolve(ResolveError::NoDestination("db.example.com".into())),
+            Destination,
+            "DNS",
             503,
         ),
         (
-            "its application wants a header",
-            Failure::ApplicationTunnel("PROXY"),
-            ControlPlane,
-            "APPLICATION_TUNNEL",
+            "its name cannot be looked up in time",
+            Failure::Resolve(ResolveError::Timeout { name: "db.example.com".into(), after: AFTER }),
+            Node,
+            "DNS_TIMEOUT",
+            503,
+        ),
+        (
+            "its client's name is too long to be told",
+            Failure::ProxyHeader(TooLong(70_000)),
+            Client,
+            "BAD_REQUEST",
+            400,
+        ),
+        (
+            "the gateway's inner tunnel is not reached",
+            Failure::Inner { gateway: to(), error: Box::new(OpenError::DialTimeout(AFTER)) },
+            Destination,
+            "NETWORK_POLICY",
             503,
         ),
     ]
@@ -381,9 +401,9 @@ fn place(failure: &Failure) -> usize {
         Failure::Evicted => 4,
         Failure::NoConfiguration => 5,
         Failure::Unroutable(_) => 6,
-        Failure::OtherNetwork(_) => 7,
-        Failure::Hostname(_) => 8,
-        Failure::ApplicationTunnel(_) => 9,
+        Failure::Resolve(_) => 7,
+        Failure::ProxyHeader(_) => 8,
+        Failure::Misdirected(_) => 9,
         Failure::Certificate(_) => 10,
         Failure::Dial(_) => 11,
         Failure::Tunnel { .. } => 12,
@@ -401,11 +421,12 @@ fn place(failure: &Failure) -> usize {
         Failure::Abandoned => 24,
         Failure::Unreadable(_) => 25,
         Failure::Revoked(_) => 26,
+        Failure::Inner { .. } => 27,
     }
 }
 
 /// How many there are.
-const KINDS: usize = 27;
+const KINDS: usize = 28;
 
 fn all() -> Vec<Listed> {
     of_clients().into_iter().chain(of_configuration()).chain(of_ways()).collect()

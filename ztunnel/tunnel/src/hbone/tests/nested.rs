@@ -32,8 +32,13 @@ impl Nested {
                 let (certificate, asked, ended) = (certificate.clone(), asked.clone(), ended.clone());
                 tokio::spawn(async move {
                     let Ok((io, peer)) = tls::accept(io, &certificate, TIMEOUT).await else { return };
-                    let terms = Terms { expires: peer.expires(), share: Budget::default().share(SERVER) };
-                    let on_connect = |request| drop(asked.send((request, peer.clone())));
+                    let (standing, share) = (peer.standing().clone(), Budget::default().share(SERVER));
+                    let terms = Terms { expires: peer.expires(), standing, share };
+                    let on_connect = |request: Result<ConnectRequest, _>| {
+                        if let Ok(request) = request {
+                            let _ = asked.send((request, peer.clone()));
+                        }
+                    };
                     let never = std::future::pending();
                     let _ = ended.send(serve(io, &ServerConfig::default(), &terms, never, on_connect).await);
                 });
@@ -55,7 +60,7 @@ impl Nested {
     }
 
     /// A stream to the gateway, which is being carried on.
-    async fn to_gateway(&mut self) -> TunnelStream {
+    async fn reach_gateway(&mut self) -> TunnelStream {
         let (outer, at_gateway) = self.outer.stream().await;
         self.carry.send(at_gateway).unwrap();
         outer
@@ -78,7 +83,7 @@ impl Nested {
 
     /// A stream through both, both ends.
     async fn stream(&mut self) -> (TunnelStream, TunnelStream) {
-        let outer = self.to_gateway().await;
+        let outer = self.reach_gateway().await;
         let opening = tokio::spawn(self.open(outer, "echo"));
         let accepted = self.requests.recv().await.unwrap().0.accept(None).unwrap();
         let opened = opening.await.unwrap();
@@ -89,7 +94,7 @@ impl Nested {
 #[tokio::test]
 async fn the_inner_server_proves_who_it_is_to_the_client_and_is_told_where_to_and_from_which_network() {
     let mut nested = Nested::new().await;
-    let outer = nested.to_gateway().await;
+    let outer = nested.reach_gateway().await;
     let opening = tokio::spawn(nested.open(outer, "echo"));
     let (request, client) = nested.requests.recv().await.unwrap();
     assert_eq!(client.identity(), &identity("curl"), "and the client to it");
@@ -128,7 +133,7 @@ async fn megabytes_come_through_both_tunnels_each_way_and_the_end_of_the_stream_
 #[tokio::test]
 async fn an_inner_server_that_is_somebody_else_is_asked_for_nothing() {
     let mut nested = Nested::new().await;
-    let outer = nested.to_gateway().await;
+    let outer = nested.reach_gateway().await;
     let refused = nested.open(outer, "somebody").await.err();
     assert!(matches!(refused, Some(OpenError::Tls(_))), "{refused:?}");
     assert!(nested.requests.try_recv().is_err());
@@ -137,7 +142,7 @@ async fn an_inner_server_that_is_somebody_else_is_asked_for_nothing() {
 #[tokio::test]
 async fn what_the_inner_server_refuses_is_refused_and_leaves_no_tunnel() {
     let mut nested = Nested::new().await;
-    let outer = nested.to_gateway().await;
+    let outer = nested.reach_gateway().await;
     let opening = tokio::spawn(nested.open(outer, "echo"));
     nested.requests.recv().await.unwrap().0.reject(http::StatusCode::UNAUTHORIZED);
     let refused = opening.await.unwrap().err();
@@ -148,7 +153,7 @@ async fn what_the_inner_server_refuses_is_refused_and_leaves_no_tunnel() {
 #[tokio::test]
 async fn a_client_that_gives_up_while_the_inner_server_thinks_leaves_no_tunnel() {
     let mut nested = Nested::new().await;
-    let outer = nested.to_gateway().await;
+    let outer = nested.reach_gateway().await;
     let opening = tokio::spawn(nested.open(outer, "echo"));
     let (mut request, _) = nested.requests.recv().await.unwrap();
     opening.abort();

@@ -4,6 +4,7 @@
 //! says something else by now, fails the unit test below.
 
 mod inbound;
+mod names;
 mod outbound;
 mod packets;
 mod untouched;
@@ -80,7 +81,15 @@ rows! {
     "TCP of a pod to its own Service": "in process, policy applies", "in process, policy applies" => {
         "its Service": outbound::own_service,
     }
-    "UDP, SCTP, ICMP, IGMP/MLD, fragments of them": "untouched", "untouched" => {
+    "DNS queries of a pod (UDP and TCP to port 53)":
+    "answered by ztunnel: names of the mesh from its state, others by the server asked", "the same" => {
+        "names of the mesh": names::of_the_mesh,
+        "others": names::others,
+    }
+    "DNS of a pod to a resolver of its own, at 127.0.0.1": "untouched", "untouched" => {
+        "its resolver": names::own_resolver,
+    }
+    "Other UDP, SCTP, ICMP, IGMP/MLD, fragments of them": "untouched", "untouched" => {
         "UDP, and fragments": packets::udp,
         "SCTP, IGMP, GRE and UDP-Lite, and fragments": packets::other_protocols,
         "ICMP echo, and fragments": packets::echo,

@@ -54,7 +54,7 @@ fn v4(number: u8) -> Vec<IpAddr> {
     vec![Ipv4Addr::new(192, 0, 2, number).into()]
 }
 
-fn services(world: &mut World) -> anyhow::Result<()> {
+pub(crate) fn services(world: &mut World) -> anyhow::Result<()> {
     let server = start(world, pods::OUTSIDER_EAST, 1)?;
     for family in Family::BOTH {
         let to = server_of(world, pods::OUTSIDER_EAST, family)?;
@@ -76,7 +76,7 @@ fn services(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn others(world: &mut World) -> anyhow::Result<()> {
+pub(crate) fn others(world: &mut World) -> anyhow::Result<()> {
     let (one, two) = (start(world, pods::OUTSIDER_EAST, 1)?, start(world, pods::OUTSIDER_WEST, 2)?);
     // The second server is no server of the pod's over IPv6: then it is asked all the same.
     for (pod, server, number) in [(pods::OUTSIDER_EAST, &one, 1), (pods::OUTSIDER_WEST, &two, 2)] {
@@ -148,7 +148,7 @@ fn negative(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn within(world: &mut World) -> anyhow::Result<()> {
+pub(crate) fn within(world: &mut World) -> anyhow::Result<()> {
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     let server = Server::start(world.sandbox.pod(pods::CLIENT)?.net(), 9, Some(loopback))?;
     let to = SocketAddr::new(loopback, 53);

@@ -204,7 +204,10 @@ impl Tunnel {
             Destination::Application { at, service } => (at, service),
             Destination::Onward(onward) => return request.pass_on(onward, record).await,
         };
-        record.ends.service = service.map(|service| service.name.clone());
+        // Asked for by name, it is known; else the client's word for it counts.
+        if let Some(service) = service {
+            record.ends.service = Some(service.name.clone());
+        }
         let asked = match request.asked {
             Asked::Address(address) => (address, None),
             Asked::Name(host, port) => (SocketAddr::new(at.ip(), port), Some(host)),

@@ -162,6 +162,7 @@ async fn the_dump_names_certificates_and_live_connections_in_the_shape_istioctl_
         "services",
         "stagedServices",
         "staticConfig",
+        "unreadable",
         "version",
         "workloadState",
         "workloads",

@@ -50,7 +50,7 @@ pub(crate) async fn start(
         name: SERVER_NAME.to_owned(),
         roots: state.join("root.pem").into(),
     };
-    Ok((server, Credentials { token: Some(file), cluster_id: None }))
+    Ok((server, Credentials { token: Some(file.into()), ..Credentials::default() }))
 }
 
 fn write_private(path: &Path, content: &str) -> std::io::Result<()> {

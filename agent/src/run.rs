@@ -275,7 +275,7 @@ async fn connect_control(config: &AgentConfig, tasks: &mut Tasks) -> anyhow::Res
                     roots: Roots::learning(roots.clone(), config.run_dir.join("control-roots.pem")),
                 },
             };
-            Ok((server, Credentials { token: Some(token.clone()), cluster_id: None }))
+            Ok((server, Credentials { token: Some(token.clone().into()), ..Credentials::default() }))
         }
         ControlSource::Embedded { manifests, state } => {
             embedded::start(&config.node, manifests, state, &config.run_dir, tasks).await
@@ -303,8 +303,9 @@ fn xds_config(node: &str, server: Server, credentials: Credentials) -> XdsConfig
     XdsConfig {
         server,
         credentials,
-        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.to_owned())]),
+        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.into())]),
         types: ResourceType::AGENT.into(),
+        on_demand: None,
     }
 }
 

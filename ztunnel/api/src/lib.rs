@@ -7,6 +7,7 @@ pub mod causes;
 pub mod channel;
 pub mod convert;
 pub mod delta;
+pub mod local;
 pub mod proto;
 pub mod seqpacket;
 pub mod sock_diag;

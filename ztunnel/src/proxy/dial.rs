@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use futures::future::{BoxFuture, FutureExt as _};
 use mesh::authorize::Permit;
 use tokio::net::TcpStream;
-use tunnel::socket::{ApplicationDialError, DialError, Netns, TcpOptions, dial_application, dial_network};
+use tunnel::socket::{ApplicationDialError, DialError, PodNetns, TcpOptions, dial_application, dial_network};
 
 /// Dials from within pods, each dial bounded in time.
 pub(crate) trait Dialer: Send + Sync + 'static {
     /// To another node or process. `source`: the pod's address to dial from; `None` lets the kernel choose.
     fn network(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>>;
@@ -20,7 +20,7 @@ pub(crate) trait Dialer: Send + Sync + 'static {
     /// To the pod's own application, which sees `client` as its peer's address. The permit says where.
     fn application(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>>;
@@ -33,7 +33,7 @@ pub(crate) struct KernelDialer(pub(crate) TcpOptions);
 impl Dialer for KernelDialer {
     fn network(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
@@ -43,7 +43,7 @@ impl Dialer for KernelDialer {
 
     fn application(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use api::xds_client::DemandError;
 use http::StatusCode;
 use mesh::authorize::{Reason, Refusal};
 use mesh::route::Refused;
@@ -43,6 +44,9 @@ pub(crate) enum Failure {
     /// The control plane has said nothing yet, or nothing of this pod.
     #[error("no configuration for this pod yet")]
     NoConfiguration,
+    /// What the destination is could not be learnt from the control plane.
+    #[error("{0}")]
+    Unknown(Box<DemandError>),
     /// The mesh knows the destination and does not lead there.
     #[error("{0}")]
     Unroutable(Refused),
@@ -171,6 +175,7 @@ impl Failure {
             Self::Overload => (Blame::Node, "OVERLOAD", 503),
             Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
+            Self::Unknown(_) => (Blame::ControlPlane, "UNKNOWN_DESTINATION", 503),
             Self::Unroutable(refused) => unroutable(refused),
             Self::OtherNetwork(_) => (Blame::ControlPlane, "OTHER_NETWORK", 503),
             Self::Hostname(_) => (Blame::ControlPlane, "HOSTNAME", 503),

@@ -97,7 +97,7 @@ impl Tunnel {
                 drop((guard, burden));
             });
         };
-        let config = ServerConfig::default();
+        let config = ServerConfig { http2: self.node.tunnels.http2(), ..ServerConfig::default() };
         let share = self.node.tunnels.budget().share(self.local.ip());
         let terms = Terms { expires: self.verified.expires(), share };
         tokio::select! {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use api::zds::Listener;
 use daemon::drain::DrainGuard;
 use tokio::net::TcpListener;
-use tunnel::socket::{Accepted, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener};
+use tunnel::socket::{
+    Accepted, InterceptPort, Netns, Rules, TcpOptions, accept, adopt_listener, bind_listener,
+};
 
 use super::accept::{Accept, Acceptor};
 use super::admission::Share;
@@ -44,7 +46,7 @@ pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> 
     let listeners = {
         // The sockets' readiness comes to the runtime that accepts.
         let _home = home.runtime().enter();
-        open_listeners(spec)?
+        open_listeners(spec, &node.rules)?
     };
     let held = match &spec.listeners {
         Listeners::Handed(handed) => handed
@@ -54,7 +56,7 @@ pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> 
         Listeners::Ours => Vec::new(),
     };
     let share = Share::new(node.capacity.clone(), node.limits.per_pod);
-    let pod = Arc::new(Pod::new(spec, share));
+    let pod = Arc::new(Pod::new(spec, share, node.rules));
     tokio::spawn(follow(node.clone(), pod.clone()));
     for (listener, socket) in listeners {
         home.runtime().spawn(accept_all(node.clone(), pod.clone(), home.clone(), listener, socket));
@@ -102,10 +104,10 @@ fn failed(listener: Listener, error: io::Error) -> StartError {
     StartError::Listener { listener, error }
 }
 
-fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartError> {
+fn open_listeners(spec: &PodSpec, rules: &Rules) -> Result<Vec<(Listener, TcpListener)>, StartError> {
     let open = |listener| {
         let socket = match &spec.listeners {
-            Listeners::Ours => bind_ours(&spec.netns, listener),
+            Listeners::Ours => bind_ours(&spec.netns, listener, rules),
             Listeners::Handed(handed) => {
                 let fd =
                     handed.iter().find(|(kind, _)| *kind == listener).ok_or(StartError::Missing(listener))?;
@@ -117,13 +119,13 @@ fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartE
     LISTENERS.into_iter().map(open).collect()
 }
 
-fn bind_ours(netns: &Netns, listener: Listener) -> io::Result<TcpListener> {
+fn bind_ours(netns: &Netns, listener: Listener, rules: &Rules) -> io::Result<TcpListener> {
     let port = match listener {
         Listener::Outbound => InterceptPort::OUTBOUND,
         Listener::InboundPlaintext => InterceptPort::INBOUND_PLAINTEXT,
         Listener::Hbone => InterceptPort::HBONE,
     };
-    bind_listener(netns, port)
+    bind_listener(netns, port, rules)
 }
 
 async fn follow(node: Arc<Node>, pod: Arc<Pod>) {

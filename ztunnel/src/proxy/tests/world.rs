@@ -18,7 +18,7 @@ use rcgen::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tunnel::hbone::{Pool, PoolConfig};
-use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, TcpOptions};
+use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, PodNetns, Rules, TcpOptions};
 use tunnel::tls::{CertificateRequest, WorkloadCertificate};
 
 use crate::identity::{Identities, Issued, Source};
@@ -102,7 +102,7 @@ struct Loopback(Arc<Wires>);
 impl Dialer for Loopback {
     fn network(
         &self,
-        _: &Netns,
+        _: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
@@ -112,7 +112,7 @@ impl Dialer for Loopback {
 
     fn application(
         &self,
-        _: &Netns,
+        _: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {
@@ -204,7 +204,8 @@ impl World {
             netns: Netns::new(std::fs::File::open("/proc/self/ns/net").unwrap().into()).unwrap(),
             listeners: Listeners::Handed(Vec::new()),
         };
-        let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod)));
+        let pod =
+            Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod), node.rules));
         node.pods.insert(Serving { pod: pod.clone(), listeners: Vec::new() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hbone = SocketAddr::new(ip, mesh::ports::HBONE);
@@ -318,6 +319,8 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, validity: Duration) -> TestNode {
         tunnels: Pool::new(PoolConfig::default()),
         capacity: Capacity::new(1000),
         limits: Limits { handshake: Duration::from_secs(10), idle: Duration::from_secs(3600), per_pod: 100 },
+        on_demand: None,
+        rules: Rules::default(),
         options: TcpOptions::default(),
         drain_deadline: Deadline::new(Duration::from_secs(5)),
         drain: signal,

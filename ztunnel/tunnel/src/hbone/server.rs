@@ -17,7 +17,7 @@ use super::message::{Authority, ConnectHeaders};
 use super::stream::{StreamError, TunnelStream};
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
-use super::{MAX_FRAME, SEND_BUFFER};
+use super::{Http2, SEND_BUFFER};
 
 /// Headers of one request (contract 2.1).
 const MAX_HEADER_LIST: u32 = 64 << 10;
@@ -39,6 +39,8 @@ pub struct ServerConfig {
     /// Streams that are open when a certificate expires may go on for so long; default: until they end. They began while
     /// it was valid, and whoever keeps a connection for days must not lose it to a renewal.
     pub expiry_grace: Option<Duration>,
+    /// How HTTP/2 is spoken.
+    pub http2: Http2,
 }
 
 /// What a connection is served on.
@@ -59,6 +61,7 @@ impl Default for ServerConfig {
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             expiry_grace: None,
+            http2: Http2::default(),
         }
     }
 }
@@ -114,7 +117,7 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut windows = Windows::new(&terms.share);
+    let mut windows = Windows::new(&terms.share, config.http2.stream_window);
     let (io, turn) = gathered(io);
     let mut connection = handshake(io, config, &windows).await?;
     turn.begin();
@@ -182,7 +185,7 @@ where
     builder
         .initial_window_size(windows.stream())
         .initial_connection_window_size(windows.connection())
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(config.http2.max_frame)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(config.max_streams)
         .max_send_buffer_size(SEND_BUFFER);

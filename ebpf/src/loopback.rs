@@ -11,7 +11,7 @@
 
 use aya_ebpf::{Global, helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
 use ebpf_common::{
-    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, PORT_OUTBOUND,
+    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, MARK_PROXY, PORT_OUTBOUND,
     packet::{Parsed, Segment},
 };
 
@@ -41,6 +41,13 @@ const PACKET_HOST: u32 = 0;
 pub fn tc_lo(ctx: TcContext) -> i32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (mark, kind) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).pkt_type) };
+    if mark & MARK_MASK == MARK_PROXY {
+        // Istio's ztunnel has one mark for all its sockets. What comes here is for the pod's own addresses: its connections to the
+        // application, whose answers find their way back by the mark that they take over, and its answers to the application, to which marks
+        // mean nothing.
+        ctx.set_mark((mark & !MARK_MASK) | MARK_APPLICATION);
+        return PASS;
+    }
     if mark & MARK_MASK == MARK_APPLICATION {
         return application_leg(&ctx, mark);
     }

@@ -162,7 +162,7 @@ impl PodTask {
             plumbing: stands,
             ztunnel_takes_listeners: takes_listeners.unwrap_or(true),
             announced: self.is_announced(member),
-            inbound: if member { self.inbound == Side::Ensured } else { links.inbound },
+            inbound: if member { self.is_led() } else { links.inbound },
             outbound: match self.outbound {
                 _ if !links.outbound => Outbound::Detached,
                 _ if links.joining => Outbound::Joining,
@@ -179,6 +179,14 @@ impl PodTask {
             captured_connections: captured,
         };
         Ok(Look { facts, plumbing, links: self.names(links), pre_mesh })
+    }
+
+    /// Whether connections are led to the listeners there are: of a ztunnel that makes its own, to the active one's.
+    fn is_led(&self) -> bool {
+        let hub = &self.context.hub;
+        let theirs = hub.takes_listeners() == Some(false);
+        let current = !theirs || self.led_for.is_some() && self.led_for == hub.active().map(|(session, _)| session);
+        self.inbound == Side::Ensured && current
     }
 
     /// A member is announced when the active ztunnel has acknowledged it; a leaving pod, also one that an earlier agent announced,

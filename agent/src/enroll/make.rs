@@ -14,6 +14,7 @@ use super::pod::{PodSpec, Strict};
 use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
+use crate::borrowed;
 use crate::bpf::{self, Changes, PodMode};
 use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
@@ -50,6 +51,11 @@ impl PodTask {
         match step {
             Step::FindNetns => self.find_netns(),
             Step::ObtainListeners => self.obtain_listeners(),
+            Step::CloseListeners => {
+                self.listeners = None;
+                self.announcement = None;
+                Ok(())
+            }
             Step::Plumb => self.plumb(look),
             Step::AttachInbound => self.attach_inbound(),
             Step::AttachOutbound => self.attach_outbound(),
@@ -62,7 +68,6 @@ impl PodTask {
             Step::Announce
             | Step::Withdraw
             | Step::Enrolled
-            | Step::Limited
             | Step::AwaitDrain
             | Step::Forget => Ok(()),
         }
@@ -179,12 +184,19 @@ impl PodTask {
     }
 
     fn attach_inbound(&mut self) -> Result<(), EnrollError> {
-        let (Some((spec, netns)), Some(listeners)) = (self.pod(), &self.listeners) else { return Ok(()) };
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
+        let active = self.context.hub.active();
+        let listeners = match (&self.listeners, active) {
+            (Some(listeners), _) => Arc::clone(listeners),
+            (None, Some((_, pid))) => Arc::new(borrowed::borrow(pid, &netns)?),
+            (None, None) => return Err(AnnounceError::NoZtunnel.into()),
+        };
         let addresses: BTreeSet<_> = spec.addresses.iter().copied().collect();
         let ports: BTreeSet<_> = spec.probe_ports.iter().copied().collect();
         let listeners = (listeners.get(Listener::InboundPlaintext), listeners.get(Listener::Outbound));
         self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listeners)?;
         self.led = addresses;
+        self.led_for = active.map(|(session, _)| session);
         let changes = self.context.kernel.ensure_inbound(&self.uid, &netns)?;
         self.tell(&changes);
         self.inbound = Side::Ensured;

@@ -26,6 +26,7 @@ use crate::netns::find::Found;
 use crate::plumbing::Before;
 use crate::status::{LastError, PodStatus};
 use crate::zds::Announcement;
+use crate::zds::hub::SessionId;
 
 /// How often everything is looked at without any event.
 const RECONCILE: Duration = Duration::from_secs(30);
@@ -51,6 +52,8 @@ pub(super) struct PodTask {
     pub(super) withdrawn: bool,
     /// The addresses that this task has led to the inbound listener.
     pub(super) led: BTreeSet<IpAddr>,
+    /// For which session, where the listeners are ztunnel's own.
+    pub(super) led_for: Option<SessionId>,
     pub(super) inbound: Side,
     pub(super) outbound: Side,
     /// Connections that were marked to pass; none while it is not known which an earlier agent marked.
@@ -100,6 +103,7 @@ impl PodTask {
             announcement: None,
             withdrawn: false,
             led: BTreeSet::new(),
+            led_for: None,
             inbound: Side::Unverified,
             outbound: Side::Unverified,
             marked: None,
@@ -161,7 +165,7 @@ impl PodTask {
             let step = steps::next(&look.facts);
             let state = State::from(step);
             let settled = match step {
-                Step::Enrolled | Step::Limited => Some(Settled::Rest),
+                Step::Enrolled => Some(Settled::Rest),
                 Step::AwaitDrain => Some(Settled::Drain),
                 Step::Forget => Some(Settled::Over),
                 _ => None,
@@ -206,7 +210,7 @@ impl PodTask {
 
     /// Posts how the pod stands.
     fn post(&mut self, state: State, look: Option<&Look>, error: Option<&EnrollError>) {
-        if self.state != state && matches!(state, State::Enrolled | State::Limited | State::Draining) {
+        if self.state != state && matches!(state, State::Enrolled | State::Draining) {
             info!(pod = %self.uid, name = self.spec.as_ref().map_or("", |spec| &spec.name), state = state.as_str(), "the pod's state");
         }
         self.state = state;

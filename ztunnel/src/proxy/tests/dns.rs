@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
 use tunnel::socket::{Accepted, DatagramListener, Netns};
 
-use super::world::{At, World};
+use super::world::{At, World, service_at};
 use crate::dns::{self, Query, Resolver, Transport};
 use crate::pods::{Listeners, Pod, PodSpec, PodUid};
 use crate::proxy::Share;
@@ -180,23 +180,6 @@ impl Place {
         let (node, pod) = (self.world.node(At::East).clone(), self.pod.clone());
         tokio::spawn(async move { dns::stream(&node, &pod, accepted).await });
         client.unwrap()
-    }
-}
-
-fn service_at(name: &str, vip: &str) -> mesh::Service {
-    mesh::Service {
-        name: format!("shop/{name}.shop.svc.cluster.local").parse().unwrap(),
-        short_name: name.to_owned(),
-        vips: vec![mesh::NetworkAddress { network: "".into(), ip: ip(vip) }],
-        cidr_vips: Vec::new(),
-        ip_families: mesh::service::IpFamilies::default(),
-        ports: [(80, 8080)].into(),
-        subject_alt_names: Vec::new(),
-        load_balancing: mesh::service::LoadBalancing::default(),
-        canonical: true,
-        visibility: mesh::service::Visibility::Public,
-        waypoint: None,
-        weighted_waypoints: Vec::new(),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 pub(crate) use world::workload;
-use world::{At, World};
+use world::{At, World, service_at};
 
 const CLIENT: &str = "10.1.0.1";
 const SERVER: &str = "10.2.0.1";
@@ -254,21 +254,9 @@ async fn a_pod_reaches_itself_through_its_service_by_the_same_gate() {
     let pod = world.pod(At::East, "client", CLIENT).await;
     world.echo("10.1.0.1:8080").await;
     world.tell(|state| {
-        let name: mesh::ServiceName = "shop/client.shop.svc.cluster.local".parse().unwrap();
-        state.upsert_service(mesh::Service {
-            name: name.clone(),
-            short_name: "client".to_owned(),
-            vips: vec![mesh::NetworkAddress { network: "".into(), ip: "10.96.0.1".parse().unwrap() }],
-            cidr_vips: Vec::new(),
-            ip_families: mesh::service::IpFamilies::default(),
-            ports: [(80, 8080)].into(),
-            subject_alt_names: Vec::new(),
-            load_balancing: mesh::service::LoadBalancing::default(),
-            canonical: true,
-            visibility: mesh::service::Visibility::Public,
-            waypoint: None,
-            weighted_waypoints: Vec::new(),
-        });
+        let service = service_at("client", "10.96.0.1");
+        let name = service.name.clone();
+        state.upsert_service(service);
         let mut endpoint = workload("client", CLIENT);
         endpoint.services = [(name, [(80, 8080)].into())].into();
         state.upsert_workload(endpoint);

@@ -409,6 +409,24 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Dur
     TestNode { node, drain: Some(drain) }
 }
 
+/// A service `shop/NAME...` of the mesh, whose port 80 leads to 8080.
+pub(super) fn service_at(name: &str, vip: &str) -> mesh::Service {
+    mesh::Service {
+        name: format!("shop/{name}.shop.svc.cluster.local").parse().unwrap(),
+        short_name: name.to_owned(),
+        vips: vec![mesh::NetworkAddress { network: "".into(), ip: vip.parse().unwrap() }],
+        cidr_vips: Vec::new(),
+        ip_families: mesh::service::IpFamilies::default(),
+        ports: [(80, 8080)].into(),
+        subject_alt_names: Vec::new(),
+        load_balancing: mesh::service::LoadBalancing::default(),
+        canonical: true,
+        visibility: mesh::service::Visibility::Public,
+        waypoint: None,
+        weighted_waypoints: Vec::new(),
+    }
+}
+
 /// A pod of the mesh.
 pub(crate) fn workload(name: &str, ip: &str) -> Workload {
     Workload {

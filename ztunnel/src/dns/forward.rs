@@ -20,13 +20,25 @@ use crate::pods::Pod;
 use crate::proxy::Node;
 use crate::telemetry::DnsLabels;
 
+/// After this a datagram counts as lost.
+const LOST: Duration = Duration::from_secs(1);
 /// Within this a server answers, or another one is asked. Stub resolvers wait 5 s; with this two dead servers out of three are
 /// passed by within that time.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// After this a datagram counts as lost and is sent once more.
-const LOST: Duration = Duration::from_secs(1);
+const PATIENCE: Patience = Patience { datagrams: 2 };
 /// How long the only server that is to be asked may take: nobody stands in for it, and who asks has given up by then.
-const LAST_PATIENCE: Duration = Duration::from_secs(5);
+const LAST_PATIENCE: Patience = Patience { datagrams: 5 };
+
+/// How long a server may take to answer: as long as this many datagrams need to count as lost, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    datagrams: u32,
+}
+
+impl Patience {
+    const fn time(self) -> Duration {
+        LOST.saturating_mul(self.datagrams)
+    }
+}
 
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +168,7 @@ impl Forward {
     }
 
     /// Asks one of the pod's servers, and takes note of whether it answers.
-    async fn ask_own(&self, server: SocketAddr, patience: Duration) -> Result<Vec<u8>, AskError> {
+    async fn ask_own(&self, server: SocketAddr, patience: Patience) -> Result<Vec<u8>, AskError> {
         let began = Instant::now();
         let result = self.ask(server, patience).await;
         self.pod.dns.upstreams(|upstreams| match &result {
@@ -166,11 +178,11 @@ impl Forward {
         result
     }
 
-    async fn ask(&self, server: SocketAddr, patience: Duration) -> Result<Vec<u8>, AskError> {
+    async fn ask(&self, server: SocketAddr, patience: Patience) -> Result<Vec<u8>, AskError> {
         if self.request.transport() == Transport::Tcp {
             return within(patience, self.ask_over_tcp(server)).await;
         }
-        let reply = within(patience, self.ask_over_udp(server)).await?;
+        let reply = self.ask_over_udp(server, patience).await?;
         // To a client that takes no more than every server sends, what is cut stays cut.
         if !is_truncated(&reply) || !self.request.takes_more() {
             return Ok(reply);
@@ -178,17 +190,18 @@ impl Forward {
         Ok(within(patience, self.ask_over_tcp(server)).await.unwrap_or(reply))
     }
 
-    async fn ask_over_udp(&self, server: SocketAddr) -> Result<Vec<u8>, AskError> {
+    async fn ask_over_udp(&self, server: SocketAddr, patience: Patience) -> Result<Vec<u8>, AskError> {
         let socket = self.node.dialer.datagrams(&self.pod.netns, self.source(server), server)?;
         let id = rand::random();
         let query = self.request.forwarded(id);
-        loop {
+        for _ in 0..patience.datagrams {
             socket.send(&query).await?;
             match timeout(LOST, self.reply(&socket, id)).await {
                 Ok(reply) => return Ok(reply?),
-                Err(_) => tracing::trace!(%server, "sent again"),
+                Err(_) => tracing::trace!(%server, "a datagram is lost, or its answer"),
             }
         }
+        Err(AskError::Silent)
     }
 
     /// The next reply that is the answer; all others are passed over.
@@ -220,10 +233,10 @@ impl Forward {
 }
 
 async fn within<T>(
-    patience: Duration,
+    patience: Patience,
     work: impl Future<Output = Result<T, AskError>>,
 ) -> Result<T, AskError> {
-    timeout(patience, work).await.unwrap_or(Err(AskError::Silent))
+    timeout(patience.time(), work).await.unwrap_or(Err(AskError::Silent))
 }
 
 /// Whether a query can have been meant for this address: port 53, and no address that only the pod itself has.

@@ -23,6 +23,11 @@ const ELSEWHERE: &str = "8.8.8.8:53";
 /// What a server of the test does with a query; none: it is silent.
 type Says = Box<dyn Fn(&Message, Transport) -> Vec<Message> + Send + Sync>;
 
+/// How many datagrams wait in a socket that nobody reads.
+fn received(silent: &std::net::UdpSocket) -> usize {
+    std::iter::from_fn(|| silent.recv(&mut [0; 512]).ok()).count()
+}
+
 /// A server on either transport, on a port of this machine.
 struct Server {
     address: SocketAddr,
@@ -144,8 +149,9 @@ impl Place {
     }
 
     /// Leads to where nobody reads; the socket is to be kept.
-    async fn silence(&self, from: &str) -> UdpSocket {
-        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    fn silence(&self, from: &str) -> std::net::UdpSocket {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        silent.set_nonblocking(true).unwrap();
         self.world.wires.lead(from.parse().unwrap(), silent.local_addr().unwrap());
         silent
     }
@@ -239,7 +245,7 @@ async fn what_the_mesh_does_not_answer_is_forwarded_as_it_is() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_server_costs_one_time_out_and_none_of_those_who_ask_later() {
     let place = Place::new().await;
-    let silent = place.silence(FIRST).await;
+    let silent = place.silence(FIRST);
     let second = Server::with_address([2, 2, 2, 2]).await;
     place.lead(SECOND, &second);
     let ask = async || {
@@ -248,6 +254,7 @@ async fn a_dead_server_costs_one_time_out_and_none_of_those_who_ask_later() {
         began.elapsed().as_secs()
     };
     assert_eq!(ask().await, 2);
+    assert_eq!(received(&silent), 2, "none is sent that has no time to be answered");
     // Over a minute, in which it is tried again and again.
     let mut waited = 0;
     for _ in 0..120 {
@@ -270,7 +277,7 @@ async fn a_dead_server_costs_one_time_out_and_none_of_those_who_ask_later() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_answers_nobody_is_told_of_by_servfail() {
     let place = Place::new().await;
-    let _silent = (place.silence(FIRST).await, place.silence(SECOND).await, place.silence(ELSEWHERE).await);
+    let silent = [place.silence(FIRST), place.silence(SECOND), place.silence(ELSEWHERE)];
     for (server, seconds) in [(FIRST, 4), (ELSEWHERE, 5)] {
         let began = Instant::now();
         let answer = place.ask(server, &query_of("example.com.", Kind::A)).await;
@@ -278,6 +285,11 @@ async fn a_server_that_answers_nobody_is_told_of_by_servfail() {
         assert_eq!(began.elapsed().as_secs(), seconds, "{server}");
     }
     assert_eq!(place.resolve(FIRST, "web.").await, [ip("10.0.0.1")], "the mesh's names need none of them");
+    assert_eq!(
+        silent.map(|server| received(&server)),
+        [2, 2, 5],
+        "none is sent that has no time to be answered"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -445,7 +457,7 @@ async fn our_own_port_dialled_as_such_is_reset() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_waits_for_too_many_answers_is_told_at_once_and_hears_of_the_mesh_all_the_same() {
     let place = Place::new().await;
-    let _silent = (place.silence(FIRST).await, place.silence(SECOND).await);
+    let _silent = (place.silence(FIRST), place.silence(SECOND));
     // The world's pods may hold 100 connections.
     let names: Vec<_> = (0..100).map(|number| format!("n{number}.example.")).collect();
     let waiting = futures::future::join_all(names.iter().map(|name| place.resolve(FIRST, name)));

@@ -231,9 +231,12 @@ impl Record {
             _ => self.path,
         };
         let Ends { source, source_identity, destination, destination_identity, service } = &self.ends;
-        let direction = match self.reporter {
-            Reporter::Source => "outbound",
-            Reporter::Destination => "inbound",
+        // As Istio's lines have it: of the pod that the line is about, so that one connection's two lines mirror each other. The
+        // metrics keep to the client's direction on both sides.
+        let (forth, back) = (self.transferred.from_source(), self.transferred.from_destination());
+        let (direction, bytes_sent, bytes_recv) = match self.reporter {
+            Reporter::Source => ("outbound", forth, back),
+            Reporter::Destination => ("inbound", back, forth),
         };
         let message = if failure.is_none() { "connection complete" } else { "connection failed" };
         tracing::info!(
@@ -252,8 +255,8 @@ impl Record {
                 dst.identity = destination_identity.as_ref().map(display),
                 dst.cluster = destination.as_ref().map(|workload| workload.cluster_id.as_str()),
                 direction,
-                bytes_sent = self.transferred.from_destination(),
-                bytes_recv = self.transferred.from_source(),
+                bytes_sent,
+                bytes_recv,
                 duration = format!("{}ms", self.started.elapsed().as_millis()),
                 error = failure.map(display),
                 path = path.as_str(),
@@ -282,6 +285,7 @@ impl Drop for Record {
 #[cfg(test)]
 mod tests {
     use prometheus_client::registry::Registry;
+    use tunnel::copy::Side;
 
     use super::super::kept::{Kept, Line};
     use super::*;
@@ -394,6 +398,30 @@ mod tests {
         assert_eq!(line.keys().map(String::as_str).collect::<Vec<_>>(), expected);
         let milliseconds = line["duration"].strip_suffix("ms").unwrap();
         assert!(milliseconds.parse::<u64>().is_ok(), "{milliseconds}");
+    }
+
+    #[test]
+    fn each_sides_line_tells_what_its_own_pod_sent_and_the_metrics_what_the_client_did() {
+        for (reporter, sent, received) in [(Reporter::Source, "5", "70"), (Reporter::Destination, "70", "5")]
+        {
+            let metrics = Metrics::default();
+            let line = line_of(|| {
+                let mut record = record(&metrics);
+                record.reporter = reporter;
+                record.established();
+                record.transferred().count(Side::Source, 5);
+                record.transferred().count(Side::Destination, 70);
+                record.finish(None);
+            });
+            assert_eq!((&*line["bytes_sent"], &*line["bytes_recv"]), (sent, received), "{reporter:?}");
+            let text = exposed(&metrics);
+            for (name, bytes) in
+                [("istio_tcp_received_bytes_total{", " 5"), ("istio_tcp_sent_bytes_total{", " 70")]
+            {
+                let sample = text.lines().find(|line| line.starts_with(name)).unwrap();
+                assert!(sample.ends_with(bytes), "{reporter:?}: {sample}");
+            }
+        }
     }
 
     #[test]

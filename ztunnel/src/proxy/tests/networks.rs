@@ -107,7 +107,7 @@ async fn an_endpoint_of_another_network_is_reached_through_its_gateway_and_prove
         }
         assert!(!line.contains_key("error"), "{line:?}");
     }
-    assert_eq!(of("outbound", "gate")["bytes_recv"], "300000");
+    assert_eq!(of("outbound", "gate")["bytes_sent"], "300000");
     assert!(of("inbound", "gate")["bytes_recv"].parse::<u64>().unwrap() > 300_000, "it carries a tunnel");
     assert_eq!(of("outbound", "gate")["trace_id"], of("inbound", "server")["trace_id"]);
 }

@@ -108,7 +108,7 @@ async fn the_next_endpoint_serves_what_the_first_one_does_not_and_the_record_tel
             ("dst.identity", "spiffe://cluster.local/ns/shop/sa/server"),
             ("dst.hbone_addr", SERVER_APP),
             ("path", "other_node"),
-            ("bytes_recv", "5"),
+            ("bytes_sent", "5"),
             ("response_flags", "-"),
         ] {
             assert_eq!(line[field], value, "{field} after {first}");

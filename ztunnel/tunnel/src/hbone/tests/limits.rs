@@ -19,22 +19,23 @@ async fn stalled(world: &mut World, count: usize) -> (Vec<TunnelStream>, Arc<Ato
     let sent = Arc::new(AtomicUsize::new(0));
     let mut servers = Vec::new();
     for _ in 0..count {
-        let (mut client, server) = world.stream().await;
+        let (client, server) = world.stream().await;
         servers.push(server);
-        let sent = sent.clone();
-        tokio::spawn(async move {
-            loop {
-                let chunk = bytes(64 << 10);
-                let length = chunk.len();
-                if client.write(chunk).await.is_err() {
-                    return;
-                }
-                sent.fetch_add(length, Ordering::Relaxed);
-            }
-        });
+        tokio::spawn(send_without_end(client, sent.clone()));
         settled().await;
     }
     (servers, sent)
+}
+
+async fn send_without_end(mut from: TunnelStream, sent: Arc<AtomicUsize>) {
+    loop {
+        let chunk = bytes(64 << 10);
+        let length = chunk.len();
+        if from.write(chunk).await.is_err() {
+            return;
+        }
+        sent.fetch_add(length, Ordering::Relaxed);
+    }
 }
 
 /// Under a paused clock, time passes only when nobody has anything to do.
@@ -64,6 +65,36 @@ async fn streams_that_nobody_reads_do_not_stall_the_last_one_on_their_tunnel() {
         assert_eq!(world.remote.dials(), 1);
         moves(&mut client, &mut server, bytes(8 << 20)).await;
         drop(servers);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn four_of_a_hundred_streams_that_nobody_reads_leave_the_others_whole_whichever_way_they_go() {
+    for budget in [0, Budget::DEFAULT] {
+        for back in [false, true] {
+            let mut world = World::of_budget(budget);
+            let mut silent = Vec::new();
+            for _ in 0..4 {
+                let (client, server) = world.stream().await;
+                let (from, to) = if back { (server, client) } else { (client, server) };
+                tokio::spawn(send_without_end(from, Arc::default()));
+                silent.push(to);
+                settled().await;
+            }
+            let mut others = Vec::new();
+            for _ in 4..100 {
+                others.push(world.stream().await);
+            }
+            assert_eq!(world.remote.dials(), 1, "all of them on one tunnel");
+            // Each has content of its own: it begins elsewhere.
+            let exchanges = others.iter_mut().enumerate().map(|(number, (client, server))| {
+                let data = bytes((1 << 20) + number).slice(number..);
+                let (from, to) = if back { (server, client) } else { (client, server) };
+                moves(from, to, data)
+            });
+            futures::future::join_all(exchanges).await;
+            drop(silent);
+        }
     }
 }
 

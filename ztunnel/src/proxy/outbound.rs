@@ -35,7 +35,7 @@ use super::refusal::refuse_early;
 use super::relay::relay;
 use super::tries::{Aim, Tries};
 use crate::pods::{Own, Pod};
-use crate::telemetry::{Path, Record, Reporter, TraceParent};
+use crate::telemetry::{OnDemandLabels, Path, Record, Reporter, TraceParent};
 
 /// The way to the destination, open.
 enum Way {
@@ -203,7 +203,7 @@ impl Call<'_> {
         self.record.ends.destination = Some(named.workload.clone());
         self.record.ends.service = named.service.as_ref().map(|service| service.name.clone());
         let hostname = named.hostname.clone();
-        let addresses = self.node.names.addresses(&hostname).await.map_err(Failure::Resolve)?;
+        let addresses = self.addresses(&hostname).await?;
         let found = named.found(&own.workload, &addresses, rand::random());
         found.ok_or(Failure::Resolve(ResolveError::NoDestination(hostname)))
     }
@@ -213,12 +213,18 @@ impl Call<'_> {
         match place {
             Place::Address(address) => Ok(*address),
             Place::Name { hostname, port } => {
-                let addresses = self.node.names.addresses(hostname).await.map_err(Failure::Resolve)?;
+                let addresses = self.addresses(hostname).await?;
                 let ip = record_for(&addresses, self.destination.ip(), rand::random());
                 let none = || Failure::Resolve(ResolveError::NoDestination(hostname.clone()));
                 Ok(SocketAddr::new(ip.ok_or_else(none)?, *port))
             }
         }
+    }
+
+    async fn addresses(&self, name: &Hostname) -> Result<Vec<IpAddr>, Failure> {
+        let labels = OnDemandLabels::new(self.record.ends.source.as_deref(), name);
+        self.node.metrics.shared.dns.on_demand.get_or_create(&labels).inc();
+        self.node.names.addresses(name).await.map_err(Failure::Resolve)
     }
 
     fn describe(&mut self, upstream: &Upstream) {

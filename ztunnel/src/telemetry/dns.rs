@@ -1,6 +1,7 @@
 //! The families of DNS (contract 1.10).
 
 use api::dns::Question;
+use mesh::service::Hostname;
 use mesh::{Namespace, Workload};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,7 +9,7 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::labels::Value;
+use super::labels::{End, Value};
 use super::metrics::ReasonLabel;
 use crate::dns::Transport;
 
@@ -41,6 +42,38 @@ impl DnsLabels {
     }
 }
 
+/// Who needed the address of a workload or waypoint of which the mesh knows but the name, and which.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OnDemandLabels {
+    source_workload: Value,
+    source_canonical_service: Value,
+    source_canonical_revision: Value,
+    source_workload_namespace: Value,
+    source_principal: Value,
+    source_app: Value,
+    source_version: Value,
+    source_cluster: Value,
+    hostname: Value,
+}
+
+impl OnDemandLabels {
+    /// Names are the control plane's, not the client's, and so no more than there are resources.
+    pub(crate) fn new(source: Option<&Workload>, name: &Hostname) -> Self {
+        let source = End::of(source, source.map(Workload::identity).as_ref());
+        Self {
+            source_app: source.service.clone(),
+            source_version: source.revision.clone(),
+            source_workload: source.workload,
+            source_canonical_service: source.service,
+            source_canonical_revision: source.revision,
+            source_workload_namespace: source.namespace,
+            source_principal: source.principal,
+            source_cluster: source.cluster,
+            hostname: Value::of(name.as_str()),
+        }
+    }
+}
+
 /// Makes the histograms of durations: 0.5 ms to 5 s.
 #[derive(Clone, Debug)]
 pub(crate) struct Durations;
@@ -58,6 +91,8 @@ pub(crate) struct DnsMetrics {
     pub(crate) upstream_requests: Family<DnsLabels, Counter>,
     pub(crate) upstream_failures: Family<DnsLabels, Counter>,
     pub(crate) upstream_duration: Family<DnsLabels, Histogram, Durations>,
+    /// Questions of our own, for connections.
+    pub(crate) on_demand: Family<OnDemandLabels, Counter>,
     /// Messages that were no queries, and queries that were neither answered nor forwarded.
     pub(crate) unusable: Family<ReasonLabel, Counter>,
 }
@@ -69,6 +104,7 @@ impl Default for DnsMetrics {
             upstream_requests: Family::default(),
             upstream_failures: Family::default(),
             upstream_duration: Family::new_with_constructor(Durations),
+            on_demand: Family::default(),
             unusable: Family::default(),
         }
     }
@@ -86,6 +122,11 @@ impl DnsMetrics {
             "dns_upstream_failures",
             "Forwarded DNS queries that no server answered",
             self.upstream_failures.clone(),
+        );
+        istio.register(
+            "on_demand_dns",
+            "Connections that needed the address of a name of the mesh's",
+            self.on_demand.clone(),
         );
         istio.register_with_unit(
             "dns_upstream_request_duration",

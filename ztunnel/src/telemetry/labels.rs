@@ -121,17 +121,17 @@ impl EncodeLabelSet for Localities {
 
 /// What one end of a connection contributes.
 #[derive(Default)]
-struct End {
-    workload: Value,
-    service: Value,
-    revision: Value,
-    namespace: Value,
-    principal: Value,
-    cluster: Value,
+pub(super) struct End {
+    pub(super) workload: Value,
+    pub(super) service: Value,
+    pub(super) revision: Value,
+    pub(super) namespace: Value,
+    pub(super) principal: Value,
+    pub(super) cluster: Value,
 }
 
 impl End {
-    fn of(workload: Option<&Workload>, identity: Option<&SpiffeId>) -> Self {
+    pub(super) fn of(workload: Option<&Workload>, identity: Option<&SpiffeId>) -> Self {
         // An unknown workload still has the namespace its certificate proves.
         let proven = identity.map(|id| Value::of(id.namespace.as_str())).unwrap_or_default();
         let principal = identity.map(|id| Value::of(&id.to_string())).unwrap_or_default();

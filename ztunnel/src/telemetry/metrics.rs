@@ -165,6 +165,16 @@ impl Metrics {
             "Connections refused or cut because a certificate of the other end is revoked",
             self.crl_rejections.clone(),
         );
+        // Istio's cannot hold all connections to later lists; here each keeps the chain that it was let in with.
+        let untracked: Family<ReporterLabel, Counter> = Family::default();
+        for reporter in [Reporter::Source, Reporter::Destination] {
+            let _none = untracked.get_or_create(&ReporterLabel { reporter });
+        }
+        istio.register(
+            "crl_untracked_connections",
+            "Connections that a later list of revoked certificates would not end: there are none",
+            untracked,
+        );
         istio.register("xds_message", "Pushes received", self.xds_messages.clone());
         istio.register("xds_message_bytes", "Bytes of pushes received", self.xds_bytes.clone());
         istio.register(
@@ -398,6 +408,8 @@ pub(super) mod tests {
         // Istio's first, then ours.
         for sample in [
             "istio_tcp_sockets_open{reporter=\"source\"} 1",
+            "istio_crl_untracked_connections_total{reporter=\"source\"} 0",
+            "istio_crl_untracked_connections_total{reporter=\"destination\"} 0",
             "istio_build{component=\"ztunnel\",tag=\"1\"} 1",
             "istio_xds_message_total{url=\"type\"} 1",
             "istio_xds_message_bytes_total{url=\"type\"} 1",

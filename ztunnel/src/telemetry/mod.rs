@@ -10,7 +10,7 @@ mod metrics;
 mod record;
 
 pub(crate) use collected::Collected;
-pub(crate) use dns::DnsLabels;
+pub(crate) use dns::{DnsLabels, OnDemandLabels};
 pub(crate) use labels::Reporter;
 #[cfg(test)]
 pub(crate) use metrics::ReporterLabel;

@@ -5,6 +5,7 @@ use mesh::workload::TunnelProtocol;
 
 use super::waypoints::{name, service};
 use super::*;
+use crate::telemetry::OnDemandLabels;
 
 const VIP: &str = "10.96.0.1:80";
 
@@ -47,6 +48,9 @@ async fn a_workload_outside_the_mesh_is_dialled_at_the_address_of_its_name() {
     ] {
         assert_eq!(line[field], expected, "{field}");
     }
+    let metrics = &world.node(At::East).metrics;
+    let asked = OnDemandLabels::new(Some(&workload("client", CLIENT)), &"db.example.com".into());
+    assert_eq!(metrics.shared.dns.on_demand.get_or_create(&asked).get(), 1);
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ pub use abandoned::ABANDONED;
 pub use bypass::BYPASS;
 pub use captured::{PERMISSIVE as CAPTURED_UNDER_PERMISSIVE, STRICT as CAPTURED_UNDER_STRICT};
 pub use churn::CHURN;
-pub use dns::DNS;
+pub use dns::{DNS_ANSWERED, DNS_LED, DNS_SEALED};
 pub use enrolment::ENROLMENT;
 pub use faithful::{BUFFERS, FAITHFUL, OCCUPIED, UNREACHABLE};
 pub use forged::FORGED;

@@ -2,9 +2,13 @@
 
 use std::process::ExitCode;
 
-use e2e::{DNS, World};
+use e2e::{DNS_ANSWERED, DNS_LED, DNS_SEALED, World};
 use sandbox::Redirection;
 
 fn main() -> ExitCode {
-    e2e::run(|| World::start(Redirection::Auto), DNS, World::explain)
+    e2e::run(
+        || World::start(Redirection::Auto),
+        &[DNS_LED, DNS_ANSWERED, DNS_SEALED].concat(),
+        World::explain,
+    )
 }

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use e2e::{DNS, World};
+use e2e::{DNS_LED, DNS_SEALED, World};
 use sandbox::Redirection;
 
 fn main() -> ExitCode {
-    e2e::run(|| World::start(Redirection::Clsact), DNS, World::explain)
+    e2e::run(|| World::start(Redirection::Clsact), &[DNS_LED, DNS_SEALED].concat(), World::explain)
 }

@@ -12,7 +12,7 @@ use api::key_exchange::KeyExchange;
 use control::status::Status;
 use control::tokens::Tokens;
 use control::translate::Settings;
-use control::{ControlConfig, SERVER_NAME};
+use control::{ControlConfig, ObjectSource, SERVER_NAME};
 use tokio::net::TcpListener;
 use tracing::error;
 
@@ -33,7 +33,7 @@ pub(crate) async fn start(
     let file = run_dir.join("control.token");
     write_private(&file, token.reveal()).with_context(|| format!("writing {}", file.display()))?;
     let config = ControlConfig {
-        manifests: manifests.to_owned(),
+        source: ObjectSource::Manifests(manifests.to_owned()),
         state: state.to_owned(),
         listen: address,
         certificate_lifetime: control::ca::LEAF_LIFETIME,

@@ -16,6 +16,7 @@ use api::key_exchange::KeyExchange;
 use api::seqpacket::SeqPacketListener;
 use api::type_url::ResourceType;
 use api::xds_client::{self, Subscription, XdsClient, XdsConfig};
+use control::kubernetes::{Cluster, NodePods};
 use control::xds::ResourceStore;
 use daemon::admin::{Address, Admin, Routes};
 use daemon::logging::LogHandle;
@@ -69,6 +70,20 @@ pub(crate) enum ControlSource {
     },
 }
 
+/// Where it is said which pods of this node are in the mesh.
+#[derive(Clone, Debug)]
+pub(crate) enum PodSource {
+    /// Control tells.
+    Control,
+    /// The API server does, so that pods join and leave while control is away.
+    ApiServer {
+        /// Which one.
+        cluster: Cluster,
+        /// The namespace whose policies hold for the whole mesh.
+        root_namespace: String,
+    },
+}
+
 /// What the agent needs to know.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentConfig {
@@ -76,6 +91,8 @@ pub(crate) struct AgentConfig {
     pub(crate) node: String,
     /// Where configuration comes from.
     pub(crate) control: ControlSource,
+    /// Where pods come from.
+    pub(crate) pods: PodSource,
     /// The directory of the sockets.
     pub(crate) run_dir: PathBuf,
     /// A mounted BPF file system.
@@ -159,18 +176,17 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         Server::Unix(_) => None,
     };
     let authority = CaClient::new(server.clone(), credentials.clone());
-    let (client, subscription) = xds_client::client(xds_config(&config.node, server, credentials));
+    let (client, subscription) = xds_client::client(xds_config(&config, server, credentials));
     let control_status = subscription.status.clone();
     let store = ResourceStore::new(ResourceType::ZTUNNEL);
     let (pods, pods_out) = watch::channel::<Pods>(None);
     let last_state = LastState::new(&config.run_dir, &config.node, &address);
-    follow_control(
-        client,
-        subscription,
-        Copy::new(store.clone(), pods, roots),
-        (store.clone(), last_state),
-        &mut tasks,
-    );
+    let copy = Arc::new(Copy::new(store.clone(), pods, roots));
+    follow_control(client, subscription, &copy, (store.clone(), last_state), &mut tasks);
+    if let PodSource::ApiServer { cluster, root_namespace } = &config.pods {
+        let node_pods = NodePods::new(cluster, &config.node, root_namespace);
+        tasks.spawn("pods of the API server", async move { copy.follow_api_server(node_pods).await });
+    }
 
     let passing = block_in_place(|| kernel.pre_mesh())?;
     let hub = Arc::new(Hub::new());
@@ -236,7 +252,7 @@ fn admissions(config: &AgentConfig, cgroup_root: &Path, kernel: &Kernel, hub: &A
 fn follow_control(
     mut client: XdsClient,
     subscription: Subscription,
-    copy: Copy,
+    copy: &Arc<Copy>,
     (store, last_state): (ResourceStore, LastState),
     tasks: &mut Tasks,
 ) {
@@ -247,7 +263,8 @@ fn follow_control(
     copy.resume(pushes);
     tasks.spawn("last state", last_state.write(store, copy.messages()));
     tasks.spawn("control client", client.run());
-    tasks.spawn("control client", copy.follow(subscription));
+    let copy = Arc::clone(copy);
+    tasks.spawn("control client", async move { copy.follow(subscription).await });
 }
 
 /// Loads the programs and exempts the agent itself.
@@ -303,13 +320,18 @@ fn metrics(view: &View, telemetry: &Telemetry) -> Metrics {
     metrics
 }
 
-fn xds_config(node: &str, server: Server, credentials: Credentials) -> XdsConfig {
+fn xds_config(config: &AgentConfig, server: Server, credentials: Credentials) -> XdsConfig {
+    let node = &config.node;
+    let mut types = Vec::from(ResourceType::AGENT);
+    if matches!(config.pods, PodSource::ApiServer { .. }) {
+        types.retain(|kind| *kind != ResourceType::NodePod);
+    }
     let id = format!("agent~{node}~culvert-agent.culvert-system~culvert-system.svc.cluster.local");
     XdsConfig {
         server,
         credentials,
-        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.to_owned())]),
-        types: ResourceType::AGENT.into(),
+        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.clone())]),
+        types,
     }
 }
 

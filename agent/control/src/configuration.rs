@@ -1,4 +1,4 @@
-//! From files to the store, for as long as control runs: the last good state stays in effect until a better one is read.
+//! From objects to the store, for as long as control runs: the last good state stays in effect until a better one is read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,15 +6,16 @@ use std::sync::Arc;
 use api::convert::{pod_resource, policy_resource, service_resource, workload_resource};
 use api::type_url::ResourceType;
 
-use crate::manifests::{LoadError, Objects, Reloads};
+use crate::manifests::{LoadError, Objects};
 use crate::nodes::Nodes;
+use crate::source::Source;
 use crate::status::{Manifests, Status};
 use crate::translate::{Settings, Translation, translate};
 use crate::xds::{Entry, ResourceStore};
 
-/// Reads manifests and publishes what they mean.
+/// Reads objects and publishes what they mean.
 pub(crate) struct Configuration {
-    pub(crate) reloads: Reloads,
+    pub(crate) source: Source,
     pub(crate) settings: Settings,
     pub(crate) store: ResourceStore,
     pub(crate) nodes: Arc<Nodes>,
@@ -27,7 +28,7 @@ impl Configuration {
     /// Until it is dropped.
     pub(crate) async fn follow(mut self) {
         loop {
-            match self.reloads.next().await {
+            match self.source.next().await {
                 Ok(objects) => self.take(&objects),
                 Err(error) => self.refuse(&error),
             }

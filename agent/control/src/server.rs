@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::{self, Authority, OpenError};
 use crate::configuration::Configuration;
-use crate::manifests::{self, WatchError};
+use crate::manifests::WatchError;
 use crate::nodes::Nodes;
 use crate::routes::Routes;
+use crate::source::{ObjectSource, Source};
 use crate::status::Status;
 use crate::tls::{self, OwnCertificate, TlsError};
 use crate::tokens::{TokenError, Tokens};
@@ -35,8 +36,8 @@ const ROOT_WARNING: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// What control needs to know.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
-    /// The directory of manifests.
-    pub manifests: PathBuf,
+    /// Where objects come from.
+    pub source: ObjectSource,
     /// The directory of the authority's key and the nodes' tokens, private to this user (0700); made on first use.
     pub state: PathBuf,
     /// Where nodes connect to.
@@ -106,7 +107,7 @@ pub async fn serve(
     let nodes = Arc::new(Nodes::new(Tokens::open(&config.state)?, config.status.clone()));
     let store = ResourceStore::new(ResourceType::AGENT);
     let configuration = Configuration {
-        reloads: manifests::watch(&config.manifests)?,
+        source: Source::open(&config.source)?,
         settings: config.settings,
         store: store.clone(),
         nodes: Arc::clone(&nodes),
@@ -115,7 +116,7 @@ pub async fn serve(
     };
     let (certificate, renew_at) = OwnCertificate::new(Arc::clone(&authority), own_addresses(address.ip()))?;
     let connections = tls::accept(listener, certificate.acceptor()?, cancelled.clone());
-    tracing::info!(%address, manifests = %config.manifests.display(), "control serves nodes");
+    tracing::info!(%address, objects = %config.source, "control serves nodes");
     let (following, publishing) = (Arc::clone(&authority), publish_roots(&authority, store.clone()));
     let certificates = ca::service(authority, Arc::clone(&nodes), config.status);
     let routes = Routes::new(xds::service(store.clone(), nodes), certificates);

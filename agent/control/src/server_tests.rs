@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::tokens::Tokens;
 use crate::translate::Settings;
-use crate::{ControlConfig, ControlError, SERVER_NAME, serve, state_directory, status};
+use crate::{ControlConfig, ControlError, ObjectSource, SERVER_NAME, serve, state_directory, status};
 
 /// Longer than anything here takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ impl Control {
         let address = listener.local_addr().unwrap();
         let (status, cancelled) = (status::Status::new(), CancellationToken::new());
         let config = ControlConfig {
-            manifests,
+            source: ObjectSource::Manifests(manifests),
             state,
             listen: address,
             certificate_lifetime: crate::ca::LEAF_LIFETIME,

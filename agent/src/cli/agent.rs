@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use daemon::logging::Format;
 
+use super::kubernetes::KubernetesArgs;
 use crate::bpf::Redirection;
 use crate::enroll::pod::PreMesh;
-use crate::run::{self, AgentConfig, ControlSource};
+use crate::run::{self, AgentConfig, ControlSource, PodSource};
 
 /// The options. Either `--control` with `--control-ca` and `--token`, or `--manifests` with `--state`.
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,11 @@ pub(crate) struct Args {
     /// With --manifests: the directory of the certificate authority's key, made when missing (0700).
     #[arg(long)]
     state: Option<PathBuf>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
+    /// With --kubernetes: the namespace whose PeerAuthentications hold for the whole mesh.
+    #[arg(long, default_value = "istio-system")]
+    root_namespace: String,
     /// The directory of the sockets zds.sock, xds.sock and agent.sock; made when missing (0700).
     #[arg(long, default_value = "/run/culvert")]
     run_dir: PathBuf,
@@ -127,9 +133,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             anyhow::bail!("either --control, --control-ca and --token are needed, or --manifests and --state")
         }
     };
+    let pods = match args.kubernetes.find().await? {
+        Some(cluster) => PodSource::ApiServer { cluster, root_namespace: args.root_namespace },
+        None => PodSource::Control,
+    };
     let config = AgentConfig {
         node: args.node,
         control,
+        pods,
         run_dir: args.run_dir,
         bpffs: args.bpffs,
         cgroup_root: args.cgroup_root,

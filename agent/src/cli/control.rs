@@ -7,7 +7,7 @@ use std::time::Duration;
 use control::ca::{LEAF_LIFETIME, SHORTEST_LIFETIME};
 use control::status::{Refusal, Status};
 use control::translate::Settings;
-use control::{ControlConfig, SERVER_NAME};
+use control::{ControlConfig, ObjectSource, SERVER_NAME};
 use daemon::admin::{self, Address, Admin, Routes};
 use daemon::metrics::Metrics;
 use prometheus_client::collector::Collector;
@@ -18,13 +18,16 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::LogArgs;
+use super::kubernetes::KubernetesArgs;
 
 /// The options.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of manifests (*.yaml, *.yml, several documents a file); changes take effect within a second.
-    #[arg(long)]
-    manifests: PathBuf,
+    #[arg(long, required_unless_present = "kubernetes", conflicts_with = "kubernetes")]
+    manifests: Option<PathBuf>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     /// The directory of the certificate authority's key and the nodes' tokens; made when missing (0700).
     #[arg(long)]
     state: PathBuf,
@@ -55,11 +58,16 @@ pub(crate) struct Args {
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let (_logging, _written_at_exit) = args.log.init()?;
+    let source = match (args.kubernetes.find().await?, args.manifests) {
+        (Some(cluster), None) => ObjectSource::Kubernetes(cluster),
+        (None, Some(manifests)) => ObjectSource::Manifests(manifests),
+        _ => anyhow::bail!("either --manifests is needed, or --kubernetes"),
+    };
     daemon::limits::raise_descriptor_limit()?;
     let status = Status::new();
     let admin = Admin::bind(&Address::Tcp(args.admin), "--admin")?;
     let config = ControlConfig {
-        manifests: args.manifests,
+        source,
         state: args.state,
         listen: args.listen,
         certificate_lifetime: Duration::from_secs(args.certificate_ttl),

@@ -3,6 +3,7 @@
 mod agent;
 mod ca;
 mod control;
+mod kubernetes;
 mod state;
 mod status;
 mod token;

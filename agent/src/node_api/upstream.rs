@@ -13,7 +13,9 @@ use api::delta::Rejection;
 use api::proto::discovery;
 use api::type_url::ResourceType;
 use api::xds_client::{Subscription, Update};
+use control::kubernetes::NodePods;
 use control::xds::{Entry, ResourceStore};
+use prost_types::Any;
 use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
@@ -58,12 +60,36 @@ impl Copy {
     }
 
     /// Takes what control pushes, until the client ends.
-    pub(crate) async fn follow(self, mut subscription: Subscription) {
+    pub(crate) async fn follow(&self, mut subscription: Subscription) {
         while let Some(batch) = subscription.batches.recv().await {
             debug!(kind = %batch.kind, updates = batch.updates.len(), removed = batch.removed.len(), "push from control");
             let rejected = self.take(batch.kind, &batch.updates, &batch.removed);
             batch.reject(rejected);
         }
+    }
+
+    /// Takes all of this node's pods from the API server, in place of those that are known.
+    pub(crate) async fn follow_api_server(&self, mut node_pods: NodePods) {
+        loop {
+            let pods = node_pods.next().await;
+            debug!(pods = pods.len(), "pods from the API server");
+            for Rejection { name, reason } in self.replace_pods(pods) {
+                error!(pod = name, reason, "a pod of the API server's cannot be enrolled");
+            }
+        }
+    }
+
+    fn replace_pods(&self, pods: Vec<(String, Any)>) -> Vec<Rejection> {
+        let held = self.messages.borrow().clone();
+        let gone = |held: &&discovery::Resource| !pods.iter().any(|(name, _)| *name == held.name);
+        let removed = held.iter().flat_map(|held| held.iter()).filter(gone);
+        let removed: Vec<String> = removed.map(|held| held.name.clone()).collect();
+        let update = |(name, content): (String, Any)| {
+            let outcome = convert::read(ResourceType::NodePod, &name, &[], &content);
+            Update { name, version: String::new(), content, outcome }
+        };
+        let updates: Vec<Update> = pods.into_iter().map(update).collect();
+        self.take_pods(&updates, &removed)
     }
 
     fn take(&self, kind: ResourceType, updates: &[Update], removed: &[String]) -> Vec<Rejection> {
@@ -155,6 +181,33 @@ fn merged(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pod(uid: &str) -> (String, Any) {
+        let pod = api::proto::node::Pod { uid: uid.to_owned(), ..api::proto::node::Pod::default() };
+        convert::pod_resource(&pod)
+    }
+
+    #[test]
+    fn what_the_api_server_no_longer_has_is_gone_also_if_a_predecessor_knew_it() {
+        let copy = Copy::new(ResourceStore::new(ResourceType::ZTUNNEL), watch::Sender::new(None), None);
+        let held = |(name, content): (String, Any)| discovery::Resource {
+            name,
+            resource: Some(content),
+            ..discovery::Resource::default()
+        };
+        copy.resume(vec![(ResourceType::NodePod, vec![held(pod("a")), held(pod("b"))])]);
+        assert!(copy.replace_pods(vec![pod("b"), pod("c")]).is_empty());
+        let uids: Vec<_> = copy.pods.borrow().iter().flat_map(|pods| pods.keys()).cloned().collect();
+        assert_eq!(uids, [PodUid::from("b"), PodUid::from("c")]);
+        let names: Vec<_> = copy
+            .messages
+            .borrow()
+            .iter()
+            .flat_map(|held| held.iter())
+            .map(|held| held.name.clone())
+            .collect();
+        assert_eq!(names, ["b", "c"]);
+    }
 
     #[test]
     fn pods_are_added_changed_and_removed_by_uid() {

@@ -6,29 +6,46 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::tree::Position;
+use super::tree::{Position, Tree};
 
 /// Where an object stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The file.
-    pub file: Arc<Path>,
-    /// The place in it.
-    pub position: Position,
+pub enum Origin {
+    /// In a file.
+    File {
+        /// The file.
+        file: Arc<Path>,
+        /// The place in it.
+        position: Position,
+    },
+    /// In a cluster, under its own name.
+    ApiServer,
+}
+
+impl Origin {
+    /// Another place in the same text.
+    pub(crate) fn at(&self, position: Position) -> Self {
+        match self {
+            Self::File { file, .. } => Self::File { file: Arc::clone(file), position },
+            Self::ApiServer => Self::ApiServer,
+        }
+    }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        match self.position {
-            Position { line: 0, .. } => Ok(()),
-            Position { line, column } => write!(f, ":{line}:{column}"),
+        match self {
+            Self::ApiServer => f.write_str("Kubernetes"),
+            Self::File { file, position: Position { line: 0, .. } } => write!(f, "{}", file.display()),
+            Self::File { file, position: Position { line, column } } => {
+                write!(f, "{}:{line}:{column}", file.display())
+            }
         }
     }
 }
 
 /// An object's kind, namespace and name, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ObjectName {
     /// Kind, such as `Pod`.
     pub kind: String,
@@ -36,6 +53,15 @@ pub struct ObjectName {
     pub namespace: String,
     /// Name; empty where it is missing.
     pub name: String,
+}
+
+impl ObjectName {
+    /// The name in an object of this kind, whatever else may be wrong with it.
+    pub(crate) fn of(kind: &str, object: &Tree) -> Self {
+        let text = |key| object.entry("metadata").and_then(|metadata| metadata.text(key));
+        let text = |key| text(key).unwrap_or_default().to_owned();
+        Self { kind: kind.to_owned(), namespace: text("namespace"), name: text("name") }
+    }
 }
 
 impl fmt::Display for ObjectName {

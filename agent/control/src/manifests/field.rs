@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
-use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use super::error::{ManifestError, ObjectName, Origin, Problem};
 use super::tree::{Position, Tree, Value};
@@ -18,7 +16,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<ManifestError>>;
 /// The object a field belongs to.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) file: Arc<Path>,
+    pub(crate) origin: Origin,
     pub(crate) object: ObjectName,
 }
 
@@ -61,7 +59,7 @@ impl<'a> Field<'a> {
     }
 
     pub(crate) fn origin(&self) -> Origin {
-        Origin { file: Arc::clone(&self.context.file), position: self.position }
+        self.context.origin.at(self.position)
     }
 
     pub(crate) fn error(&self, problem: Problem) -> Box<ManifestError> {

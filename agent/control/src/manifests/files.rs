@@ -117,7 +117,7 @@ fn read_all(fingerprint: &Fingerprint) -> Result<Objects, Vec<ManifestError>> {
 
 fn unreadable(file: &Path, error: &std::io::Error) -> ManifestError {
     ManifestError {
-        origin: Origin { file: file.into(), position: Position::default() },
+        origin: Origin::File { file: file.into(), position: Position::default() },
         object: None,
         field: String::new(),
         problem: Problem::Unreadable(error.to_string()),

@@ -6,7 +6,7 @@ use super::error::Origin;
 use super::field::{Field, Result};
 
 /// An object's `metadata`, as far as it is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// `name`.
     pub name: String,
@@ -103,7 +103,7 @@ fn created(field: &Field<'_>) -> Result<Created> {
 }
 
 /// A `Namespace`, `ServiceAccount` or `Node`: nothing but metadata is read of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plain {
     /// The metadata.
     pub metadata: Metadata,

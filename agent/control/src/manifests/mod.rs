@@ -5,10 +5,12 @@
 //! would protect nothing, in silence. Nothing is decided here: what objects mean is [`translate`](crate::translate)'s.
 
 mod check;
+mod endpoint_slice;
 mod error;
 mod field;
 mod files;
 mod metadata;
+mod object;
 mod pod;
 mod policy;
 mod service;
@@ -16,8 +18,8 @@ mod tree;
 mod watch;
 
 use std::path::Path;
-use std::sync::Arc;
 
+pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice};
 pub use error::{LoadError, ManifestError, ObjectName, Origin, Problem};
 pub use field::PortReference;
 pub use files::load;
@@ -31,9 +33,10 @@ pub use service::{Service, ServicePort};
 pub use tree::Position;
 pub use watch::{Reloads, WatchError, watch};
 
-use field::{Context, Field};
-use metadata::Placement;
-use tree::{Tree, Value};
+pub(crate) use field::{Context, Field};
+pub(crate) use metadata::Placement;
+pub(crate) use object::{Kind, Object};
+pub(crate) use tree::{Tree, Value, ValueVisitor, Within};
 
 /// Everything read from a directory, in the order of file names and of documents.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +51,8 @@ pub struct Objects {
     pub pods: Vec<Pod>,
     /// Services.
     pub services: Vec<Service>,
+    /// `EndpointSlice`s.
+    pub endpoint_slices: Vec<EndpointSlice>,
     /// `PeerAuthentication`s.
     pub peer_authentications: Vec<PeerAuthentication>,
     /// `AuthorizationPolicy`s.
@@ -56,6 +61,26 @@ pub struct Objects {
     pub request_authentications: Vec<Plain>,
     /// Objects of other kinds, and documents that are no Kubernetes objects.
     pub ignored: Vec<Ignored>,
+    /// Objects of a cluster that cannot be read: unlike a directory, it is taken all the same.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An object that cannot be read, and what that leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// What is wrong.
+    pub error: Box<ManifestError>,
+    /// What is done instead.
+    pub instead: Instead,
+}
+
+/// What is done instead of what an unreadable object says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// As much is refused as it could have refused.
+    Closed,
+    /// It is as if it were not there.
+    LeftOut,
 }
 
 /// Something that was not read, and where it stands.
@@ -75,11 +100,10 @@ impl Objects {
     /// # Errors
     /// Everything that is wrong with it, at most one error an object.
     pub fn read(file: &Path, text: &str) -> Result<Self, Vec<ManifestError>> {
-        let file: Arc<Path> = file.into();
+        let origin = Origin::File { file: file.into(), position: Position::default() };
         let documents = tree::parse(text).map_err(|error| {
-            let origin = Origin { file: Arc::clone(&file), position: error.position };
             vec![ManifestError {
-                origin,
+                origin: origin.at(error.position),
                 object: None,
                 field: String::new(),
                 problem: Problem::Syntax(error.message),
@@ -88,66 +112,64 @@ impl Objects {
         let mut objects = Self::default();
         let mut errors = Vec::new();
         for document in &documents {
-            objects.read_document(&file, document, &mut errors);
+            objects.read_document(&origin, document, &mut errors);
         }
         if errors.is_empty() { Ok(objects) } else { Err(errors) }
     }
 
     /// Adds an object, or each item of a `List`, as `kubectl get -o yaml` writes it.
-    fn read_document(&mut self, file: &Arc<Path>, document: &Tree, errors: &mut Vec<ManifestError>) {
-        if let (Some("List"), Some(Value::List(items))) = (peek(document, "kind"), entry(document, "items")) {
+    fn read_document(&mut self, origin: &Origin, document: &Tree, errors: &mut Vec<ManifestError>) {
+        if let (Some("List"), Some(Value::List(items))) =
+            (document.text("kind"), document.entry("items").map(|items| &items.value))
+        {
             for item in items {
-                self.read_document(file, item, errors);
+                self.read_document(origin, item, errors);
             }
-        } else if let Err(error) = self.read_object(file, document) {
+        } else if let Err(error) = self.read_object(origin, document) {
             errors.push(*error);
         }
     }
 
-    fn read_object(&mut self, file: &Arc<Path>, tree: &Tree) -> field::Result<()> {
-        let (kind, api_version) = (peek(tree, "kind"), peek(tree, "apiVersion"));
-        let name = ObjectName {
-            kind: kind.unwrap_or("document without a kind").to_owned(),
-            namespace: peek_metadata(tree, "namespace").unwrap_or_default().to_owned(),
-            name: peek_metadata(tree, "name").unwrap_or_default().to_owned(),
-        };
-        let context = Context { file: Arc::clone(file), object: name.clone() };
+    fn read_object(&mut self, origin: &Origin, tree: &Tree) -> field::Result<()> {
+        let (kind, api_version) = (tree.text("kind"), tree.text("apiVersion"));
+        let name = ObjectName::of(kind.unwrap_or("document without a kind"), tree);
+        let context = Context { origin: origin.clone(), object: name.clone() };
         let object = Field::root(&context, tree);
         match (api_version, kind) {
-            (Some("v1"), Some("Namespace")) => {
-                self.namespaces.push(Plain::read(&object, Placement::Cluster)?);
-            }
-            (Some("v1"), Some("Node")) => self.nodes.push(Plain::read(&object, Placement::Cluster)?),
-            (Some("v1"), Some("ServiceAccount")) => {
-                self.service_accounts.push(Plain::read(&object, Placement::Namespaced)?);
-            }
-            (Some("v1"), Some("Pod")) => self.pods.push(Pod::read(&object)?),
-            (Some("v1"), Some("Service")) => self.services.push(Service::read(&object)?),
-            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("PeerAuthentication")) => {
-                self.peer_authentications.push(PeerAuthentication::read(&object)?);
-            }
-            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("AuthorizationPolicy")) => {
-                self.authorization_policies.push(AuthorizationPolicy::read(&object)?);
-            }
-            (Some(ISTIO_SECURITY_V1 | ISTIO_SECURITY_V1BETA1), Some("RequestAuthentication")) => {
-                self.request_authentications.push(Plain::read(&object, Placement::Namespaced)?);
-            }
-            (Some(version), Some(kind)) if is_security(version, kind) => {
-                return Err(unknown_security(&object, version, kind)?);
-            }
+            (Some(version), Some(kind)) => match Kind::of(version, kind) {
+                Some(kind) => self.add(Object::read(kind, &object)?),
+                None if is_security(version, kind) => return Err(unknown_security(&object, version, kind)?),
+                None => self.ignore(name, version, &object),
+            },
             (Some(_), None) => {
                 return Err(object.get("kind")?.missing("write the object's kind, as in `kind: Pod`"));
             }
             (None, Some(_)) => {
                 return Err(object.get("apiVersion")?.missing("write its version, as in `apiVersion: v1`"));
             }
-            (api_version, _) => self.ignored.push(Ignored {
-                object: name,
-                api_version: api_version.unwrap_or_default().to_owned(),
-                origin: object.origin(),
-            }),
+            (None, None) => self.ignore(name, "", &object),
         }
         Ok(())
+    }
+
+    fn ignore(&mut self, name: ObjectName, api_version: &str, object: &Field<'_>) {
+        let api_version = api_version.to_owned();
+        self.ignored.push(Ignored { object: name, api_version, origin: object.origin() });
+    }
+
+    /// Adds an object.
+    pub(crate) fn add(&mut self, object: Object) {
+        match object {
+            Object::Namespace(object) => self.namespaces.push(object),
+            Object::Node(object) => self.nodes.push(object),
+            Object::ServiceAccount(object) => self.service_accounts.push(object),
+            Object::Pod(object) => self.pods.push(*object),
+            Object::Service(object) => self.services.push(*object),
+            Object::EndpointSlice(object) => self.endpoint_slices.push(object),
+            Object::PeerAuthentication(object) => self.peer_authentications.push(object),
+            Object::AuthorizationPolicy(object) => self.authorization_policies.push(object),
+            Object::RequestAuthentication(object) => self.request_authentications.push(object),
+        }
     }
 
     fn append(&mut self, mut other: Self) {
@@ -156,10 +178,12 @@ impl Objects {
         self.nodes.append(&mut other.nodes);
         self.pods.append(&mut other.pods);
         self.services.append(&mut other.services);
+        self.endpoint_slices.append(&mut other.endpoint_slices);
         self.peer_authentications.append(&mut other.peer_authentications);
         self.authorization_policies.append(&mut other.authorization_policies);
         self.request_authentications.append(&mut other.request_authentications);
         self.ignored.append(&mut other.ignored);
+        self.unreadable.append(&mut other.unreadable);
     }
 
     /// Every object that was read, by kind: what must be unique.
@@ -169,13 +193,14 @@ impl Objects {
         let accounts = self.service_accounts.iter().map(|object| ("ServiceAccount", &object.metadata));
         let pods = self.pods.iter().map(|object| ("Pod", &object.metadata));
         let services = self.services.iter().map(|object| ("Service", &object.metadata));
+        let slices = self.endpoint_slices.iter().map(|object| ("EndpointSlice", &object.metadata));
         let peers = self.peer_authentications.iter().map(|object| ("PeerAuthentication", &object.metadata));
         let policies =
             self.authorization_policies.iter().map(|object| ("AuthorizationPolicy", &object.metadata));
         let requests =
             self.request_authentications.iter().map(|object| ("RequestAuthentication", &object.metadata));
         let plain = namespaces.chain(nodes).chain(accounts).chain(requests);
-        plain.chain(pods).chain(services).chain(peers).chain(policies)
+        plain.chain(pods).chain(services).chain(slices).chain(peers).chain(policies)
     }
 }
 
@@ -201,24 +226,6 @@ const SECURITY_KINDS: [&str; 3] = ["AuthorizationPolicy", "PeerAuthentication", 
 const ISTIO_SECURITY: &str = "security.istio.io";
 const ISTIO_SECURITY_V1: &str = "security.istio.io/v1";
 const ISTIO_SECURITY_V1BETA1: &str = "security.istio.io/v1beta1";
-
-fn entry<'a>(tree: &'a Tree, key: &str) -> Option<&'a Value> {
-    let Value::Map(entries) = &tree.value else { return None };
-    entries.iter().find(|(name, _)| name == key).map(|(_, tree)| &tree.value)
-}
-
-fn peek<'a>(tree: &'a Tree, key: &str) -> Option<&'a str> {
-    match entry(tree, key) {
-        Some(Value::Text(text)) => Some(text),
-        _ => None,
-    }
-}
-
-fn peek_metadata<'a>(tree: &'a Tree, key: &str) -> Option<&'a str> {
-    let Value::Map(entries) = &tree.value else { return None };
-    let (_, metadata) = entries.iter().find(|(name, _)| name == "metadata")?;
-    peek(metadata, key)
-}
 
 #[cfg(test)]
 mod tests;

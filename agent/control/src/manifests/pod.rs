@@ -7,7 +7,7 @@ use super::field::{Field, PortReference, Result};
 use super::metadata::{Metadata, Placement};
 
 /// A pod, as far as it is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its metadata.
     pub metadata: Metadata,

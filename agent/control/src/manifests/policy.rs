@@ -27,7 +27,7 @@ pub enum MtlsMode {
 }
 
 /// A `PeerAuthentication`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAuthentication {
     /// Its metadata.
     pub metadata: Metadata,
@@ -54,7 +54,7 @@ pub enum PolicyAction {
 }
 
 /// An `AuthorizationPolicy`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorizationPolicy {
     /// Its metadata.
     pub metadata: Metadata,
@@ -69,7 +69,7 @@ pub struct AuthorizationPolicy {
 }
 
 /// A rule: any of `from`, any of `to`, and all of `when`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PolicyRule {
     /// `from[].source`.
     pub from: Vec<Source>,
@@ -95,7 +95,7 @@ impl<T> Default for Values<T> {
 }
 
 /// `source`: the fields a connection can be judged by, and the names of those that need a request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Source {
     /// `principals`.
     pub principals: Values<String>,
@@ -110,7 +110,7 @@ pub struct Source {
 }
 
 /// `operation`, likewise.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Operation {
     /// `ports`.
     pub ports: Values<u16>,
@@ -119,7 +119,7 @@ pub struct Operation {
 }
 
 /// An entry of `when`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// `source.namespace`.
     SourceNamespace(Values<String>),

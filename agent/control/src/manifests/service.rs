@@ -9,7 +9,7 @@ use super::field::{Field, PortReference, Result};
 use super::metadata::{Metadata, Placement};
 
 /// A service, as far as it is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its metadata.
     pub metadata: Metadata,
@@ -38,6 +38,8 @@ pub struct Service {
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
+    /// Its name; empty where it has none.
+    pub name: String,
     /// What clients call.
     pub port: u16,
     /// What endpoints listen on.
@@ -133,7 +135,8 @@ fn ports(field: &Field<'_>) -> Result<(Vec<ServicePort>, Vec<u16>)> {
             return Err(number.invalid(port, "is a port of the service already"));
         }
         let target = item.get("targetPort")?.port_reference()?.unwrap_or(PortReference::Number(port));
-        tcp.push(ServicePort { port, target });
+        let name = item.get("name")?.text()?.unwrap_or_default().to_owned();
+        tcp.push(ServicePort { name, port, target });
     }
     Ok((tcp, others))
 }

@@ -4,8 +4,9 @@
 //! needs exactly that. Keys keep their order; unknown ones cost nothing and are skipped by whoever reads the tree.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 /// A place in a file, both counted from 1; 0 where the parser does not know.
@@ -28,6 +29,23 @@ impl From<Location> for Position {
 pub(crate) struct Tree {
     pub(crate) position: Position,
     pub(crate) value: Value,
+}
+
+impl Tree {
+    /// A field, if this is a mapping that has it and it is not `null`, which is the same as absent.
+    pub(crate) fn entry(&self, key: &str) -> Option<&Self> {
+        let Value::Map(entries) = &self.value else { return None };
+        let entry = entries.iter().find(|(name, _)| name == key).map(|(_, tree)| tree);
+        entry.filter(|tree| !matches!(tree.value, Value::Null))
+    }
+
+    /// A field that is a text.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        match &self.entry(key)?.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// A value.
@@ -97,13 +115,41 @@ impl<'de> Deserialize<'de> for Tree {
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
+        deserializer.deserialize_any(ValueVisitor(Everything))
     }
 }
 
-struct ValueVisitor;
+/// How what is within a value is read.
+pub(crate) trait Within<'de>: Sized {
+    /// Reads a tree.
+    type Seed: DeserializeSeed<'de, Value = Tree>;
 
-impl<'de> Visitor<'de> for ValueVisitor {
+    /// How the value of a field is read; `None`: it is left out.
+    fn field(&self, key: &str) -> Option<Self::Seed>;
+
+    /// How the items of a list are read.
+    fn item(&self) -> Self::Seed;
+}
+
+/// All of it, with its places.
+struct Everything;
+
+impl<'de> Within<'de> for Everything {
+    type Seed = PhantomData<Tree>;
+
+    fn field(&self, _: &str) -> Option<Self::Seed> {
+        Some(PhantomData)
+    }
+
+    fn item(&self) -> Self::Seed {
+        PhantomData
+    }
+}
+
+/// Makes a value of whatever comes.
+pub(crate) struct ValueVisitor<W>(pub(crate) W);
+
+impl<'de, W: Within<'de>> Visitor<'de> for ValueVisitor<W> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,7 +165,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        Value::deserialize(deserializer)
+        deserializer.deserialize_any(self)
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
@@ -148,7 +194,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self.0.item())? {
             list.push(item);
         }
         Ok(Value::List(list))
@@ -158,7 +204,13 @@ impl<'de> Visitor<'de> for ValueVisitor {
         let mut map = Vec::new();
         // A number as a key (`portLevelMtls`) is its text, as it is in JSON.
         while let Some(key) = entries.next_key::<String>()? {
-            map.push((key, entries.next_value()?));
+            match self.0.field(&key) {
+                Some(seed) => {
+                    let value = entries.next_value_seed(seed)?;
+                    map.push((key, value));
+                }
+                None => drop(entries.next_value::<IgnoredAny>()?),
+            }
         }
         Ok(Value::Map(map))
     }

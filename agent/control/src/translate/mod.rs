@@ -8,6 +8,7 @@
 //! Their warnings say so by [`Warning::unenforced`].
 
 mod authorization;
+mod endpoints;
 mod peer_authentication;
 mod service;
 mod waypoint;
@@ -19,7 +20,7 @@ use std::fmt;
 use api::proto::node::{DnsCapture, Pod as NodePod, PreMesh};
 use mesh::{Authorization, Service, TrustDomain, Workload};
 
-use crate::manifests::{Metadata, ObjectName, Objects, Origin, Pod};
+use crate::manifests::{Instead, Metadata, ObjectName, Objects, Origin, Pod, Unreadable};
 use peer_authentication::PlaintextRefusal;
 
 /// The annotation that says what becomes of a pod's connections from before it joined: `keep` or `cut`.
@@ -84,7 +85,7 @@ pub struct Enrolled {
 /// The mesh state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Translation {
-    /// Every pod that has not ended.
+    /// Every pod that has not ended, and endpoints of Services that are no pods.
     pub workloads: Vec<Workload>,
     /// Every Service.
     pub services: Vec<Service>,
@@ -109,6 +110,24 @@ impl Warnings {
     /// What is left out leaves something open.
     fn unenforced(&mut self, kind: &str, metadata: &Metadata, message: impl Into<String>) {
         self.push(kind, metadata, message.into(), true);
+    }
+
+    /// What could not even be read.
+    fn unreadable(&mut self, unreadable: &Unreadable) {
+        let Unreadable { error, instead } = unreadable;
+        let object = error.object.clone();
+        let field = if error.field.is_empty() { String::new() } else { format!("{} ", error.field) };
+        let (instead, unenforced) = match instead {
+            Instead::Closed => ("until it is mended it refuses all that it could", false),
+            Instead::LeftOut => ("it is as if it were not there", true),
+        };
+        let message = format!("{field}{}; {instead}", error.problem);
+        self.0.push(Warning {
+            origin: error.origin.clone(),
+            object: object.unwrap_or_default(),
+            message,
+            unenforced,
+        });
     }
 
     fn push(&mut self, kind: &str, metadata: &Metadata, message: String, unenforced: bool) {
@@ -176,8 +195,10 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         }
         workloads.push(workload);
     }
+    endpoints::add(objects, &services, &surroundings, settings, &mut workloads, &mut warnings);
     policies.extend(strict_policies.into_values());
     unknown_accounts(objects, &mut warnings);
+    objects.unreadable.iter().for_each(|unreadable| warnings.unreadable(unreadable));
     for object in &objects.request_authentications {
         let message = "is for waypoints, which this build does not have: tokens of requests are not checked";
         warnings.unenforced("RequestAuthentication", &object.metadata, message);
@@ -241,12 +262,16 @@ fn dns_capture(pod: &Pod, warnings: &mut Warnings) -> DnsCapture {
     }
 }
 
-/// An identity is made of the account's name, so that a misspelt one goes unnoticed until a policy refuses it.
+/// An identity is made of the account's name, so that a misspelt one goes unnoticed until a policy refuses it. An API server admits no pod
+/// whose account it does not have.
 fn unknown_accounts(objects: &Objects, warnings: &mut Warnings) {
     let accounts = objects.service_accounts.iter().map(|account| &account.metadata);
     let known: BTreeSet<(&str, &str)> =
         accounts.map(|account| (account.namespace.as_str(), account.name.as_str())).collect();
-    for pod in objects.pods.iter().filter(|pod| !pod.ended && pod.service_account != "default") {
+    let from_file = |pod: &&Pod| matches!(pod.metadata.origin, Origin::File { .. });
+    for pod in
+        objects.pods.iter().filter(from_file).filter(|pod| !pod.ended && pod.service_account != "default")
+    {
         if !known.contains(&(pod.metadata.namespace.as_str(), pod.service_account.as_str())) {
             let message = format!(
                 "its ServiceAccount `{}` is not among the manifests; it is taken as it stands",

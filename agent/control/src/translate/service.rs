@@ -15,7 +15,7 @@ const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 /// A service and the manifest it came from.
 pub(super) struct Translated<'a> {
     pub(super) service: Service,
-    manifest: &'a manifests::Service,
+    pub(super) manifest: &'a manifests::Service,
 }
 
 /// Every service that has endpoints of its own.
@@ -48,13 +48,6 @@ fn service(
     let hostname = format!("{}.{}.svc.{}", metadata.name, metadata.namespace, settings.cluster_domain);
     let labels = LabelsOf::ObjectOrNamespace;
     let waypoint = waypoint("Service", metadata, labels, surroundings, settings, warnings);
-    if manifest.selector.is_empty() {
-        warnings.add(
-            "Service",
-            metadata,
-            "has no selector, and EndpointSlices are not read: it has no endpoints",
-        );
-    }
     if manifest.client_affinity {
         warnings.add(
             "Service",

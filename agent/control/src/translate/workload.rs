@@ -81,7 +81,7 @@ pub(super) fn workload(
         workload_type,
         workload_name,
         cluster_id: settings.cluster_id.clone(),
-        locality: locality(pod, surroundings),
+        locality: locality_of(&pod.node, surroundings),
         // A pod that is being deleted finishes what it has, and gets nothing new.
         health: if pod.ready && !metadata.deleting { Health::Healthy } else { Health::Unhealthy },
         capacity: 1,
@@ -94,8 +94,9 @@ pub(super) fn workload(
     }
 }
 
-fn locality(pod: &Pod, surroundings: &Surroundings<'_>) -> Locality {
-    let label = |key| surroundings.node_label(&pod.node, key).unwrap_or_default().to_owned();
+/// Where a node is.
+pub(super) fn locality_of(node: &str, surroundings: &Surroundings<'_>) -> Locality {
+    let label = |key| surroundings.node_label(node, key).unwrap_or_default().to_owned();
     Locality {
         region: label("topology.kubernetes.io/region"),
         zone: label("topology.kubernetes.io/zone"),

@@ -52,7 +52,7 @@ pub(crate) async fn start(
         roots: state.join("root.pem").into(),
         key_exchange: KeyExchange::default(),
     };
-    Ok((server, Credentials { token: Some(file), cluster_id: None }))
+    Ok((server, Credentials { token: Some(file.into()), ..Credentials::default() }))
 }
 
 fn write_private(path: &Path, content: &str) -> std::io::Result<()> {

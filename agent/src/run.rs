@@ -297,7 +297,7 @@ async fn connect_control(config: &AgentConfig, tasks: &mut Tasks) -> anyhow::Res
                     key_exchange: KeyExchange::default(),
                 },
             };
-            Ok((server, Credentials { token: Some(token.clone()), cluster_id: None }))
+            Ok((server, Credentials { token: Some(token.clone().into()), ..Credentials::default() }))
         }
         ControlSource::Embedded { manifests, state } => {
             embedded::start(&config.node, manifests, state, &config.run_dir, tasks).await
@@ -330,8 +330,9 @@ fn xds_config(config: &AgentConfig, server: Server, credentials: Credentials) ->
     XdsConfig {
         server,
         credentials,
-        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.clone())]),
+        node: xds_client::node(&id, [("NODE_NAME".to_owned(), node.clone().into())]),
         types,
+        on_demand: None,
     }
 }
 

@@ -16,6 +16,7 @@ mod enrolment;
 mod faithful;
 mod forged;
 mod guarantees;
+pub mod istio;
 mod old_connections;
 mod packets;
 mod places;

@@ -21,6 +21,9 @@ use crate::cargo::{self, Built, TestProgram};
 use crate::progress::{Progress, seconds};
 use crate::{toolchain, workspace};
 
+/// What the pods of `istio_agent` are made ready with, and the packages it is in.
+const RULES: [(&str, &str); 2] = [("iptables-restore", "iptables"), ("ip", "iproute2")];
+
 /// What the harness of the end-to-end tests prints for a test that this kernel cannot run.
 const MISSING_FEATURE: &str = "kernel feature missing: ";
 
@@ -57,6 +60,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             .context("the end-to-end tests cannot run here (`cargo xtask test --unit` runs the others)")?;
     }
     toolchain::ensure(&workspace())?;
+    if !args.unit {
+        toolchain::ensure_programs(&workspace(), &RULES)?;
+    }
     let built = if args.unit { None } else { Some(cargo::build()?) };
     let mut programs = cargo::build_tests(built.is_some())?;
     programs

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::ca::CaClient;
 use api::type_url::ResourceType;
-use api::xds_client::{self, XdsConfig};
+use api::xds_client::{self, Demander, Subscription, XdsClient, XdsConfig};
 use daemon::admin::{Address, Admin, BindError, Routes};
 use daemon::drain::{Cause, Deadline, Drain, Drained, drain, signalled};
 use daemon::logging::LogHandle;
@@ -17,15 +17,16 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tunnel::hbone::{Budget, Pool, PoolConfig};
-use tunnel::socket::TcpOptions;
+use tunnel::hbone::Pool;
 use tunnel::tls::{Revocations, TlsPolicy};
 
 use crate::admin::{self, Access, Shown};
-use crate::config::Config;
+use crate::config::{Config, START_WAIT, Unused};
 use crate::dns::Surroundings;
 use crate::identity::{Authority, CrlFile, Identities, Pace};
+use crate::local_config::Local;
 use crate::mesh_state::MeshState;
+use crate::on_demand::OnDemand;
 use crate::pods::Pods;
 use crate::proxy::{
     self, CUT_TIME, Capacity, Failure, KernelDialer, Limits, Node, Outliers, SystemResolver, Workers,
@@ -41,9 +42,6 @@ const BUILD: &str = env!("CARGO_PKG_VERSION");
 const HANDOVER: Duration = Duration::from_secs(5);
 const HANDOVER_RETRY: Duration = Duration::from_millis(50);
 
-/// The answer to a CONNECT takes as long as the other side's own dial may, and the way there and back.
-const REPLY_MARGIN: Duration = Duration::from_secs(5);
-
 /// Runs until a signal ends it and what is live has ended or been cut.
 pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) -> anyhow::Result<()> {
     let registry = daemon::metrics::Metrics::new();
@@ -55,10 +53,15 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
     let readiness = Readiness::new();
     let (drain, drain_signal) = drain();
     metrics.build.get_or_create(&BuildLabel { component: "ztunnel", tag: BUILD }).set(1);
-    let crl = config.crl.as_deref().map(CrlFile::open).transpose().context("--crl")?;
+    let crl = config.identity.crl.as_deref().map(CrlFile::open).transpose().context("--crl")?;
     let revocations = crl.as_ref().map_or_else(Revocations::none, CrlFile::revocations);
-    let tls = TlsPolicy::new(config.compliance_policy, revocations);
-    let node = node(&config, metrics, drain_signal, workers, tls)?;
+    let tls = TlsPolicy::new(config.identity.compliance_policy, revocations);
+    let demander = config.control.xds_on_demand.then(Demander::default);
+    let node = node(&config, metrics, demander.clone(), drain_signal, workers, tls)?;
+    let local = match config.control.local() {
+        Some(source) => Some(Local::load(source, &node.mesh).await?),
+        None => None,
+    };
     let collected = Collected {
         tunnels: node.tunnels.clone(),
         logging: logging.clone(),
@@ -76,7 +79,16 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
 
     // They go on while the process drains: live connections are still re-checked, and certificates renewed.
     let mut lasting = JoinSet::new();
-    lasting.spawn(follow_control(&config, &node, &readiness)?);
+    match control(&config, demander)? {
+        Some(control) => {
+            lasting.spawn(follow_control(control, &node, &readiness));
+        }
+        None => node.mesh.complete(),
+    }
+    if let Some(local) = local {
+        let node = node.clone();
+        lasting.spawn(async move { local.follow(&node.mesh, &node.metrics).await });
+    }
     lasting.spawn(proxy::keep_identities(node.clone()));
     if let Some(crl) = crl {
         lasting.spawn(crl.follow(Pace::default(), node.metrics.clone()));
@@ -84,7 +96,10 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
     let proxies = NodeProxies(node.clone());
     let pods = zds::run(&config.inpod_uds, proxies, readiness.clone(), node.drain.clone());
     let mut pods = std::pin::pin!(pods);
-    tracing::info!(node = %config.node_name, version = BUILD, "ztunnel started");
+    tracing::info!(node = %config.node.node_name, version = BUILD, "ztunnel started");
+    for Unused { variable, reason } in &config.unused {
+        tracing::warn!(variable, reason, "a variable of the environment is not used");
+    }
     let cause = tokio::select! {
         cause = signalled() => cause.context("waiting for signals")?,
         () = quit.cancelled() => Cause::Request,
@@ -124,46 +139,42 @@ fn visitors(registry: &daemon::metrics::Metrics) -> Refusals {
 fn node(
     config: &Config,
     metrics: Metrics,
+    demander: Option<Demander>,
     drain: daemon::drain::DrainSignal,
     workers: Workers,
     tls: TlsPolicy,
 ) -> anyhow::Result<Arc<Node>> {
     let descriptors =
         daemon::limits::raise_descriptor_limit().context("raising the limit of file descriptors")?;
-    let options = TcpOptions { connect_timeout: config.stage_timeout, ..TcpOptions::default() };
-    let pool = PoolConfig {
-        dial_timeout: config.stage_timeout,
-        tls_timeout: config.stage_timeout,
-        preface_timeout: config.stage_timeout,
-        reply_timeout: config.stage_timeout + REPLY_MARGIN,
-        budget: Budget::new(config.buffer_budget),
-        ..PoolConfig::default()
-    };
+    let stage_timeout = config.lifetime.stage_timeout;
+    let options = config.sockets.options(stage_timeout);
     let authority = Authority {
-        client: CaClient::new(config.ca_server()?, config.credentials()),
+        client: CaClient::new(config.ca_server()?, config.ca_credentials()),
         policy: tls.clone(),
-        validity: config.certificate_validity,
+        validity: config.identity.certificate_validity,
     };
     Ok(Arc::new(Node {
         tls,
         identities: Identities::new(authority, metrics.clone()),
         metrics,
         mesh: MeshState::default(),
+        on_demand: demander.map(|demander| OnDemand::new(demander, START_WAIT)),
         outliers: Outliers::new(),
-        trust_domain: config.trust_domain.clone(),
+        trust_domain: config.node.trust_domain.clone(),
         workers,
         pods: Pods::default(),
-        dns: Surroundings::new(config.cluster_domain.clone(), &own_resolv_conf()),
-        dialer: Arc::new(KernelDialer { options: options.clone(), told_at: config.told_at() }),
+        dns: Surroundings::new(config.node.cluster_domain.clone(), &own_resolv_conf()),
+        dialer: Arc::new(KernelDialer { options: options.clone(), told_at: config.sockets.told_at() }),
         names: Arc::new(SystemResolver::new()),
-        tunnels: Pool::new(pool),
+        tunnels: Pool::new(config.tunnels.pool(stage_timeout)),
         capacity: Capacity::of_descriptors(descriptors),
         limits: Limits {
-            handshake: config.stage_timeout,
-            idle: config.idle_timeout,
+            handshake: stage_timeout,
+            idle: config.lifetime.idle_timeout,
             per_pod: config.max_connections_per_pod,
         },
-        drain_deadline: Deadline::new(config.drain_deadline),
+        drain_deadline: Deadline::new(config.drain_deadline()),
+        rules: config.rules(),
         options,
         drain,
     }))
@@ -178,31 +189,33 @@ fn own_resolv_conf() -> String {
     })
 }
 
+/// The control plane, unless the mesh is what is said locally.
+fn control(
+    config: &Config,
+    on_demand: Option<Demander>,
+) -> anyhow::Result<Option<(XdsClient, Subscription)>> {
+    let Some(server) = config.xds_server()? else { return Ok(None) };
+    Ok(Some(xds_client::client(XdsConfig {
+        server,
+        credentials: config.xds_credentials(),
+        node: config.node.describe(),
+        types: ResourceType::ZTUNNEL.to_vec(),
+        on_demand,
+    })))
+}
+
 /// Keeps the mesh's state up to date. Does not end by itself.
 fn follow_control(
-    config: &Config,
+    (client, subscription): (XdsClient, Subscription),
     node: &Arc<Node>,
     readiness: &Readiness,
-) -> anyhow::Result<impl Future<Output = ()> + use<>> {
-    let id = format!("ztunnel~1.1.1.1~{0}.ztunnel~ztunnel.svc.cluster.local", config.node_name);
-    let metadata = [
-        ("NAME", config.node_name.clone()),
-        ("NODE_NAME", config.node_name.clone()),
-        ("CLUSTER_ID", config.cluster_id.clone()),
-        ("NETWORK", config.network.to_string()),
-    ];
-    let (client, subscription) = xds_client::client(XdsConfig {
-        server: config.xds_server()?,
-        credentials: config.credentials(),
-        node: xds_client::node(&id, metadata.map(|(name, value)| (name.to_owned(), value))),
-        types: ResourceType::ZTUNNEL.to_vec(),
-    });
+) -> impl Future<Output = ()> + use<> {
     let block = readiness.block("configuration from the control plane");
     let node = node.clone();
-    Ok(async move {
+    async move {
         let consume = xds::consume(subscription, &node.mesh, &node.metrics, move || drop(block));
         tokio::join!(client.run(), consume);
-    })
+    }
 }
 
 /// The endpoints for people, probes and scrapers: what TCP shows, the unix socket shows and changes.
@@ -216,10 +229,10 @@ struct Servers {
 impl Servers {
     async fn bind(config: &Config) -> Result<Self, BindError> {
         Ok(Self {
-            admin: bind(Address::Tcp(config.admin_address), "--admin-address").await?,
+            admin: bind(Address::Tcp(config.endpoints.admin()), "--admin-address").await?,
             control: bind(Address::Unix(config.admin_socket()), "--admin-socket").await?,
-            stats: bind(Address::Tcp(config.stats_address), "--stats-address").await?,
-            readiness: bind(Address::Tcp(config.readiness_address), "--readiness-address").await?,
+            stats: bind(Address::Tcp(config.endpoints.stats()), "--stats-address").await?,
+            readiness: bind(Address::Tcp(config.endpoints.readiness()), "--readiness-address").await?,
         })
     }
 

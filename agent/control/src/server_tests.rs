@@ -84,12 +84,17 @@ impl Control {
     fn credentials(&self, node: &str) -> Credentials {
         let file = self.directory.path().join(format!("{node}.token"));
         fs::write(&file, self.tokens.create(node).unwrap().reveal()).unwrap();
-        Credentials { token: Some(file), cluster_id: None }
+        Credentials { token: Some(file.into()), ..Credentials::default() }
     }
 
     fn subscribe(&self, credentials: Credentials, types: &[ResourceType]) -> Subscription {
-        let config =
-            XdsConfig { server: self.server(), credentials, node: node("test", []), types: types.to_vec() };
+        let config = XdsConfig {
+            server: self.server(),
+            credentials,
+            node: node("test", []),
+            types: types.to_vec(),
+            on_demand: None,
+        };
         let (driver, subscription) = client(config);
         tokio::spawn(driver.run());
         subscription
@@ -226,7 +231,7 @@ async fn who_has_no_valid_token_is_told_nothing_and_a_revoked_one_is_cut_off() {
     let control = Control::start().await;
     let file = control.directory.path().join("bad.token");
     fs::write(&file, "0".repeat(64)).unwrap();
-    let bad = Credentials { token: Some(file), cluster_id: None };
+    let bad = Credentials { token: Some(file.into()), ..Credentials::default() };
     for credentials in [Credentials::default(), bad] {
         let mut refused = control.subscribe(credentials, &[ResourceType::Address]);
         tokio::time::timeout(PATIENCE, refused.status.wait_for(|status| status.terminations > 0))

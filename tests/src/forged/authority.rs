@@ -33,7 +33,8 @@ fn ask(world: &World, token: Option<PathBuf>, id: &str) -> anyhow::Result<Result
     let answer = world.sandbox.node("east")?.net().run(|| -> anyhow::Result<_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(async {
-            let client = CaClient::new(server, Credentials { token, cluster_id: None });
+            let client =
+                CaClient::new(server, Credentials { token: token.map(Into::into), ..Credentials::default() });
             client.create_certificate(request.csr_pem().to_owned(), &id, Duration::from_secs(60)).await
         }))
     })??;

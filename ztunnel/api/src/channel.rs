@@ -3,30 +3,30 @@
 //!
 //! Roots and token are read anew for every connection, because both are rotated under a running process.
 
+mod credentials;
 mod roots;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::key_exchange::KeyExchange;
 
-pub use roots::{LearnError, Roots};
+pub use credentials::{Credentials, Header, InvalidHeader, Token};
+pub use roots::{LearnError, Roots, RootsError};
 
 /// How long the connection and its TLS handshake may take together. Istio allows 5 s for the former alone
 /// (contract 2.8).
@@ -41,13 +41,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum ServerAddress {
     /// A unix socket, written `unix:///path`.
     Unix(PathBuf),
-    /// A host and port, written `https://host:port`.
+    /// A host and port, written `https://host:port` or, as Istio does, `host:port`.
     Https(String),
 }
 
 /// A text that is no server's address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is neither unix:///path nor https://host:port")]
+#[error("`{0}` is none of unix:///path, https://host:port and host:port")]
 pub struct InvalidServerAddress(String);
 
 impl FromStr for ServerAddress {
@@ -58,7 +58,7 @@ impl FromStr for ServerAddress {
         if let Some(path) = text.strip_prefix("unix://") {
             return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(invalid()) };
         }
-        let rest = text.strip_prefix("https://").ok_or_else(invalid)?;
+        let rest = text.strip_prefix("https://").unwrap_or(text);
         let authority: http::uri::Authority = rest.trim_end_matches('/').parse().map_err(|_| invalid())?;
         let plain = authority.port_u16().is_some() && !authority.as_str().contains('@');
         if plain { Ok(Self::Https(authority.to_string())) } else { Err(invalid()) }
@@ -101,19 +101,10 @@ impl fmt::Display for Server {
     }
 }
 
-/// What a client says of itself with every call.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// The file of the bearer token, sent as `authorization`.
-    pub token: Option<PathBuf>,
-    /// The cluster, sent as `clusterid` (contract 2.3).
-    pub cluster_id: Option<String>,
-}
-
 /// Why there is no connection, or no call on it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The roots or the token cannot be read: our configuration is at fault.
+    /// The token cannot be read: our configuration is at fault.
     #[error("cannot read {path}")]
     Read {
         /// The file.
@@ -122,9 +113,9 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    /// The file of the roots has no certificate, or one that is none.
-    #[error("{0} has no certificate to trust")]
-    Roots(PathBuf),
+    /// There are no roots to verify with: our configuration is at fault.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// The token or cluster id has characters that no header can carry.
     #[error("{0} cannot be sent in a header")]
     Header(&'static str),
@@ -161,27 +152,6 @@ pub fn connect_lazily(server: Server) -> Channel {
     endpoint().connect_with_connector_lazy(service_fn(move |_: Uri| dial(server.clone())))
 }
 
-impl Credentials {
-    /// Adds what the client says of itself to the headers of a call.
-    pub async fn apply(&self, headers: &mut MetadataMap) -> Result<(), ConnectError> {
-        if let Some(path) = &self.token {
-            let token = read(path).await?;
-            let unusable = || ConnectError::Header("the token");
-            let token = str::from_utf8(&token).map_err(|_| unusable())?.trim();
-            let mut value =
-                AsciiMetadataValue::try_from(format!("Bearer {token}")).map_err(|_| unusable())?;
-            value.set_sensitive(true);
-            headers.insert("authorization", value);
-        }
-        if let Some(cluster_id) = &self.cluster_id {
-            let value = AsciiMetadataValue::try_from(cluster_id.as_str())
-                .map_err(|_| ConnectError::Header("the cluster id"))?;
-            headers.insert("clusterid", value);
-        }
-        Ok(())
-    }
-}
-
 /// The connector decides where a connection goes; the URI gives h2 its authority alone.
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://control")
@@ -193,13 +163,6 @@ fn endpoint() -> Endpoint {
 /// Either kind of stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
-/// Reads a file that others rotate. A file system that hangs must not hang the connection.
-async fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "it cannot be read within 5 s");
-    let read = timeout(CONNECT_TIMEOUT, tokio::fs::read(path)).await.unwrap_or_else(|_| Err(late()));
-    read.map_err(|source| ConnectError::Read { path: path.to_owned(), source })
-}
 
 async fn dial(server: Server) -> io::Result<TokioIo<Box<dyn Stream>>> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {server} within 5 s"));
@@ -228,19 +191,14 @@ async fn tls_config(
     roots: &Roots,
     key_exchange: KeyExchange,
 ) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
-    let given = roots.given().to_owned();
     let asked = roots.clone();
-    let pem = tokio::task::spawn_blocking(move || asked.read())
+    let certificates = tokio::task::spawn_blocking(move || asked.certificates())
         .await
-        .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
-        .map_err(|source| ConnectError::Read { path: given.clone(), source })?;
-    let unusable = || ConnectError::Roots(given.clone());
+        .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+    let unusable = || RootsError::Unusable(roots.to_string());
     let mut store = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        store.add(certificate.map_err(|_| unusable())?).map_err(|_| unusable())?;
-    }
-    if store.is_empty() {
-        return Err(unusable());
+    for certificate in certificates {
+        store.add(certificate).map_err(|_| unusable())?;
     }
     let provider = rustls::crypto::CryptoProvider {
         kx_groups: key_exchange.groups(),

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod delta;
 pub mod dns;
 pub mod key_exchange;
+pub mod local;
 pub mod proto;
 pub mod seqpacket;
 pub mod sock_diag;

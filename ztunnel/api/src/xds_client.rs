@@ -4,22 +4,25 @@
 //! comes out of the [`Subscription`] as [`Batch`]es, one at a time: the next push is read when the last batch
 //! is answered. What a consumer holds stays in force while the control plane is away.
 
+mod demand;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use mesh::state::RejectedAddress;
 use mesh::{Authorization, Service, State, Workload};
 use prost::Message;
-use prost_types::{Any, Struct, Value, value::Kind};
+use prost_types::{Any, ListValue, Struct, Value, value::Kind};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
+
+use demand::Named;
+pub use demand::{DemandError, Demander};
 
 use crate::causes::Causes;
 use crate::channel::{ConnectError, Credentials, Server, connect};
@@ -62,13 +65,33 @@ pub struct XdsConfig {
     pub node: Node,
     /// What to subscribe to, in this order.
     pub types: Vec<ResourceType>,
+    /// Asks for workloads and services by name instead of for all of them; default: for all.
+    pub on_demand: Option<Demander>,
 }
 
 /// A node's description of itself; `metadata` as in contract 2.3 (`NAME`, `NODE_NAME`, ...).
-pub fn node(id: &str, metadata: impl IntoIterator<Item = (String, String)>) -> Node {
-    let text = |text| Value { kind: Some(Kind::StringValue(text)) };
-    let fields: BTreeMap<_, _> = metadata.into_iter().map(|(name, value)| (name, text(value))).collect();
-    Node { id: id.to_owned(), cluster: String::new(), metadata: Some(Struct { fields }) }
+pub fn node(id: &str, metadata: impl IntoIterator<Item = (String, serde_json::Value)>) -> Node {
+    Node { id: id.to_owned(), cluster: String::new(), metadata: Some(to_struct(metadata)) }
+}
+
+fn to_struct(object: impl IntoIterator<Item = (String, serde_json::Value)>) -> Struct {
+    Struct { fields: object.into_iter().map(|(name, value)| (name, to_value(value))).collect() }
+}
+
+fn to_value(json: serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(value),
+        // JSON's numbers are what a double holds.
+        Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Json::String(text) => Kind::StringValue(text),
+        Json::Array(values) => {
+            Kind::ListValue(ListValue { values: values.into_iter().map(to_value).collect() })
+        }
+        Json::Object(object) => Kind::StructValue(to_struct(object)),
+    };
+    Value { kind: Some(kind) }
 }
 
 /// How the client is.
@@ -183,7 +206,10 @@ pub fn client(config: XdsConfig) -> (XdsClient, Subscription) {
     // One batch at a time: the client waits for its answer.
     let (batches, batches_out) = mpsc::channel(1);
     let (status, status_out) = watch::channel(XdsStatus::default());
-    let state = ClientState::new(config.node.clone(), &config.types);
+    let mut state = ClientState::new(config.node.clone(), &config.types);
+    if config.on_demand.is_some() {
+        state.ask_by_name(ResourceType::Address);
+    }
     let client = XdsClient { config, state, batches, status };
     (client, Subscription { batches: batches_out, status: status_out })
 }
@@ -284,8 +310,10 @@ impl XdsClient {
     /// One stream, to its end. Sets `heard` with the first push.
     async fn serve_stream(&mut self, heard: &mut bool) -> Result<Infallible, Ended> {
         let channel = connect(&self.config.server).await?;
-        let subscriptions = self.state.connect();
-        // Room for the subscriptions and one answer: there is never more to say at a time.
+        let on_demand = self.config.on_demand.clone();
+        let by_name = on_demand.as_ref().map(Demander::names_for_new_stream).unwrap_or_default();
+        let subscriptions = self.state.connect(&by_name);
+        // Room for the subscriptions and one answer: there is hardly more to say at a time.
         let (requests, outgoing) = mpsc::channel(subscriptions.len() + 1);
         for subscription in subscriptions {
             requests.send(subscription).await.map_err(|_| Ended::Closed)?;
@@ -298,7 +326,14 @@ impl XdsClient {
         self.status.send_modify(|status| status.connected = true);
         tracing::info!(server = %self.config.server, "configuration stream established");
         loop {
-            let response = stream.message().await?.ok_or(Ended::Closed)?;
+            let response = tokio::select! {
+                response = stream.message() => response?.ok_or(Ended::Closed)?,
+                (subscribe, unsubscribe) = next_names(on_demand.as_ref()) => {
+                    let request = self.state.ask(ResourceType::Address, subscribe, unsubscribe);
+                    requests.send(request).await.map_err(|_| Ended::Closed)?;
+                    continue;
+                }
+            };
             let received = Instant::now();
             *heard = true;
             let bytes = response.encoded_len();
@@ -318,6 +353,8 @@ impl XdsClient {
         received: Instant,
     ) -> Result<DeltaDiscoveryRequest, Ended> {
         let Push { kind, resources, removed, receipt } = push;
+        let on_demand = self.config.on_demand.clone().filter(|_| kind == ResourceType::Address);
+        let named = on_demand.map(|demander| (demander, Named::of(&resources, &removed)));
         let updates: Vec<Update> = resources.into_iter().map(|resource| read(kind, resource)).collect();
         let mut rejected: Vec<Rejection> = updates.iter().filter_map(unreadable).collect();
         let (answer, answered) = oneshot::channel();
@@ -327,7 +364,18 @@ impl XdsClient {
         for rejection in &rejected {
             tracing::warn!(%kind, resource = rejection.name, reason = rejection.reason, "resource rejected");
         }
+        if let Some((demander, named)) = named {
+            demander.settle(named.answers(&rejected));
+        }
         Ok(self.state.answer(receipt, &rejected))
+    }
+}
+
+/// What is to be asked for next, where things are asked for by name. Cancel safe.
+async fn next_names(on_demand: Option<&Demander>) -> (Vec<String>, Vec<String>) {
+    match on_demand {
+        Some(demander) => demander.next().await,
+        None => std::future::pending().await,
     }
 }
 

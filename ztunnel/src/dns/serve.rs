@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use tunnel::socket::{Accepted, Captured, DatagramListener};
+use tunnel::socket::{Accepted, Captured, DatagramListener, Redirection};
 
 use super::forward::{is_server, read_rest, write_message};
 use super::message::{Request, Transport};
 use super::query::{NoQuery, Query};
-use crate::pods::{Capture, Pod};
+use crate::pods::Pod;
 use crate::proxy::{Failure, Held, Node, refuse_early};
 use crate::telemetry::ReasonLabel;
 
@@ -74,9 +74,9 @@ fn serve_datagram(
     };
     let listener = listener.clone();
     let answer = move |pod: &Pod, bytes: &[u8]| {
-        let sent = match pod.capture {
-            Capture::Assigned => listener.answer(&captured, bytes),
-            Capture::Redirected => listener.answer_here(&captured, bytes),
+        let sent = match pod.netns.redirection() {
+            Redirection::Programs => listener.answer(&captured, bytes),
+            Redirection::Rules(_) => listener.answer_here(&captured, bytes),
         };
         if let Err(error) = sent {
             tracing::debug!(target: "dns", pod = %pod.name, namespace = %pod.namespace, client = %captured.from, server = %captured.to, %error, "an answer could not be sent");
@@ -103,10 +103,10 @@ fn serve_datagram(
 /// The server that the pod asked; `None` where rules of others hide it. What the kernel led here was for some server's port 53; whatever
 /// else comes has asked 15053 itself.
 fn asked(pod: &Pod, to: SocketAddr) -> Result<Option<SocketAddr>, Failure> {
-    match pod.capture {
-        Capture::Assigned if is_server(to) && !pod.has_address(to.ip()) => Ok(Some(to)),
-        Capture::Assigned => Err(Failure::OwnPort(to.port())),
-        Capture::Redirected => Ok(Some(to).filter(|to| is_server(*to))),
+    match pod.netns.redirection() {
+        Redirection::Programs if is_server(to) && !pod.has_address(to.ip()) => Ok(Some(to)),
+        Redirection::Programs => Err(Failure::OwnPort(to.port())),
+        Redirection::Rules(_) => Ok(Some(to).filter(|to| is_server(*to))),
     }
 }
 
@@ -114,7 +114,7 @@ fn asked(pod: &Pod, to: SocketAddr) -> Result<Option<SocketAddr>, Failure> {
 pub(crate) async fn stream(node: &Arc<Node>, pod: &Arc<Pod>, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
     let held = Held::new(stream);
-    let to = held.stream().map_or(local, |stream| pod.capture.original_destination(stream, local));
+    let to = held.stream().map_or(local, |stream| pod.netns.original_destination(stream, local));
     let asked = match asked(pod, to) {
         Ok(asked) => asked,
         Err(failure) => return refuse_early(node, pod, peer, to, &failure),

@@ -7,4 +7,4 @@ mod spec;
 
 pub(crate) use pod::{Own, Pod};
 pub(crate) use registry::{Likeness, Pods, Serving};
-pub(crate) use spec::{Capture, Listeners, PodSpec, PodUid};
+pub(crate) use spec::{Listeners, PodSpec, PodUid};

@@ -14,11 +14,11 @@ use mesh::{Namespace, ServiceAccount, TrustDomain, Workload};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tunnel::socket::Netns;
+use tunnel::socket::{PodNetns, Rules};
 use tunnel::tls::WorkloadCertificate;
 
 use super::basis::Basis;
-use super::spec::{Capture, PodSpec, PodUid};
+use super::spec::{PodSpec, PodUid};
 use crate::config::START_WAIT;
 use crate::dns::PodDns;
 use crate::identity::{Identities, Lease};
@@ -59,8 +59,8 @@ pub(crate) struct Pod {
     pub(crate) namespace: Namespace,
     /// Its service account.
     pub(crate) service_account: ServiceAccount,
-    /// Its network namespace.
-    pub(crate) netns: Netns,
+    /// Its network namespace, and what brings its traffic here.
+    pub(crate) netns: PodNetns,
     /// Its live connections.
     pub(crate) live: Arc<LiveConnections<Attempt>>,
     /// Its account of connections.
@@ -71,8 +71,6 @@ pub(crate) struct Pod {
     pub(crate) stopping: CancellationToken,
     /// Everything of it ends.
     pub(crate) ended: CancellationToken,
-    /// How original destinations are learnt.
-    pub(crate) capture: Capture,
     /// What its DNS remembers.
     pub(crate) dns: PodDns,
     stated_addresses: Vec<IpAddr>,
@@ -94,19 +92,18 @@ enum Told {
 
 impl Pod {
     /// A pod of which nothing is known yet but what the agent said.
-    pub(crate) fn new(spec: &PodSpec, share: Arc<Share>) -> Self {
+    pub(crate) fn new(spec: &PodSpec, share: Arc<Share>, rules: Rules) -> Self {
         Self {
             uid: spec.uid.clone(),
             name: spec.name.clone(),
             namespace: spec.namespace.clone(),
             service_account: spec.service_account.clone(),
-            netns: spec.netns.clone(),
+            netns: PodNetns::new(spec.netns.clone(), spec.listeners.redirection(rules)),
             live: LiveConnections::new(),
             share,
             handshakes: Handshakes::new(),
             stopping: CancellationToken::new(),
             ended: CancellationToken::new(),
-            capture: Capture::of(&spec.listeners),
             dns: PodDns::new(spec.resolver.clone()),
             stated_addresses: spec.addresses.clone(),
             warned: AtomicBool::new(false),

@@ -10,9 +10,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use api::zds::Listener;
 use mesh::{Namespace, Workload};
 use nix::sys::stat::fstat;
+use tunnel::socket::Redirection;
 
 use super::pod::Pod;
-use super::spec::{Capture, Listeners, PodSpec, PodUid};
+use super::spec::{Listeners, PodSpec, PodUid};
 
 /// A pod that is served, with what the agent may ask back.
 pub(crate) struct Serving {
@@ -40,7 +41,8 @@ impl Serving {
             Listeners::Handed(handed) => &handed[..],
             Listeners::Ours => &[],
         };
-        let same_pod = Capture::of(&spec.listeners) == self.pod.capture
+        let by_programs = self.pod.netns.redirection() == Redirection::Programs;
+        let same_pod = matches!(spec.listeners, Listeners::Handed(_)) == by_programs
             && self.pod.netns.inode() == spec.netns.inode()
             && self.pod.is_stated_at(&spec.addresses);
         if !same_pod || !are_same(&self.listeners, handed, |kind| !kind.is_dns()) {

@@ -1,15 +1,13 @@
 //! What the agent tells of a pod.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use api::zds::Listener;
 use mesh::{Namespace, ServiceAccount};
-use socket2::SockRef;
-use tokio::net::TcpStream;
-use tunnel::socket::{Netns, canonical};
+use tunnel::socket::{Netns, Redirection, Rules};
 
 use crate::dns::Resolver;
 
@@ -51,32 +49,14 @@ pub(crate) enum Listeners {
     Ours,
 }
 
-/// How the original destination of a captured connection is learnt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Capture {
-    /// The kernel assigned the connection to our listener: its local address is what was dialled.
-    Assigned,
-    /// Istio's iptables rules may have redirected it: conntrack knows, else the local address (contract 1.2, step 1).
-    Redirected,
-}
-
-impl Capture {
-    /// Whoever makes the listeners has its own way to bring connections to them.
-    pub(crate) fn of(listeners: &Listeners) -> Self {
-        match listeners {
-            Listeners::Handed(_) => Self::Assigned,
-            Listeners::Ours => Self::Redirected,
+impl Listeners {
+    /// What brings the pod's traffic here: whoever makes the listeners has a way of its own. `rules`: how sockets are to be where
+    /// that is rules.
+    pub(crate) fn redirection(&self, rules: Rules) -> Redirection {
+        match self {
+            Self::Handed(_) => Redirection::Programs,
+            Self::Ours => Redirection::Rules(rules),
         }
-    }
-
-    /// What the client of `stream` dialled, given the local address of it.
-    pub(crate) fn original_destination(self, stream: &TcpStream, local: SocketAddr) -> SocketAddr {
-        if self == Self::Assigned {
-            return local;
-        }
-        let socket = SockRef::from(stream);
-        let known = socket.original_dst_v4().or_else(|_| socket.original_dst_v6());
-        known.ok().and_then(|address| address.as_socket()).map_or(local, canonical)
     }
 }
 

@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use mesh::authorize::Permit;
 use tokio::net::{TcpStream, UdpSocket};
 use tunnel::socket::{
-    ApplicationDialError, DialError, Netns, TcpOptions, ToldAt, connect_datagram, dial_application,
+    ApplicationDialError, DialError, PodNetns, TcpOptions, ToldAt, connect_datagram, dial_application,
     dial_network,
 };
 
@@ -16,19 +16,19 @@ pub(crate) trait Dialer: Send + Sync + 'static {
     /// To another node or process. `source`: the pod's address to dial from; `None` lets the kernel choose.
     fn network(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>>;
 
     /// A socket that exchanges datagrams with `to` alone. `source` as above.
-    fn datagrams(&self, netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket>;
+    fn datagrams(&self, netns: &PodNetns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket>;
 
     /// To the pod's own application, which sees `client` as its peer's address, unless it is told of it. The permit says
     /// where.
     fn application(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>>;
@@ -46,7 +46,7 @@ pub(crate) struct KernelDialer {
 impl Dialer for KernelDialer {
     fn network(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
@@ -54,13 +54,13 @@ impl Dialer for KernelDialer {
         async move { dial_network(&netns, source, to, &options).await }.boxed()
     }
 
-    fn datagrams(&self, netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+    fn datagrams(&self, netns: &PodNetns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
         connect_datagram(netns, source, to)
     }
 
     fn application(
         &self,
-        netns: &Netns,
+        netns: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use api::xds_client::DemandError;
 use http::StatusCode;
 use mesh::PolicyName;
 use mesh::accept::Misdirected;
@@ -50,6 +51,9 @@ pub(crate) enum Failure {
     /// What the control plane says of this pod cannot be read.
     #[error("the pod's workload {} of the control plane cannot be read: {}", .0.resource, .0.reason)]
     Unreadable(Arc<RejectedAddress>),
+    /// What the destination is could not be learnt from the control plane.
+    #[error("{0}")]
+    Unknown(Box<DemandError>),
     /// The mesh knows the destination and does not lead there.
     #[error("{0}")]
     Unroutable(Refused),
@@ -196,6 +200,7 @@ impl Failure {
             Self::Evicted => (Blame::Client, "HANDSHAKE_EVICTED", 503),
             Self::NoConfiguration => (Blame::ControlPlane, "NO_CONFIGURATION", 503),
             Self::Unreadable(_) => UNREADABLE,
+            Self::Unknown(_) => (Blame::ControlPlane, "UNKNOWN_DESTINATION", 503),
             Self::Unroutable(refused) => unroutable(refused),
             Self::Resolve(error) => resolve(error),
             Self::Certificate(_) => (Blame::ControlPlane, "IDENTITY_ERROR", 503),

@@ -120,7 +120,7 @@ impl Tunnel {
                 drop((guard, burden));
             });
         };
-        let config = ServerConfig::default();
+        let config = ServerConfig { http2: self.node.tunnels.http2(), ..ServerConfig::default() };
         let share = self.node.tunnels.budget().share(self.local.ip());
         let standing = self.verified.standing().clone();
         let terms = Terms { expires: self.verified.expires(), standing, share };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use daemon::drain::{Deadline, DrainSignal};
 use mesh::TrustDomain;
 use tunnel::hbone::Pool;
-use tunnel::socket::TcpOptions;
+use tunnel::socket::{Rules, TcpOptions};
 use tunnel::tls::{TlsPolicy, WorkloadCertificate};
 
 use super::admission::Capacity;
@@ -17,6 +17,7 @@ use super::workers::Workers;
 use crate::dns::Surroundings;
 use crate::identity::Identities;
 use crate::mesh_state::MeshState;
+use crate::on_demand::OnDemand;
 use crate::pods::Pods;
 use crate::telemetry::Metrics;
 
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     /// The mesh.
     pub(crate) mesh: MeshState,
+    /// Where the mesh is asked for piece by piece.
+    pub(crate) on_demand: Option<OnDemand>,
     /// Endpoints that keep failing.
     pub(crate) outliers: Outliers,
     /// The trust domain of the pods here.
@@ -61,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) capacity: Arc<Capacity>,
     /// Bounds.
     pub(crate) limits: Limits,
+    /// Sockets in pods whose listeners we make.
+    pub(crate) rules: Rules,
     /// Options of accepted sockets.
     pub(crate) options: TcpOptions,
     /// How long live connections may go on when their pod leaves or the process ends.

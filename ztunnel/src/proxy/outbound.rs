@@ -50,7 +50,7 @@ enum Way {
 /// Serves one connection to its end.
 pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
-    let destination = pod.capture.original_destination(&stream, local);
+    let destination = pod.netns.original_destination(&stream, local);
     let client = Held::new(stream);
     let admitted = match admit(pod, destination) {
         Ok(admitted) => admitted,
@@ -60,11 +60,14 @@ pub(crate) async fn serve(node: &Node, pod: &Arc<Pod>, accepted: Accepted) {
     let mut record = Box::new(record);
     let listed = Listed { source: peer, original: destination, actual: destination, protocol: "TCP" };
     let mut live = pod.live.enter(listed, None, record.transferred().clone());
-    let mut call = Call { node, pod, client: peer, destination, record: &mut record };
-    // Apart, so that the connection's task does not keep room for its opening as long as it lives.
-    let way = tokio::select! {
-        way = Box::pin(call.open()) => way,
-        why = live.cut() => Err(why),
+    // In a block of its own, so that the rest of the task has its room.
+    let way = {
+        let mut call = Call { node, pod, client: peer, destination, record: &mut record };
+        // Apart, so that the connection's task does not keep room for its opening as long as it lives.
+        tokio::select! {
+            way = Box::pin(call.open()) => way,
+            why = live.cut() => Err(why),
+        }
     };
     match way {
         Err(failure) => record.finish(Some(&failure)),
@@ -127,6 +130,10 @@ impl Call<'_> {
     async fn open(&mut self) -> Result<Way, Failure> {
         let own = self.pod.own().await?;
         self.record.ends.source = Some(own.workload.clone());
+        if let Some(on_demand) = &self.node.on_demand {
+            let learnt = on_demand.learn(&self.node.mesh, &own.workload, self.destination.ip()).await;
+            learnt.map_err(|error| Failure::Unknown(Box::new(error)))?;
+        }
         let Node { outliers, mesh, metrics, .. } = self.node;
         let mut tries = Tries::new();
         let mut route = self.route(&own, &tries);

@@ -16,7 +16,7 @@ use crate::telemetry::{Path, Record, Reporter, TraceParent};
 /// Serves one connection to its end.
 pub(crate) async fn serve(node: &Node, pod: &Pod, accepted: Accepted) {
     let Accepted { stream, peer, local } = accepted;
-    let destination = pod.capture.original_destination(&stream, local);
+    let destination = pod.netns.original_destination(&stream, local);
     let client = Held::new(stream);
     let admitted = match admit(pod, destination) {
         Ok(admitted) => admitted,

@@ -8,7 +8,8 @@ use api::zds::Listener;
 use daemon::drain::DrainGuard;
 use tokio::net::TcpListener;
 use tunnel::socket::{
-    Accepted, DatagramListener, InterceptPort, Netns, TcpOptions, accept, adopt_listener, bind_listener,
+    Accepted, DatagramListener, InterceptPort, Netns, Rules, TcpOptions, accept, adopt_listener,
+    bind_listener,
 };
 
 use super::accept::{Accept, Acceptor};
@@ -49,11 +50,11 @@ pub(crate) fn start(node: &Arc<Node>, spec: &PodSpec) -> Result<(), StartError> 
     let (listeners, dns) = {
         // The sockets' readiness comes to the runtime that accepts.
         let _home = home.runtime().enter();
-        (open_listeners(spec)?, open_dns(spec)?)
+        (open_listeners(spec, &node.rules)?, open_dns(spec, &node.rules)?)
     };
     let held = held(spec)?;
     let share = Share::new(node.capacity.clone(), node.limits.per_pod);
-    let pod = Arc::new(Pod::new(spec, share));
+    let pod = Arc::new(Pod::new(spec, share, node.rules));
     tokio::spawn(follow(node.clone(), pod.clone()));
     for (listener, socket) in listeners {
         home.runtime().spawn(accept_all(node.clone(), pod.clone(), home.clone(), listener, socket));
@@ -74,7 +75,7 @@ pub(crate) fn follow_dns(node: &Arc<Node>, serving: &Serving, spec: &PodSpec) ->
     let home = node.workers.home();
     let dns = {
         let _home = home.runtime().enter();
-        open_dns(spec)?
+        open_dns(spec, &node.rules)?
     };
     let listeners = held(spec)?;
     pod.dns.set_resolver(spec.resolver.clone());
@@ -145,12 +146,12 @@ fn failed(listener: Listener, error: io::Error) -> StartError {
 
 /// Both listeners for the pod's DNS, if it comes here: whoever makes the listeners knows. To an agent that leaves them to us it does no
 /// harm.
-fn open_dns(spec: &PodSpec) -> Result<Option<(TcpListener, DatagramListener)>, StartError> {
+fn open_dns(spec: &PodSpec, rules: &Rules) -> Result<Option<(TcpListener, DatagramListener)>, StartError> {
     let [streams, datagrams] = DNS_LISTENERS;
     let handed = match &spec.listeners {
         Listeners::Ours => {
-            let stream = bind_ours(&spec.netns, streams).map_err(|error| failed(streams, error))?;
-            let bound = DatagramListener::bind(&spec.netns, InterceptPort::DNS);
+            let stream = bind_ours(&spec.netns, streams, rules).map_err(|error| failed(streams, error))?;
+            let bound = DatagramListener::bind(&spec.netns, InterceptPort::DNS, rules);
             return Ok(Some((stream, bound.map_err(|error| failed(datagrams, error))?)));
         }
         Listeners::Handed(handed) => handed,
@@ -167,10 +168,10 @@ fn open_dns(spec: &PodSpec) -> Result<Option<(TcpListener, DatagramListener)>, S
     Ok(Some((stream, adopted.map_err(|error| failed(datagrams, error))?)))
 }
 
-fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartError> {
+fn open_listeners(spec: &PodSpec, rules: &Rules) -> Result<Vec<(Listener, TcpListener)>, StartError> {
     let open = |listener| {
         let socket = match &spec.listeners {
-            Listeners::Ours => bind_ours(&spec.netns, listener),
+            Listeners::Ours => bind_ours(&spec.netns, listener, rules),
             Listeners::Handed(handed) => {
                 let fd =
                     handed.iter().find(|(kind, _)| *kind == listener).ok_or(StartError::Missing(listener))?;
@@ -182,14 +183,14 @@ fn open_listeners(spec: &PodSpec) -> Result<Vec<(Listener, TcpListener)>, StartE
     LISTENERS.into_iter().map(open).collect()
 }
 
-fn bind_ours(netns: &Netns, listener: Listener) -> io::Result<TcpListener> {
+fn bind_ours(netns: &Netns, listener: Listener, rules: &Rules) -> io::Result<TcpListener> {
     let port = match listener {
         Listener::Outbound => InterceptPort::OUTBOUND,
         Listener::InboundPlaintext => InterceptPort::INBOUND_PLAINTEXT,
         Listener::Hbone => InterceptPort::HBONE,
         Listener::DnsStream | Listener::DnsDatagram => InterceptPort::DNS,
     };
-    bind_listener(netns, port)
+    bind_listener(netns, port, rules)
 }
 
 async fn follow(node: Arc<Node>, pod: Arc<Pod>) {

@@ -18,8 +18,8 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tunnel::socket::{
-    ApplicationDialError, DialError, InterceptPort, LEG_PORTS, Netns, SocketMark, TcpOptions, ToldAt, accept,
-    bind_listener, dial_application, dial_network,
+    ApplicationDialError, DialError, InterceptPort, LEG_PORTS, Netns, OriginalSource, PodNetns, Redirection,
+    Rules, SocketMark, TcpOptions, ToldAt, accept, bind_listener, dial_application, dial_network,
 };
 
 /// Set for the process inside of the namespaces.
@@ -109,6 +109,11 @@ fn options() -> TcpOptions {
     TcpOptions::default()
 }
 
+/// The own namespace, with traffic brought to the proxy so.
+fn here(redirection: Redirection) -> PodNetns {
+    PodNetns::new(Netns::current().unwrap(), redirection)
+}
+
 /// A namespace besides the own one, with `lo` up.
 fn another() -> Netns {
     let made = std::thread::spawn(|| {
@@ -125,7 +130,7 @@ fn an_application_sees_its_clients_address() {
 }
 
 async fn application_sees_client() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     for (pod, client) in CLIENTS {
         let application = TcpListener::bind((pod, 8080)).await.unwrap();
         let permit = permit((pod, 8080).into());
@@ -151,7 +156,7 @@ fn an_application_that_is_told_of_its_clients_is_dialled_on_the_loopback_or_at_t
 }
 
 async fn told_application() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     let loopback = |pod: IpAddr| match pod {
         IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
@@ -186,7 +191,7 @@ fn a_closed_port_is_refused_at_once() {
 }
 
 async fn closed_port() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     for (pod, client) in CLIENTS {
         let permit = permit((pod, 8081).into());
         let begin = std::time::Instant::now();
@@ -216,7 +221,7 @@ fn a_port_that_is_taken_is_passed_over() {
 }
 
 async fn taken_ports() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     let application = TcpListener::bind((POD_V4, 8080)).await.unwrap();
     let permit = permit((POD_V4, 8080).into());
     // Three of four are held, so that most dials meet a few of them; and those that stand are met as well.
@@ -240,7 +245,7 @@ fn an_application_that_did_not_hear_is_asked_again_before_the_kernel_would() {
 }
 
 async fn unheard() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     let to = SocketAddr::new(POD_V4, 8080);
     let application = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     application.bind(&to.into()).unwrap();
@@ -276,7 +281,7 @@ fn exhausted_ports_are_an_error_of_their_own() {
 }
 
 async fn exhausted_ports() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     let application = TcpListener::bind((POD_V4, 8080)).await.unwrap();
     let permit = permit((POD_V4, 8080).into());
     let held = hold(CLIENT_V4, LEG_PORTS);
@@ -299,7 +304,7 @@ fn a_dial_into_the_network_comes_from_the_pods_address() {
 }
 
 async fn network_dial() {
-    let netns = Netns::current().unwrap();
+    let netns = here(Redirection::Programs);
     for (pod, loopback) in [(POD_V4, Ipv4Addr::LOCALHOST.into()), (POD_V6, Ipv6Addr::LOCALHOST.into())] {
         let server = TcpListener::bind((loopback, 15008)).await.unwrap();
         let to = SocketAddr::new(loopback, 15008);
@@ -341,18 +346,77 @@ fn a_listener_of_another_namespace_takes_both_families() {
 
 async fn listener() {
     let there = another();
-    let listener = bind_listener(&there, InterceptPort::HBONE).unwrap();
+    let listener = bind_listener(&there, InterceptPort::HBONE, &Rules::default()).unwrap();
     let port = InterceptPort::HBONE.get();
     let here = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
     assert_eq!(here.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let to = SocketAddr::new(loopback, port);
         let options = options();
-        let dial = dial_network(&there, None, to, &options);
+        let pod = PodNetns::new(there.clone(), Redirection::Programs);
+        let dial = dial_network(&pod, None, to, &options);
         let (dialed, accepted) = tokio::join!(dial, accept(&listener, &options));
         let (dialed, accepted) = (dialed.unwrap(), accepted.unwrap());
         assert_eq!(accepted.local, to);
         assert_eq!(accepted.peer, dialed.local_addr().unwrap());
     }
     assert!(SockRef::from(&listener).ip_transparent_v4().unwrap());
+    let successor = bind_listener(&there, InterceptPort::HBONE, &Rules::default());
+    assert!(successor.is_ok(), "a successor listens beside it");
+    let alone = Rules { port_reuse: false, ..Rules::default() };
+    assert!(bind_listener(&there, InterceptPort::HBONE, &alone).is_err());
+}
+
+#[test]
+fn without_ipv6_a_listener_takes_ipv4_alone_and_has_the_rules_mark() {
+    inside("without_ipv6_a_listener_takes_ipv4_alone_and_has_the_rules_mark", ipv4_listener);
+}
+
+async fn ipv4_listener() {
+    let there = another();
+    let rules = Rules { ipv6: false, original_source: OriginalSource::Off, ..Rules::default() };
+    let listener = bind_listener(&there, InterceptPort::OUTBOUND, &rules).unwrap();
+    assert!(listener.local_addr().unwrap().is_ipv4());
+    let socket = SockRef::from(&listener);
+    assert_eq!(socket.mark().unwrap(), 0x539);
+    assert!(!socket.ip_transparent_v4().unwrap());
+}
+
+/// What Istio's rules do for the replies to the proxy's connections to the application: those of its mark come back to it.
+const ISTIO_ROUTING: &str = "
+    ip -4 rule add fwmark 0x539/0xfff pref 32765 lookup 100
+    ip -6 rule add fwmark 0x539/0xfff pref 32765 lookup 100
+";
+
+#[test]
+fn under_rules_all_sockets_have_one_mark_and_applications_see_whom_the_rules_let_them_see() {
+    inside(
+        "under_rules_all_sockets_have_one_mark_and_applications_see_whom_the_rules_let_them_see",
+        sockets_under_rules,
+    );
+}
+
+async fn sockets_under_rules() {
+    assert!(Command::new("sh").args(["-ec", ISTIO_ROUTING]).status().unwrap().success());
+    for (pod, client) in CLIENTS {
+        let application = TcpListener::bind((pod, 8080)).await.unwrap();
+        let permit = permit((pod, 8080).into());
+        for (original_source, seen) in [
+            (OriginalSource::Required, client),
+            (OriginalSource::Preferred, client),
+            (OriginalSource::Off, pod),
+        ] {
+            let netns = here(Redirection::Rules(Rules { original_source, ..Rules::default() }));
+            let options = options();
+            let dial = dial_application(&netns, client, &permit, ToldAt::default(), &options);
+            let (dialed, accepted) = tokio::join!(dial, application.accept());
+            let (dialed, (_, peer)) = (dialed.unwrap(), accepted.unwrap());
+            assert_eq!(peer.ip(), seen, "{original_source:?}");
+            assert_eq!(SockRef::from(&dialed).mark().unwrap(), 0x539);
+            assert_eq!(SockRef::from(&dialed).device().unwrap(), None);
+            let own = dial_application(&netns, pod, &permit, ToldAt::default(), &options);
+            let (own, accepted) = tokio::join!(own, application.accept());
+            assert_eq!((own.is_ok(), accepted.unwrap().1.ip()), (true, pod), "a pod calls itself");
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub fn run(input: &[u8]) {
         }
     }
     // Whatever it has heard, it can subscribe anew.
-    assert_eq!(client.connect().len(), ResourceType::AGENT.len());
+    assert_eq!(client.connect(&[]).len(), ResourceType::AGENT.len());
 }
 
 fn take_push(client: &mut ClientState, response: DeltaDiscoveryResponse) {
@@ -61,7 +61,7 @@ fn take_push(client: &mut ClientState, response: DeltaDiscoveryResponse) {
     let answer = client.answer(push.receipt, &rejections);
     assert_eq!(answer.response_nonce, nonce);
     assert_eq!(answer.error_detail.is_some(), !rejections.is_empty());
-    let anew = client.connect().into_iter().find(|one| one.type_url == kind.url());
+    let anew = client.connect(&[]).into_iter().find(|one| one.type_url == kind.url());
     let held = anew.map(|one| one.initial_resource_versions).unwrap_or_default();
     assert!(pushed.iter().all(|name| held.contains_key(name)));
     assert!(removed.iter().all(|name| pushed.contains(name) || !held.contains_key(name)));

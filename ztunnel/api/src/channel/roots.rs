@@ -4,9 +4,11 @@
 //! the server itself, while it still trusts it. What was learned is kept beside what the operator's file said at the time,
 //! and counts only as long as that file says so: a file that is replaced is the operator's latest word.
 
+use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -17,18 +19,56 @@ use crate::whole_file;
 const LEARNED: &str =
     "\n# Learned from the server whom the above vouched for; it counts in the place of the above:\n";
 
-/// Where roots are, as PEM; read anew for each connection.
+/// Where roots are; read anew for each connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roots {
-    given: PathBuf,
+    given: Given,
     learned: Option<PathBuf>,
+}
+
+/// What the operator said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Given {
+    /// They are in a file, as PEM.
+    File(PathBuf),
+    /// They are these, as PEM.
+    Inline(Arc<str>),
+    /// They are those of the operating system.
+    System,
 }
 
 impl From<PathBuf> for Roots {
     /// Those of a file and no others.
     fn from(given: PathBuf) -> Self {
-        Self { given, learned: None }
+        Self { given: Given::File(given), learned: None }
     }
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.given {
+            Given::File(path) => write!(f, "{}", path.display()),
+            Given::Inline(_) => f.write_str("the roots given as text"),
+            Given::System => f.write_str("the system's roots"),
+        }
+    }
+}
+
+/// There are no roots to trust.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// They cannot be read.
+    #[error("cannot read {what}")]
+    Read {
+        /// What.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no certificate among them, or one that is none.
+    #[error("{0} has no certificate to trust")]
+    Unusable(String),
 }
 
 /// Roots cannot be learned.
@@ -50,20 +90,38 @@ pub enum LearnError {
 impl Roots {
     /// Those of the file `given`, or what was learned while it said what it says now, which is kept in `learned`.
     pub fn learning(given: PathBuf, learned: PathBuf) -> Self {
-        Self { given, learned: Some(learned) }
+        Self { given: Given::File(given), learned: Some(learned) }
     }
 
-    /// The file that the operator gave.
-    pub fn given(&self) -> &Path {
-        &self.given
+    /// Those of a PEM text.
+    pub fn inline(pem: &str) -> Self {
+        Self { given: Given::Inline(pem.into()), learned: None }
     }
 
-    /// Those that count now.
+    /// Those that the operating system trusts: `SSL_CERT_FILE` and `SSL_CERT_DIR`, or where the distribution keeps them.
+    pub fn system() -> Self {
+        Self { given: Given::System, learned: None }
+    }
+
+    /// Those that count now: one at least. Blocks: it reads files.
     ///
     /// # Errors
-    /// The operator's file cannot be read. (Of what cannot be read of what was learned nothing was learned.)
-    pub fn read(&self) -> io::Result<Vec<u8>> {
-        let given = fs::read(&self.given)?;
+    /// There are none, or what the operator named cannot be read. (Of what cannot be read of what was learned nothing was
+    /// learned.)
+    pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, RootsError> {
+        let unreadable = |source| RootsError::Read { what: self.to_string(), source };
+        let found = match &self.given {
+            Given::File(_) => certificates(&self.read().map_err(unreadable)?),
+            Given::Inline(pem) => certificates(pem.as_bytes()),
+            Given::System => Some(rustls_native_certs::load_native_certs().certs),
+        };
+        found.filter(|found| !found.is_empty()).ok_or_else(|| RootsError::Unusable(self.to_string()))
+    }
+
+    /// Those of a file that count now, as PEM.
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let Given::File(given) = &self.given else { return Ok(Vec::new()) };
+        let given = fs::read(given)?;
         let learned = self.learned.as_ref().and_then(|path| fs::read(path).ok());
         let learned = learned.as_deref().and_then(|kept| learned_from(&given, kept)).map(<[u8]>::to_vec);
         Ok(learned.unwrap_or(given))
@@ -75,20 +133,24 @@ impl Roots {
     /// # Errors
     /// There is no certificate in it, or it cannot be kept; what was known stays known.
     pub fn learn(&self, pem: &str) -> Result<bool, LearnError> {
-        let Some(path) = &self.learned else { return Ok(false) };
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        if certificates.map_or(true, |certificates| certificates.is_empty()) {
+        let (Given::File(given), Some(path)) = (&self.given, &self.learned) else { return Ok(false) };
+        if certificates(pem.as_bytes()).is_none_or(|certificates| certificates.is_empty()) {
             return Err(LearnError::Unusable);
         }
         let failed = |error| LearnError::Io { path: path.clone(), error };
         if self.read().map_err(failed)? == pem.as_bytes() {
             return Ok(false);
         }
-        let given = fs::read(&self.given).map_err(failed)?;
+        let given = fs::read(given).map_err(failed)?;
         let content = [&given, LEARNED.as_bytes(), pem.as_bytes()].concat();
         whole_file::write(path, 0o600, &content).map_err(failed)?;
         Ok(true)
     }
+}
+
+/// Those of a PEM text; none if one of them is none.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()
 }
 
 fn learned_from<'a>(given: &[u8], kept: &'a [u8]) -> Option<&'a [u8]> {
@@ -124,6 +186,16 @@ mod tests {
         assert_eq!(counts(), other);
         fs::write(&given, &old).unwrap();
         assert_eq!(counts(), new, "the word of the time is back");
+    }
+
+    #[test]
+    fn roots_may_be_a_text_as_well() {
+        let (one, other) = (root(), root());
+        assert_eq!(Roots::inline(&(one + &other)).certificates().unwrap().len(), 2);
+        for bad in ["", "text", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"] {
+            assert!(matches!(Roots::inline(bad).certificates(), Err(RootsError::Unusable(_))), "{bad}");
+        }
+        assert!(!Roots::inline("").learn(&root()).unwrap(), "nowhere to keep it");
     }
 
     #[test]

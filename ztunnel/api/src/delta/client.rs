@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::WILDCARD;
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 use crate::type_url::ResourceType;
 
@@ -23,6 +24,8 @@ pub struct ClientState {
 #[derive(Debug)]
 struct Held {
     kind: ResourceType,
+    /// It is asked for by name, and not for all there is.
+    by_name: bool,
     /// Name -> version of everything a consumer has been given.
     versions: BTreeMap<String, String>,
     answered: bool,
@@ -72,7 +75,12 @@ pub enum ClientViolation {
 impl ClientState {
     /// A client that holds nothing and will subscribe to all of `types`, in this order.
     pub fn new(node: Node, types: &[ResourceType]) -> Self {
-        let held = |kind: &ResourceType| Held { kind: *kind, versions: BTreeMap::new(), answered: false };
+        let held = |kind: &ResourceType| Held {
+            kind: *kind,
+            by_name: false,
+            versions: BTreeMap::new(),
+            answered: false,
+        };
         Self { node, types: types.iter().map(held).collect() }
     }
 
@@ -83,15 +91,45 @@ impl ClientState {
         }
     }
 
-    /// What to say first on a new stream: one wildcard subscription a type, with what is held.
-    pub fn connect(&self) -> Vec<DeltaDiscoveryRequest> {
+    /// From now on resources of this type are asked for by name.
+    pub fn ask_by_name(&mut self, kind: ResourceType) {
+        if let Some(held) = self.types.iter_mut().find(|held| held.kind == kind) {
+            held.by_name = true;
+        }
+    }
+
+    /// What to say first on a new stream: one subscription a type, with what is held: to all there is, or, of types that are asked for
+    /// by name, to `names`.
+    pub fn connect(&self, names: &[String]) -> Vec<DeltaDiscoveryRequest> {
         let subscribe = |held: &Held| DeltaDiscoveryRequest {
             node: Some(self.node.clone()),
             type_url: held.kind.url().to_owned(),
             initial_resource_versions: held.versions.clone(),
+            resource_names_subscribe: match held.by_name {
+                // To name nothing is to ask for everything, unless that is taken back in the same breath (contract 2.3).
+                true => std::iter::once(WILDCARD.to_owned()).chain(names.iter().cloned()).collect(),
+                false => Vec::new(),
+            },
+            resource_names_unsubscribe: held.by_name.then(|| WILDCARD.to_owned()).into_iter().collect(),
             ..DeltaDiscoveryRequest::default()
         };
         self.types.iter().map(subscribe).collect()
+    }
+
+    /// What to say on a stream to ask for further names of a type, and to let go of others. What was held of those is not
+    /// looked after any more, so that they had better be names of nothing.
+    pub fn ask(
+        &self,
+        kind: ResourceType,
+        subscribe: Vec<String>,
+        unsubscribe: Vec<String>,
+    ) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: kind.url().to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..DeltaDiscoveryRequest::default()
+        }
     }
 
     /// Takes a push, to be answered before the next one is taken. From here on what it names counts as held
@@ -145,10 +183,10 @@ impl ClientState {
         }
     }
 
-    /// Whether a push of every type has been answered. A push of which parts were rejected counts: the rest is
+    /// Whether a push of every type of which all is asked for has been answered. A push of which parts were rejected counts: the rest is
     /// applied, and one malformed resource must not keep a node from serving.
     pub fn is_synced(&self) -> bool {
-        self.types.iter().all(|held| held.answered)
+        self.types.iter().all(|held| held.answered || held.by_name)
     }
 
     /// How many resources of a type are held.

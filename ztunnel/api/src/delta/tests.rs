@@ -47,7 +47,7 @@ fn client(types: &[ResourceType]) -> ClientState {
 
 fn subscribed(client: &ClientState) -> ServerState {
     let mut server = ServerState::new();
-    for request in client.connect() {
+    for request in client.connect(&[]) {
         assert!(matches!(server.receive(request), Ok(Heard::Subscribed(_))));
     }
     server
@@ -100,12 +100,12 @@ fn a_subscription_is_answered_even_when_there_is_nothing_and_the_client_is_synce
 #[test]
 fn the_first_request_of_a_type_is_a_wildcard_with_what_is_held() {
     let mut client = client(&[KIND]);
-    assert!(client.connect()[0].initial_resource_versions.is_empty());
+    assert!(client.connect(&[])[0].initial_resource_versions.is_empty());
     let mut shelf = Shelf::default();
     shelf.put(KIND, "a", "1");
     let response = subscribed(&client).next_push(&shelf).unwrap();
     apply(&mut client, &mut BTreeMap::new(), response, |_| false);
-    let [request] = &client.connect()[..] else { panic!("one type, one request") };
+    let [request] = &client.connect(&[])[..] else { panic!("one type, one request") };
     assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());
     assert_eq!(request.initial_resource_versions, BTreeMap::from([("a".to_owned(), "1".to_owned())]));
     assert!(request.node.is_some());
@@ -176,7 +176,7 @@ fn a_nack_names_what_was_rejected_and_the_rest_is_held() {
     assert!(server.next_push(&shelf).is_none(), "the same content is not sent again");
     assert!(client.is_synced(), "one malformed resource does not keep a node from serving");
     assert_eq!(held.len(), 1);
-    let versions = &client.connect()[0].initial_resource_versions;
+    let versions = &client.connect(&[])[0].initial_resource_versions;
     assert_eq!(versions.get("good").map(String::as_str), Some("1"));
     assert_eq!(versions.get("bad").map(String::as_str), Some(""), "held under no known version");
     shelf.take(KIND, "bad");
@@ -287,7 +287,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let client = client(&ResourceType::ZTUNNEL);
-        let to_server = client.connect().into();
+        let to_server = client.connect(&[]).into();
         Self {
             numbers: Numbers(seed),
             shelf: Shelf::default(),
@@ -303,7 +303,7 @@ impl World {
 
     fn reconnect(&mut self) {
         self.to_client.clear();
-        self.to_server = self.client.connect().into();
+        self.to_server = self.client.connect(&[]).into();
         self.server = ServerState::new();
     }
 

@@ -1,5 +1,6 @@
 //! The client against a control plane that says what the test wants, over a unix socket.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -117,20 +118,26 @@ fn config(directory: &Path) -> XdsConfig {
     XdsConfig {
         server: Server::Unix(directory.join("xds.sock")),
         credentials: Credentials {
-            token: Some(directory.join("token")),
+            token: Some(directory.join("token").into()),
             cluster_id: Some("Kubernetes".to_owned()),
+            ..Credentials::default()
         },
-        node: node("ztunnel~east", [("NODE_NAME".to_owned(), "east".to_owned())]),
+        node: node("ztunnel~east", [("NODE_NAME".to_owned(), "east".into())]),
         types: ResourceType::ZTUNNEL.to_vec(),
+        on_demand: None,
     }
 }
 
 impl World {
     fn new() -> Self {
+        Self::asking(None)
+    }
+
+    fn asking(on_demand: Option<Demander>) -> Self {
         let directory = TempDir::new().unwrap();
         fs::write(directory.path().join("token"), "first\n").unwrap();
         let (opened, server) = serve(&directory.path().join("xds.sock"));
-        let (client, subscription) = client(config(directory.path()));
+        let (client, subscription) = client(XdsConfig { on_demand, ..config(directory.path()) });
         Self { directory, opened, subscription, client: tokio::spawn(client.run()), _server: server }
     }
 
@@ -321,6 +328,64 @@ async fn a_new_stream_says_what_is_held_and_carries_the_token_of_now() {
     assert_eq!(requests[1].initial_resource_versions, held);
     let status = world.status(|status| status.connected && status.terminations > 0).await;
     assert_eq!(status.terminations, 1);
+}
+
+/// A task that waits for what `name` is.
+fn ask(demander: &Demander, name: &'static str) -> JoinHandle<Result<(), DemandError>> {
+    let demander = demander.clone();
+    tokio::spawn(async move { demander.demand(name, Duration::from_secs(20)).await })
+}
+
+#[tokio::test]
+async fn on_demand_nothing_is_asked_for_before_somebody_needs_it_and_readiness_does_not_wait_for_it() {
+    let demander = Demander::default();
+    let mut world = World::asking(Some(demander.clone()));
+    let (mut opened, requests) = world.open().await;
+    let star = ["*".to_owned()];
+    assert_eq!(
+        (&requests[0].resource_names_subscribe[..], &requests[0].resource_names_unsubscribe[..]),
+        (&[][..], &[][..])
+    );
+    assert_eq!(
+        (&requests[1].resource_names_subscribe[..], &requests[1].resource_names_unsubscribe[..]),
+        (&star[..], &star[..])
+    );
+    opened.push("n1", AUTHORIZATION, vec![], &[]).await;
+    world.batch().await.accept();
+    opened.request().await;
+    world.status(|status| status.synced).await;
+    let (first, second) = (ask(&demander, "/10.0.0.2"), ask(&demander, "/10.0.0.2"));
+    assert_eq!(opened.request().await.resource_names_subscribe, ["/10.0.0.2"]);
+    opened.push_with_aliases("n2", ADDRESS, vec![web()], &[("web", "/10.0.0.2")]).await;
+    let batch = world.batch().await;
+    assert!(!first.is_finished() && !second.is_finished(), "it is not applied yet");
+    batch.accept();
+    assert_eq!(soon(first).await.unwrap(), Ok(()));
+    assert_eq!(soon(second).await.unwrap(), Ok(()));
+    assert_eq!(opened.request().await.response_nonce, "n2");
+    let nothing = ask(&demander, "/10.9.9.9");
+    assert_eq!(opened.request().await.resource_names_subscribe, ["/10.9.9.9"]);
+    opened.push("n3", ADDRESS, vec![], &["/10.9.9.9"]).await;
+    world.batch().await.accept();
+    assert_eq!(soon(nothing).await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_name_that_was_asked_for_when_the_stream_broke_is_asked_for_on_the_next() {
+    let demander = Demander::default();
+    let mut world = World::asking(Some(demander.clone()));
+    let (mut opened, _) = world.open().await;
+    let waiting = ask(&demander, "/10.0.0.2");
+    opened.request().await;
+    opened.responses.send(Err(Status::unavailable("rolling over"))).await.unwrap();
+    let (mut opened, requests) = world.open().await;
+    assert_eq!(requests[1].resource_names_subscribe, ["*", "/10.0.0.2"]);
+    let broken = Any { type_url: ADDRESS.to_owned(), value: vec![0xff] };
+    opened.push_with_aliases("n1", ADDRESS, vec![("web".to_owned(), broken)], &[("web", "/10.0.0.2")]).await;
+    world.batch().await.accept();
+    let unreadable = DemandError::Rejected { name: "/10.0.0.2".to_owned() };
+    assert_eq!(soon(waiting).await.unwrap(), Err(unreadable));
+    assert!(opened.request().await.error_detail.is_some());
 }
 
 #[tokio::test]

@@ -197,6 +197,13 @@ fn of_configuration() -> Vec<Listed> {
         ),
         ("nothing is known yet", Failure::NoConfiguration, ControlPlane, "NO_CONFIGURATION", 503),
         (
+            "what is called is not told in time",
+            Failure::Unknown(Box::new(DemandError::TimedOut { name: "/10.0.0.1".to_owned(), after: AFTER })),
+            ControlPlane,
+            "UNKNOWN_DESTINATION",
+            503,
+        ),
+        (
             "no certificate comes",
             Failure::Certificate(Unavailable { id, reason: String::new() }),
             ControlPlane,
@@ -422,11 +429,12 @@ fn place(failure: &Failure) -> usize {
         Failure::Unreadable(_) => 25,
         Failure::Revoked(_) => 26,
         Failure::Inner { .. } => 27,
+        Failure::Unknown(_) => 28,
     }
 }
 
 /// How many there are.
-const KINDS: usize = 28;
+const KINDS: usize = 29;
 
 fn all() -> Vec<Listed> {
     of_clients().into_iter().chain(of_configuration()).chain(of_ways()).collect()

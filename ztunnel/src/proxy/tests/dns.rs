@@ -515,7 +515,7 @@ async fn queries_that_rules_of_others_led_here_are_answered_from_here() {
         listeners: Listeners::Ours,
         resolver: Some(Resolver::read("nameserver 10.96.0.10\nsearch shop.svc.cluster.local")),
     };
-    let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), 10)));
+    let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), 10), node.rules));
     let (follower, following) = (node.clone(), pod.clone());
     tokio::spawn(async move {
         following.follow(&follower.mesh, &follower.identities, &follower.trust_domain).await;

@@ -20,7 +20,7 @@ use rcgen::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tunnel::hbone::{Pool, PoolConfig};
-use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, TcpOptions};
+use tunnel::socket::{Accepted, ApplicationDialError, DialError, Netns, PodNetns, Rules, TcpOptions};
 use tunnel::tls::{
     CertificateRequest, KeyExchange, RevocationLists, Revocations, TlsPolicy, WorkloadCertificate,
 };
@@ -150,7 +150,7 @@ struct Loopback(Arc<Wires>);
 impl Dialer for Loopback {
     fn network(
         &self,
-        _: &Netns,
+        _: &PodNetns,
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> BoxFuture<'static, Result<TcpStream, DialError>> {
@@ -158,13 +158,13 @@ impl Dialer for Loopback {
         async move { dial.await.map_err(|error| DialError::Failed { to, error }) }.boxed()
     }
 
-    fn datagrams(&self, _: &Netns, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<UdpSocket> {
+    fn datagrams(&self, _: &PodNetns, source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<UdpSocket> {
         self.0.datagrams(source, to)
     }
 
     fn application(
         &self,
-        _: &Netns,
+        _: &PodNetns,
         client: IpAddr,
         permit: Permit,
     ) -> BoxFuture<'static, Result<TcpStream, ApplicationDialError>> {
@@ -283,7 +283,8 @@ impl World {
             listeners: Listeners::Handed(Vec::new()),
             resolver: None,
         };
-        let pod = Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod)));
+        let pod =
+            Arc::new(Pod::new(&spec, Share::new(node.capacity.clone(), node.limits.per_pod), node.rules));
         node.pods.insert(Serving { pod: pod.clone(), listeners: Vec::new() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hbone = SocketAddr::new(ip, mesh::ports::HBONE);
@@ -400,6 +401,8 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Dur
         tunnels: Pool::new(PoolConfig::default()),
         capacity: Capacity::new(1000),
         limits: Limits { handshake: Duration::from_secs(10), idle: Duration::from_secs(3600), per_pod: 100 },
+        on_demand: None,
+        rules: Rules::default(),
         options: TcpOptions::default(),
         drain_deadline: Deadline::new(Duration::from_secs(5)),
         drain: signal,

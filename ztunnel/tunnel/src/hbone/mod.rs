@@ -28,6 +28,8 @@ mod tunnel;
 mod unsent;
 mod window;
 
+use std::ops::RangeInclusive;
+
 pub use budget::{Budget, BudgetStats, Share};
 pub use forwarded::{forwarded, forwarded_host};
 pub use message::{Authority, ConnectHeaders, InvalidAuthority};
@@ -38,8 +40,27 @@ pub(crate) use stream::{TunnelReader, TunnelWriter};
 pub use traceparent::{InvalidTraceParent, TraceParent};
 pub use tunnel::{Dialed, OpenError, Opened};
 
-/// The largest frame that we take (contract 2.1).
-const MAX_FRAME: u32 = 1 << 20;
+/// How HTTP/2 is spoken, at either end of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2 {
+    /// The window of a stream among few, bytes, one of [`Self::STREAM_WINDOWS`]; default 4 MiB (contract 2.1).
+    pub stream_window: u32,
+    /// The largest frame that we take, bytes, one of [`Self::FRAMES`]; default 1 MiB (contract 2.1).
+    pub max_frame: u32,
+}
+
+impl Http2 {
+    /// From what a stream gets that there is no budget for.
+    pub const STREAM_WINDOWS: RangeInclusive<u32> = window::SMALL_WINDOW..=1 << 30;
+    /// RFC 9113 6.5.2.
+    pub const FRAMES: RangeInclusive<u32> = 1 << 14..=(1 << 24) - 1;
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self { stream_window: window::STREAM_WINDOW, max_frame: 1 << 20 }
+    }
+}
 
 /// Bytes of one stream that wait to be written to the connection. Enough to keep a connection busy while the
 /// stream's task is woken; on a connection that stalls it is all that a stream holds on our side.

@@ -14,6 +14,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::Http2;
 use super::budget::Budget;
 use super::message::{Authority, ConnectHeaders};
 use super::nested;
@@ -69,6 +70,8 @@ pub struct PoolConfig {
     pub expiry_grace: Option<Duration>,
     /// What windows are taken from, by source address; default 512 MiB. One per process: servers use it too.
     pub budget: Budget,
+    /// How HTTP/2 is spoken.
+    pub http2: Http2,
 }
 
 impl Default for PoolConfig {
@@ -86,6 +89,7 @@ impl Default for PoolConfig {
             ping_timeout: Duration::from_secs(20),
             expiry_grace: None,
             budget: Budget::default(),
+            http2: Http2::default(),
         }
     }
 }
@@ -302,6 +306,11 @@ impl Pool {
     /// What windows are taken from, for the servers of the same process.
     pub fn budget(&self) -> &Budget {
         &self.0.config.budget
+    }
+
+    /// How HTTP/2 is spoken, for them too.
+    pub fn http2(&self) -> Http2 {
+        self.0.config.http2
     }
 
     /// Numbers for metrics.

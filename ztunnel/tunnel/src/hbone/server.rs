@@ -18,7 +18,7 @@ use super::stream::{StreamError, TunnelStream};
 use super::toll::{Toll, Tolled};
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
-use super::{MAX_FRAME, SEND_BUFFER};
+use super::{Http2, SEND_BUFFER};
 use crate::tls::Standing;
 
 /// Headers of one request (contract 2.1).
@@ -44,6 +44,8 @@ pub struct ServerConfig {
     /// Streams that are open when a certificate expires may go on for so long; default: until they end. They began while
     /// it was valid, and whoever keeps a connection for days must not lose it to a renewal.
     pub expiry_grace: Option<Duration>,
+    /// How HTTP/2 is spoken.
+    pub http2: Http2,
 }
 
 /// What a connection is served on.
@@ -66,6 +68,7 @@ impl Default for ServerConfig {
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             expiry_grace: None,
+            http2: Http2::default(),
         }
     }
 }
@@ -139,7 +142,7 @@ pub async fn serve<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut windows = Windows::new(&terms.share);
+    let mut windows = Windows::new(&terms.share, config.http2.stream_window);
     let toll = Toll::new();
     let (io, turn) = gathered(Tolled::server(io, toll.clone()));
     let mut connection = handshake(io, config, &windows).await?;
@@ -216,7 +219,7 @@ where
     builder
         .initial_window_size(windows.stream())
         .initial_connection_window_size(windows.connection())
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(config.http2.max_frame)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(config.max_streams)
         .max_send_buffer_size(SEND_BUFFER);

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
+use super::SEND_BUFFER;
 use super::budget::Share;
 use super::gather::{Gathered, Turn, gathered};
 use super::keepalive::Keepalive;
@@ -26,7 +27,6 @@ use super::pool::PoolConfig;
 use super::stream::TunnelStream;
 use super::unsent::Chunk;
 use super::window::{Place, Streams, Windows};
-use super::{MAX_FRAME, SEND_BUFFER};
 use crate::tls::{
     self, ClientStream, ExpectedPeers, PeerCertificateError, TlsError, VerifiedPeer, WorkloadCertificate,
 };
@@ -148,12 +148,12 @@ impl Tunnel {
             tls::connect(io, certificate, expected, config.tls_timeout).await.map_err(OpenError::Tls)?;
         let refusal = Arc::default();
         let (io, turn) = gathered(Observed { io, refusal: Arc::clone(&refusal) });
-        let windows = Windows::new(share);
+        let windows = Windows::new(share, config.http2.stream_window);
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(windows.stream())
             .initial_connection_window_size(windows.connection())
-            .max_frame_size(MAX_FRAME)
+            .max_frame_size(config.http2.max_frame)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(config.streams_per_tunnel as usize)

@@ -2,7 +2,7 @@
 //!
 //! All streams of a connection share its window, and what arrived for a stream that is not read stays charged to
 //! it. So the connection's window has to hold all that stalled streams can keep. A stream gets 4 MiB
-//! (contract 2.1) as long as there are at most four; with every doubling of their number each gets half, down to
+//! (contract 2.1; [`super::Http2`] can say otherwise) as long as there are at most four; with every doubling of their number each gets half, down to
 //! 256 KiB. The i-th stream to stall can keep no more than the window that i streams have, hence the sum of
 //! these windows bounds what all of them keep: 82 MiB for 200 streams, 57 MiB for 100. So much a connection's
 //! window grows to, with the streams that it has carried at once (4 MiB for one, 16 MiB for four), and that is the
@@ -23,8 +23,8 @@ use tokio::sync::Notify;
 
 use super::budget::{Grant, Share};
 
-/// The window of a stream among few (contract 2.1): 10 Gb/s over 3 ms.
-const MAX_STREAM_WINDOW: u32 = 4 << 20;
+/// The window of a stream among few (contract 2.1), unless it is set: 10 Gb/s over 3 ms.
+pub(super) const STREAM_WINDOW: u32 = 4 << 20;
 /// The window of a stream among many: 7 Gb/s over 0.3 ms, 200 Mb/s over 10 ms.
 const MIN_STREAM_WINDOW: u32 = 256 << 10;
 /// The window of a stream that there is no budget for: 1.7 Gb/s over 0.3 ms, 50 Mb/s over 10 ms.
@@ -32,10 +32,10 @@ pub(super) const SMALL_WINDOW: u32 = 64 << 10;
 /// Streams that get the largest window.
 const FEW: usize = 4;
 
-/// The window of each of so many streams.
-pub(super) fn stream_window(streams: usize) -> u32 {
+/// The window of each of so many streams, of which `most` is the largest.
+fn stream_window(most: u32, streams: usize) -> u32 {
     let halvings = streams.max(FEW).next_power_of_two().trailing_zeros() - FEW.trailing_zeros();
-    MAX_STREAM_WINDOW.checked_shr(halvings).unwrap_or(0).max(MIN_STREAM_WINDOW)
+    most.checked_shr(halvings).unwrap_or(0).max(MIN_STREAM_WINDOW.min(most))
 }
 
 /// The window of a connection that has carried so many streams, with budget for all.
@@ -43,7 +43,8 @@ pub(super) fn stream_window(streams: usize) -> u32 {
 pub(super) fn connection_window(streams: u32) -> u32 {
     // RFC 9113 6.9.1: a window is at most 2^31-1.
     const MAX: u32 = i32::MAX as u32;
-    (1..=streams as usize).fold(0u32, |sum, count| sum.saturating_add(stream_window(count))).min(MAX)
+    let window = |count| stream_window(STREAM_WINDOW, count);
+    (1..=streams as usize).fold(0u32, |sum, count| sum.saturating_add(window(count))).min(MAX)
 }
 
 /// The streams of a connection, counted.
@@ -119,6 +120,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, B: Buf> FlowControl for h2::server::Con
 #[derive(Debug)]
 pub(super) struct Windows {
     grant: Grant,
+    /// The largest window of a stream.
+    most: u32,
     /// The most streams at once so far, at least 1: each has brought its part to `connection`.
     brought: usize,
     /// How many of them have brought [`stream_window`]; those after them [`SMALL_WINDOW`].
@@ -130,9 +133,10 @@ pub(super) struct Windows {
 
 impl Windows {
     /// For a new connection: what one stream brings.
-    pub(super) fn new(share: &Share) -> Self {
+    pub(super) fn new(share: &Share, most: u32) -> Self {
         let grant = Grant::new(share);
-        let mut windows = Self { grant, brought: 0, full: 0, connection: 0, announced: 0 };
+        let most = most.max(SMALL_WINDOW);
+        let mut windows = Self { grant, most, brought: 0, full: 0, connection: 0, announced: 0 };
         windows.grow(1);
         windows.announced = windows.wanted(1);
         windows
@@ -163,7 +167,7 @@ impl Windows {
     }
 
     fn wanted(&self, streams: usize) -> u32 {
-        if streams.max(1) <= self.full { stream_window(streams) } else { SMALL_WINDOW }
+        if streams.max(1) <= self.full { stream_window(self.most, streams) } else { SMALL_WINDOW }
     }
 
     /// In order: what a stream may keep is no more than what as many streams have brought.
@@ -175,7 +179,7 @@ impl Windows {
             self.brought += 1;
         }
         while self.full < streams {
-            let more = stream_window(self.full + 1) - SMALL_WINDOW;
+            let more = stream_window(self.most, self.full + 1) - SMALL_WINDOW;
             if !self.grant.take(more) {
                 break;
             }
@@ -206,15 +210,32 @@ mod tests {
             (65, mib / 4),
             (1000, mib / 4),
         ] {
-            assert_eq!(stream_window(streams), window, "{streams} streams");
+            assert_eq!(stream_window(4 * mib, streams), window, "{streams} streams");
         }
+    }
+
+    #[test]
+    fn the_largest_window_is_what_was_asked_for_also_below_that_of_many_streams() {
+        for (most, streams, window) in [
+            (16 << 20, 1, 16 << 20),
+            (16 << 20, 5, 8 << 20),
+            (16 << 20, 1000, 256 << 10),
+            (128 << 10, 1, 128 << 10),
+            (128 << 10, 1000, 128 << 10),
+            (SMALL_WINDOW, 5, SMALL_WINDOW),
+        ] {
+            assert_eq!(stream_window(most, streams), window, "{most} for {streams}");
+        }
+        let windows = Windows::new(&Budget::default().share([10, 0, 0, 1].into()), 16 << 20);
+        assert_eq!((windows.stream(), windows.connection()), (16 << 20, 16 << 20));
     }
 
     #[test]
     fn the_connection_holds_what_all_but_one_stalled_stream_keep_and_has_room_for_the_last() {
         for limit in [1, 2, 5, 100, 200, 1000] {
-            let stalled: u32 = (1..limit as usize).map(stream_window).sum();
-            assert!(connection_window(limit) >= stalled + stream_window(limit as usize), "{limit} streams");
+            let window = |count| stream_window(STREAM_WINDOW, count);
+            let stalled: u32 = (1..limit as usize).map(window).sum();
+            assert!(connection_window(limit) >= stalled + window(limit as usize), "{limit} streams");
         }
         assert_eq!(connection_window(200), 82 << 20);
         assert_eq!(connection_window(100), 57 << 20);
@@ -255,7 +276,7 @@ mod tests {
     }
 
     fn windows(budget: &Budget) -> Windows {
-        Windows::new(&budget.share([10, 0, 0, 1].into()))
+        Windows::new(&budget.share([10, 0, 0, 1].into()), STREAM_WINDOW)
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,9 +18,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::listen::canonical;
+use super::listen::{canonical, unbound};
 use super::netns::Netns;
 use super::options::{InterceptPort, SocketMark};
+use super::pod::{PodNetns, Rules};
 
 /// Sockets kept to answer from: one for each address that was asked lately. Most pods ask one or two.
 const ANSWERING: usize = 64;
@@ -56,20 +57,9 @@ impl DatagramListener {
         Self::of(socket, netns)
     }
 
-    /// Makes one inside of `netns`, for datagrams that others' rules lead to `port` of the pod's own.
-    pub fn bind(netns: &Netns, port: InterceptPort) -> io::Result<Self> {
-        let make = |domain| netns.run_in(|| Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)))?;
-        let (socket, address) = match make(Domain::IPV6) {
-            Ok(socket) => {
-                socket.set_only_v6(false)?;
-                (socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.get())))
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                (make(Domain::IPV4)?, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.get())))
-            }
-            Err(error) => return Err(error),
-        };
-        socket.set_mark(SocketMark::NETWORK.get())?;
+    /// Makes one inside of `netns`, as `rules` want it, for datagrams that they lead to `port` of the pod's own.
+    pub fn bind(netns: &Netns, port: InterceptPort, rules: &Rules) -> io::Result<Self> {
+        let (socket, address) = unbound(netns, Protocol::UDP, port, rules)?;
         socket.bind(&address.into())?;
         Self::of(socket, netns.clone())
     }
@@ -198,10 +188,11 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
 
 /// A UDP socket of the pod's that exchanges datagrams with `to` and nobody else, from `source` (the pod's address; `None`: the kernel's
 /// choice) and a port that the kernel draws.
-pub fn connect_datagram(netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+pub fn connect_datagram(netns: &PodNetns, source: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
     let kind = Type::DGRAM.nonblocking();
-    let socket = netns.run_in(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::UDP)))??;
-    socket.set_mark(SocketMark::NETWORK.get())?;
+    let socket =
+        netns.netns().run_in(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::UDP)))??;
+    socket.set_mark(netns.network_mark().get())?;
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source.to_canonical(), 0).into())?;
     }
@@ -211,6 +202,8 @@ pub fn connect_datagram(netns: &Netns, source: Option<IpAddr>, to: SocketAddr) -
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     fn listener(domain: Domain, address: SocketAddr) -> DatagramListener {

@@ -1,6 +1,7 @@
 //! Dials into the network and to applications.
 //!
-//! An application sees its client's own address. The connection to it is therefore bound to that address, marked
+//! An application sees its client's own address (under somebody else's rules if these say so, see [`super::Rules`]). The connection to it
+//! is therefore bound to that address, marked
 //! so that it goes over `lo`, and takes its source port from a range that clients do not use: with a
 //! live client's own port, the kernel would take the client's packets for this connection's.
 //!
@@ -17,8 +18,8 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 
-use super::netns::Netns;
 use super::options::{SocketMark, TcpOptions};
+use super::pod::{OriginalSource, PodNetns, Redirection};
 use super::taken::are_taken;
 
 /// Source ports of connections to applications, under the client's address. Below the kernel's default ephemeral
@@ -106,10 +107,10 @@ pub enum ToldAt {
     PodAddress,
 }
 
-/// Dials the application that `permit` is for, inside of its pod's `netns`, from the client's address; one that is told
-/// of its clients as `told_at` says.
+/// Dials the application that `permit` is for, inside of its pod's `netns`, from the client's address, unless the pod's rules are to
+/// hide it; one that is told of its clients as `told_at` says.
 pub async fn dial_application(
-    netns: &Netns,
+    netns: &PodNetns,
     client: IpAddr,
     permit: &Permit,
     told_at: ToldAt,
@@ -134,6 +135,11 @@ pub async fn dial_application(
     let leg = Leg { netns, client, to, options };
     let failed = |error| ApplicationDialError::Failed { to, error };
     let dial = async {
+        if !leg.shows_client().map_err(failed)? {
+            let socket = make(netns, to, options, netns.application_mark()).map_err(failed)?;
+            start_connect(&socket, to).map_err(failed)?;
+            return established(socket).await.map_err(failed);
+        }
         let mut patience = Patience::Short;
         loop {
             let socket = leg.start(rand::random()).await.map_err(failed)?;
@@ -152,12 +158,12 @@ pub async fn dial_application(
 
 /// Nobody else's packets can have the two ends, so the kernel chooses the port.
 async fn dial_loopback(
-    netns: &Netns,
+    netns: &PodNetns,
     to: SocketAddr,
     options: &TcpOptions,
 ) -> Result<TcpStream, ApplicationDialError> {
     let dial = async {
-        let socket = make(netns, to, options, SocketMark::APPLICATION)?;
+        let socket = make(netns, to, options, netns.application_mark())?;
         start_connect(&socket, to)?;
         established(socket).await
     };
@@ -170,13 +176,13 @@ async fn dial_loopback(
 
 /// Dials `to` from inside of the pod's `netns`, from `source` (the pod's address; `None`: the kernel's choice).
 pub async fn dial_network(
-    netns: &Netns,
+    netns: &PodNetns,
     source: Option<IpAddr>,
     to: SocketAddr,
     options: &TcpOptions,
 ) -> Result<TcpStream, DialError> {
     let dial = async {
-        let socket = make(netns, to, options, SocketMark::NETWORK)?;
+        let socket = make(netns, to, options, netns.network_mark())?;
         if let Some(source) = source {
             // The port is chosen when both ends are known: then it need only be free for this destination.
             setsockopt(&socket, IpBindAddressNoPort, &true)?;
@@ -213,7 +219,7 @@ enum Patience {
 
 /// A connection to an application that looks for its source port.
 struct Leg<'a> {
-    netns: &'a Netns,
+    netns: &'a PodNetns,
     client: IpAddr,
     to: SocketAddr,
     options: &'a TcpOptions,
@@ -264,7 +270,7 @@ impl Leg<'_> {
             if stream.peer_addr().is_ok() {
                 continue;
             }
-            if are_taken(self.netns, self.to, from).unwrap_or(false) {
+            if are_taken(self.netns.netns(), self.to, from).unwrap_or(false) {
                 tracing::debug!(application = %self.to, %from, "a client has these two ends; another port is tried");
                 return Ok(Answer::EndsTaken);
             }
@@ -284,11 +290,24 @@ impl Leg<'_> {
         self.client == self.to.ip()
     }
 
+    /// Whether the application is to see the client's address, and can.
+    fn shows_client(&self) -> io::Result<bool> {
+        let Redirection::Rules(rules) = self.netns.redirection() else { return Ok(true) };
+        // A pod that calls itself comes from its own address in any case.
+        if rules.original_source == OriginalSource::Off || self.is_hairpin() {
+            return Ok(false);
+        }
+        let probe = make(self.netns, self.to, self.options, self.netns.application_mark())?;
+        rules.original_source.prepare(&probe, self.client.is_ipv4())
+    }
+
     fn make(&self) -> io::Result<Socket> {
-        let socket = make(self.netns, self.to, self.options, SocketMark::APPLICATION)?;
-        match self.client {
-            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        let socket = make(self.netns, self.to, self.options, self.netns.application_mark())?;
+        OriginalSource::Required.prepare(&socket, self.client.is_ipv4())?;
+        // Or every port in TIME_WAIT would be taken.
+        socket.set_reuse_address(true)?;
+        if matches!(self.netns.redirection(), Redirection::Rules(_)) {
+            return Ok(socket);
         }
         // So that capture sees it come from `lo` and lets it pass. What a pod sends to itself passes anyhow, and the
         // kernel reports its replies as received on the device that has the address: bound to `lo`, the socket
@@ -296,8 +315,6 @@ impl Leg<'_> {
         if !self.is_hairpin() {
             socket.bind_device(Some(b"lo"))?;
         }
-        // Or every port in TIME_WAIT would be taken.
-        socket.set_reuse_address(true)?;
         Ok(socket)
     }
 }
@@ -318,9 +335,10 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 /// A non-blocking socket of the namespace.
-fn make(netns: &Netns, to: SocketAddr, options: &TcpOptions, mark: SocketMark) -> io::Result<Socket> {
+fn make(netns: &PodNetns, to: SocketAddr, options: &TcpOptions, mark: SocketMark) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking();
-    let socket = netns.run_in(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)))??;
+    let socket =
+        netns.netns().run_in(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)))??;
     socket.set_mark(mark.get())?;
     options.set(&socket)?;
     Ok(socket)

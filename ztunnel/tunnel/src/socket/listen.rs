@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::netns::Netns;
 use super::options::{InterceptPort, TcpOptions, reset_unless_closed};
+use super::pod::Rules;
 
 /// Connections that wait to be accepted: the kernel's own default maximum (`net.core.somaxconn` since 5.4).
 const BACKLOG: i32 = 4096;
@@ -71,27 +72,44 @@ pub fn adopt_listener(fd: OwnedFd) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Makes a listener inside of `netns`: dual stack, or IPv4 where there is no IPv6; transparent, so that it
-/// takes connections to any address; backlog 4096.
-pub fn bind_listener(netns: &Netns, port: InterceptPort) -> io::Result<TcpListener> {
-    let socket =
-        |domain| netns.run_in(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))?;
-    let (socket, address) = match socket(Domain::IPV6) {
-        Ok(socket) => {
-            socket.set_only_v6(false)?;
-            socket.set_ip_transparent_v6(true)?;
-            (socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.get())))
-        }
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            (socket(Domain::IPV4)?, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.get())))
-        }
-        Err(error) => return Err(error),
-    };
-    socket.set_ip_transparent_v4(true)?;
+/// Makes a listener inside of a pod, as `rules` want it: dual stack, or IPv4 where there is no IPv6; transparent where that is allowed,
+/// so that it also takes connections to any address that are assigned to it; backlog 4096.
+pub fn bind_listener(netns: &Netns, port: InterceptPort, rules: &Rules) -> io::Result<TcpListener> {
+    let (socket, address) = unbound(netns, Protocol::TCP, port, rules)?;
+    rules.original_source.prepare(&socket, true)?;
+    if address.is_ipv6() {
+        rules.original_source.prepare(&socket, false)?;
+    }
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// A socket of either protocol inside of a pod, and the address to bind it to, as `rules` want them: dual stack, or IPv4 where there
+/// is no IPv6.
+pub(super) fn unbound(
+    netns: &Netns,
+    protocol: Protocol,
+    port: InterceptPort,
+    rules: &Rules,
+) -> io::Result<(Socket, SocketAddr)> {
+    let kind = if protocol == Protocol::TCP { Type::STREAM } else { Type::DGRAM };
+    let socket = |domain| netns.run_in(|| Socket::new(domain, kind.nonblocking(), Some(protocol)))?;
+    let ipv6 = match rules.ipv6.then(|| socket(Domain::IPV6)) {
+        Some(Err(error)) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+        made => made.transpose()?,
+    };
+    let (socket, address) = match ipv6 {
+        Some(socket) => {
+            socket.set_only_v6(false)?;
+            (socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.get())))
+        }
+        None => (socket(Domain::IPV4)?, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.get()))),
+    };
+    socket.set_mark(rules.mark.get())?;
+    socket.set_reuse_port(rules.port_reuse)?;
+    Ok((socket, address))
 }
 
 #[cfg(test)]

@@ -16,6 +16,11 @@ impl SocketMark {
     /// The proxy's connections to the application of its pod: routed to `lo`.
     pub const APPLICATION: Self = Self(ebpf_common::MARK_APPLICATION);
 
+    /// One that somebody else's rules know; not 0, which is none.
+    pub fn of_rules(mark: std::num::NonZeroU32) -> Self {
+        Self(mark.get())
+    }
+
     /// The number.
     pub fn get(self) -> u32 {
         self.0
@@ -42,13 +47,35 @@ impl InterceptPort {
     }
 }
 
+/// Keepalives, in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe; default 180 s.
+    pub time: Duration,
+    /// Between probes; default 180 s.
+    pub interval: Duration,
+    /// Probes without an answer until the connection is dead; default 9.
+    pub probes: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(180), interval: Duration::from_secs(180), probes: 9 }
+    }
+}
+
+impl Keepalive {
+    /// From the last sign of life until the connection counts as dead.
+    pub fn until_dead(&self) -> Duration {
+        self.time + self.interval * self.probes
+    }
+}
+
 /// Options of every TCP socket that carries traffic (contract 1.3).
 #[derive(Clone, Debug)]
 pub struct TcpOptions {
-    /// Silence before the first keepalive probe, and between probes; default 180 s.
-    pub keepalive: Duration,
-    /// Probes without an answer until the connection is dead; default 9.
-    pub keepalive_probes: u32,
+    /// Keepalives; default [`Keepalive::default`]; none: they are not sent.
+    pub keepalive: Option<Keepalive>,
     /// `TCP_USER_TIMEOUT`: sent bytes may stay unacknowledged so long; default none (the kernel's, about 15 min).
     pub user_timeout: Option<Duration>,
     /// Until a dial stands; default 10 s.
@@ -58,8 +85,7 @@ pub struct TcpOptions {
 impl Default for TcpOptions {
     fn default() -> Self {
         Self {
-            keepalive: Duration::from_secs(180),
-            keepalive_probes: 9,
+            keepalive: Some(Keepalive::default()),
             user_timeout: None,
             connect_timeout: Duration::from_secs(10),
         }
@@ -74,11 +100,10 @@ impl TcpOptions {
 
     pub(super) fn set(&self, socket: &Socket) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
-        let keepalive = TcpKeepalive::new()
-            .with_time(self.keepalive)
-            .with_interval(self.keepalive)
-            .with_retries(self.keepalive_probes);
-        socket.set_tcp_keepalive(&keepalive)?;
+        if let Some(Keepalive { time, interval, probes }) = self.keepalive {
+            let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(probes);
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
         // HBONE cannot carry urgency (RFC 9293 3.8.5), but the byte itself must not get lost: out of line, reads skip it. In line is
         // what RFC 6093 4 recommends too.
         socket.set_out_of_band_inline(true)?;
@@ -129,16 +154,29 @@ mod tests {
     #[tokio::test]
     async fn options_reach_the_kernel() {
         let (stream, _other) = pair().await;
-        let options = TcpOptions { user_timeout: Some(Duration::from_secs(33)), ..TcpOptions::default() };
+        let keepalive =
+            Keepalive { time: Duration::from_secs(10), interval: Duration::from_secs(2), probes: 5 };
+        let options = TcpOptions {
+            keepalive: Some(keepalive),
+            user_timeout: Some(keepalive.until_dead()),
+            ..TcpOptions::default()
+        };
         options.apply(&stream).unwrap();
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
         assert!(socket.out_of_band_inline().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(180));
-        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(33)));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(2));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 5);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(20)));
+    }
+
+    #[tokio::test]
+    async fn without_keepalives_none_are_sent() {
+        let (stream, _other) = pair().await;
+        TcpOptions { keepalive: None, ..TcpOptions::default() }.apply(&stream).unwrap();
+        assert!(!SockRef::from(&stream).keepalive().unwrap());
     }
 
     #[tokio::test]

@@ -167,6 +167,7 @@ fn node(
         dialer: Arc::new(KernelDialer { options: options.clone(), told_at: config.sockets.told_at() }),
         names: Arc::new(SystemResolver::new()),
         tunnels: Pool::new(config.tunnels.pool(stage_timeout)),
+        response_baggage: config.tunnels.response_baggage,
         capacity: Capacity::of_descriptors(descriptors),
         limits: Limits {
             handshake: stage_timeout,

@@ -37,6 +37,9 @@ pub(crate) struct Sockets {
     /// Of the same pods: whether a successor's listeners may stand beside this process's (SO_REUSEPORT).
     #[arg(long, env = "INPOD_PORT_REUSE", default_value_t = true, action = clap::ArgAction::Set)]
     port_reuse: bool,
+    /// Of the same pods: whether their DNS is listened for, on port 15053, and answered where their rules lead it there.
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", default_value = "true", action = clap::ArgAction::Set, value_parser = either_case)]
+    dns_capture: bool,
     /// Applications that are told of their clients by the PROXY protocol are dialled on their pod's loopback, where
     /// nobody else can tell them anything; with `false` at the pod's address.
     #[arg(long, env = "LOCALHOST_APP_TUNNEL", default_value_t = true, action = clap::ArgAction::Set)]
@@ -48,7 +51,13 @@ impl Sockets {
     pub(super) fn rules(&self, ipv6: bool) -> Rules {
         // The flag's own bound.
         let mark = NonZeroU32::new(self.packet_mark).map_or(SocketMark::NETWORK, SocketMark::of_rules);
-        Rules { mark, original_source: self.original_source, port_reuse: self.port_reuse, ipv6 }
+        Rules {
+            mark,
+            original_source: self.original_source,
+            port_reuse: self.port_reuse,
+            ipv6,
+            dns: self.dns_capture,
+        }
     }
 
     /// Where applications are dialled that are told of their clients.
@@ -72,6 +81,11 @@ impl Sockets {
             connect_timeout,
         }
     }
+}
+
+/// As Istio's proxies read it.
+fn either_case(text: &str) -> Result<bool, String> {
+    text.to_ascii_lowercase().parse().map_err(|_| "expected true or false".to_owned())
 }
 
 /// The kernel takes 32767 s at most (tcp(7)), in whole seconds.

@@ -78,6 +78,87 @@ fn a_mesh_config_that_is_none_stops_the_start_with_its_place() {
     }
 }
 
+/// Every variable that Istio's ztunnel reads (contract 1.5 and where else it names one), but for families, which have a text of their own
+/// in the help.
+const ISTIOS: [&str; 63] = [
+    "ADMIN_ADDR",
+    "ALT_CA_HOSTNAME",
+    "ALT_XDS_HOSTNAME",
+    "AUTHZ_POLICY_INFO_LOGGING",
+    "AUTH_TOKEN",
+    "CA_ADDRESS",
+    "CA_HEADER_",
+    "CA_ROOT_CA",
+    "CLUSTER_DOMAIN",
+    "CLUSTER_ID",
+    "COMPLIANCE_POLICY",
+    "CONNECTION_TERMINATION_DEADLINE",
+    "CRL_PATH",
+    "ENABLE_ORIG_SRC",
+    "ENABLE_PROXY",
+    "ENABLE_RESPONSE_BAGGAGE",
+    "FAKE_CA",
+    "HTTP2_CONNECTION_WINDOW_SIZE",
+    "HTTP2_FRAME_SIZE",
+    "HTTP2_STREAM_WINDOW_SIZE",
+    "INPOD_PORT_REUSE",
+    "INPOD_UDS",
+    "INSTANCE_IP",
+    "IPV6_ENABLED",
+    "ISTIO_METAJSON_",
+    "ISTIO_META_",
+    "ISTIO_META_CLUSTER_ID",
+    "ISTIO_META_DNS_CAPTURE",
+    "ISTIO_META_DNS_PROXY_ADDR",
+    "KEEPALIVE_ENABLED",
+    "KEEPALIVE_INTERVAL",
+    "KEEPALIVE_RETRIES",
+    "KEEPALIVE_TIME",
+    "LOCALHOST_APP_TUNNEL",
+    "LOCAL_XDS",
+    "LOCAL_XDS_PATH",
+    "LOG_FORMAT",
+    "NETWORK",
+    "NODE_NAME",
+    "PACKET_MARK",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "POOL_MAX_STREAMS_PER_CONNECTION",
+    "POOL_UNUSED_RELEASE_TIMEOUT",
+    "PREFERED_SERVICE_NAMESPACE",
+    "PROXY_CONFIG",
+    "PROXY_MODE",
+    "PROXY_WORKLOAD_INFO",
+    "RUST_LOG",
+    "SECRET_TTL",
+    "SERVICE_ACCOUNT",
+    "TERMINATION_GRACE_PERIOD_SECONDS",
+    "TLS12_ENABLED",
+    "TRUST_DOMAIN",
+    "UNSTABLE_ENABLE_SOCKS5",
+    "USER_TIMEOUT_ENABLED",
+    "XDS_ADDRESS",
+    "XDS_HEADER_",
+    "XDS_ON_DEMAND",
+    "XDS_ROOT_CA",
+    "ZTUNNEL_CPU_LIMIT",
+    "ZTUNNEL_RESOURCE_CPU_LIMIT",
+    "ZTUNNEL_WORKER_THREADS",
+];
+
+#[test]
+fn the_help_says_of_each_of_istios_variables_what_it_does_in_words() {
+    let help = Config::command().render_long_help().to_string();
+    for variable in ISTIOS {
+        assert!(help.contains(variable), "{variable}");
+    }
+    for argument in Config::command().get_arguments().filter(|argument| argument.get_long().is_some()) {
+        let name = argument.get_id();
+        assert!(argument.get_env().is_some() || ["help", "version"].contains(&name.as_str()), "{name}");
+        assert!(argument.get_help().is_some_and(|help| help.to_string().len() > 20), "{name}");
+    }
+}
+
 #[test]
 fn a_variable_that_is_set_to_nothing_is_not_set() {
     let config = in_environment(&[("XDS_ADDRESS", ""), ("KEEPALIVE_TIME", ""), ("CLUSTER_ID", "")]).unwrap();
@@ -382,6 +463,8 @@ fn tunnels_are_as_istios_variables_say() {
     assert_eq!((pool.streams_per_tunnel, pool.idle_release), (7, secs(90)));
     assert_eq!((pool.http2.stream_window, pool.http2.max_frame), (65_536, 16_384));
     assert_eq!((pool.dial_timeout, pool.reply_timeout), (secs(3), secs(8)));
+    assert!(parse(&[]).unwrap().tunnels.response_baggage);
+    assert!(!in_environment(&[("ENABLE_RESPONSE_BAGGAGE", "false")]).unwrap().tunnels.response_baggage);
     let default = parse(&[]).unwrap().tunnels.http2();
     assert_eq!(default, tunnel::hbone::Http2::default());
     assert_eq!(
@@ -394,15 +477,16 @@ fn tunnels_are_as_istios_variables_say() {
 fn sockets_in_pods_are_as_istios_variables_say() {
     let rules = |variables: &[(&str, &str)]| in_environment(variables).unwrap().rules();
     let default = rules(&[]);
-    assert_eq!((default.mark.get(), default.port_reuse, default.ipv6), (1337, true, true));
+    assert_eq!((default.mark.get(), default.port_reuse, default.ipv6, default.dns), (1337, true, true, true));
     assert_eq!(default.original_source, OriginalSource::Preferred);
     let set = rules(&[
         ("PACKET_MARK", "42"),
         ("ENABLE_ORIG_SRC", "false"),
         ("INPOD_PORT_REUSE", "false"),
         ("IPV6_ENABLED", "false"),
+        ("ISTIO_META_DNS_CAPTURE", "False"),
     ]);
-    assert_eq!((set.mark.get(), set.port_reuse, set.ipv6), (42, false, false));
+    assert_eq!((set.mark.get(), set.port_reuse, set.ipv6, set.dns), (42, false, false, false));
     assert_eq!(set.original_source, OriginalSource::Off);
     assert_eq!(rules(&[("ENABLE_ORIG_SRC", "true")]).original_source, OriginalSource::Required);
 }

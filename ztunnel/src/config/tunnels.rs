@@ -25,6 +25,9 @@ pub(crate) struct Tunnels {
     /// The largest HTTP/2 frame that a peer may send; 16KiB to 16MiB less one byte, or the number of bytes.
     #[arg(long, env = "HTTP2_FRAME_SIZE", default_value = "1MiB", value_parser = frame_size)]
     http2_frame: u32,
+    /// Whether the answer to a CONNECT says which workload it comes from (baggage), for the other side's telemetry.
+    #[arg(long, env = "ENABLE_RESPONSE_BAGGAGE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) response_baggage: bool,
     /// Memory that peers may fill with what nobody reads, over all tunnels, such as 512MiB; 0 to 1024GiB. One pod gets half of it at
     /// most. Beyond it tunnels go on with 64 KiB for each connection: slower over long distances.
     #[arg(long, env = "BUFFER_BUDGET", default_value = "512MiB", value_parser = buffer_budget)]

@@ -12,7 +12,7 @@ pub(crate) struct Unused {
 }
 
 /// Names, the value that asks for nothing else than what is done anyway, and reasons.
-const ALL: [(&str, &str, &str); 8] = [
+const ALL: [(&str, &str, &str); 11] = [
     ("ENABLE_PROXY", "true", "there is no ztunnel without its proxy"),
     ("FAKE_CA", "false", "certificates are signed by the mesh's CA alone"),
     ("INPOD_ENABLED", "true", "there is no other mode"),
@@ -29,6 +29,17 @@ const ALL: [(&str, &str, &str); 8] = [
         "a tunnel's window follows the connections that it carries, so that none can stall the others; see HTTP2_STREAM_WINDOW_SIZE and BUFFER_BUDGET",
     ),
     ("SERVICE_ACCOUNT", "", "the process's own ports are not served over HBONE"),
+    (
+        "AUTHZ_POLICY_INFO_LOGGING",
+        "false",
+        "refusals stand in the access log with their policy, and what policies in dry run say is always logged",
+    ),
+    ("ISTIO_META_DNS_PROXY_ADDR", "", "DNS is answered on port 15053 of each pod"),
+    (
+        "PREFERED_SERVICE_NAMESPACE",
+        "",
+        "of services with one name that of the client's namespace counts, else the canonical one, else the first by name",
+    ),
 ];
 
 /// The end of the help.
@@ -44,7 +55,11 @@ Variables of Istio's ztunnel that mean nothing here; one that is set to more tha
   ENABLE_PROXY, FAKE_CA, INPOD_ENABLED, PROXY_MODE, PROXY_WORKLOAD_INFO   it is always the proxy of a node's pods, and its CA
       is the mesh's
   UNSTABLE_ENABLE_SOCKS5, SERVICE_ACCOUNT   there is no SOCKS5 listener, and none for HBONE to ztunnel itself
-  HTTP2_CONNECTION_WINDOW_SIZE   a tunnel's window follows the connections that it carries";
+  HTTP2_CONNECTION_WINDOW_SIZE   a tunnel's window follows the connections that it carries
+  AUTHZ_POLICY_INFO_LOGGING   what policies refuse stands in the access log, and what those in dry run say is always logged
+  ISTIO_META_DNS_PROXY_ADDR   DNS is answered on port 15053 of each pod
+  PREFERED_SERVICE_NAMESPACE   of services with one name that of the client's namespace counts, else the canonical one, else
+      the first by name";
 
 /// Those that are set to something that is not done.
 pub(super) fn found(environment: &Environment) -> Vec<Unused> {

@@ -225,7 +225,8 @@ impl Tunnel {
     ) -> Result<(), Failure> {
         let Arrived { application, mut live, workload } = arrived;
         // The client gave up in the very moment in which the application took the connection.
-        let stream = request.accept(headers::baggage(&workload)).map_err(|_| Failure::GivenUp)?;
+        let baggage = self.node.response_baggage.then(|| headers::baggage(&workload)).flatten();
+        let stream = request.accept(baggage).map_err(|_| Failure::GivenUp)?;
         record.established();
         let relayed =
             relay(stream, application.into_stream(), &mut [record], self.node.limits.idle, live.cut()).await;

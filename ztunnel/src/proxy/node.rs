@@ -62,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) tunnels: Pool,
     /// Connections that may be held in all.
     pub(crate) capacity: Arc<Capacity>,
+    /// Whether the other side of a tunnel is told who answers.
+    pub(crate) response_baggage: bool,
     /// Bounds.
     pub(crate) limits: Limits,
     /// Sockets in pods whose listeners we make.

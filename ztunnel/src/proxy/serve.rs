@@ -144,11 +144,11 @@ fn failed(listener: Listener, error: io::Error) -> StartError {
     StartError::Listener { listener, error }
 }
 
-/// Both listeners for the pod's DNS, if it comes here: whoever makes the listeners knows. To an agent that leaves them to us it does no
-/// harm.
+/// Both listeners for the pod's DNS, if it comes here: whoever makes the listeners knows.
 fn open_dns(spec: &PodSpec, rules: &Rules) -> Result<Option<(TcpListener, DatagramListener)>, StartError> {
     let [streams, datagrams] = DNS_LISTENERS;
     let handed = match &spec.listeners {
+        Listeners::Ours if !rules.dns => return Ok(None),
         Listeners::Ours => {
             let stream = bind_ours(&spec.netns, streams, rules).map_err(|error| failed(streams, error))?;
             let bound = DatagramListener::bind(&spec.netns, InterceptPort::DNS, rules);

@@ -119,6 +119,23 @@ async fn the_service_that_was_called_is_named_by_the_destination_too_if_the_pod_
     }
 }
 
+#[tokio::test]
+async fn an_answer_says_who_gives_it_where_that_is_wanted() {
+    // `west` is to say so, `east` is not.
+    for (at, expected) in [(At::West, Some("k8s.namespace.name=shop,k8s.pod.name=server")), (At::East, None)]
+    {
+        let world = World::new();
+        world.pod(at, "server", SERVER).await;
+        world.tell(|state| state.upsert_workload(workload("server", SERVER)));
+        world.echo(SERVER_APP).await;
+        world.complete();
+        let opened = open(&world, &tunnel::hbone::ConnectHeaders::default()).await.unwrap();
+        let said = opened.baggage.as_ref().map(|said| said.to_str().unwrap());
+        assert_eq!(said.is_some(), expected.is_some(), "{said:?}");
+        assert!(expected.is_none_or(|expected| said.unwrap().contains(expected)), "{said:?}");
+    }
+}
+
 /// Opens a stream to the server's application, as the client.
 async fn open(
     world: &World,

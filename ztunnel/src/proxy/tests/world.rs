@@ -233,8 +233,8 @@ impl World {
         let names = Arc::<Names>::default();
         let subscriber = tracing::subscriber::set_default(kept.subscriber());
         Self {
-            east: test_node(&ca, &wires, &names, validity),
-            west: test_node(&ca, &wires, &names, validity),
+            east: test_node(&ca, &wires, &names, validity, At::East),
+            west: test_node(&ca, &wires, &names, validity, At::West),
             wires,
             names,
             ca,
@@ -382,7 +382,7 @@ async fn accepted(peer: SocketAddr, local: &str) -> (TcpStream, Accepted) {
     (client.unwrap(), Accepted { stream: stream.unwrap().0, peer, local: local.parse().unwrap() })
 }
 
-fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Duration) -> TestNode {
+fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Duration, at: At) -> TestNode {
     let (drain, signal) = drain();
     let metrics = Metrics::default();
     let identities = Identities::new(Signer { ca: ca.clone(), validity }, metrics.clone());
@@ -399,6 +399,7 @@ fn test_node(ca: &Arc<Ca>, wires: &Arc<Wires>, names: &Arc<Names>, validity: Dur
         dialer: Arc::new(Loopback(wires.clone())),
         names: names.clone(),
         tunnels: Pool::new(PoolConfig::default()),
+        response_baggage: matches!(at, At::West),
         capacity: Capacity::new(1000),
         limits: Limits { handshake: Duration::from_secs(10), idle: Duration::from_secs(3600), per_pod: 100 },
         on_demand: None,

@@ -33,6 +33,8 @@ pub struct Rules {
     pub port_reuse: bool,
     /// Whether IPv6 is listened on; default yes.
     pub ipv6: bool,
+    /// Whether DNS is listened for; default yes, as it does no harm where the rules lead none to it.
+    pub dns: bool,
 }
 
 impl Default for Rules {
@@ -42,6 +44,7 @@ impl Default for Rules {
             original_source: OriginalSource::Preferred,
             port_reuse: true,
             ipv6: true,
+            dns: true,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod drain;
+mod exposition;
 pub mod limits;
 pub mod log_filter;
 pub mod logging;

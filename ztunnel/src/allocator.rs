@@ -10,6 +10,9 @@
 //! | the same, with trimming from 8 MiB on | 1.27 s | 1.43 s |
 //! | mimalloc | 1.34 s | 1.43 s, and 16 MiB more of memory for each proxy |
 //! | jemalloc | 1.09 s | 1.27 s |
+//!
+//! It can tell what holds its memory (`profile::heap`) if it is told at its start that it may be asked. Until then that takes 0.01 of
+//! 10 MiB of an idle process and no time; ready to be asked, 0.15 MiB.
 
 use tikv_jemallocator::Jemalloc;
 

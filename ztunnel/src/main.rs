@@ -3,7 +3,8 @@
 //! - `zds` learns of pods from the node's agent, `xds` of the mesh from the control plane (all of it, or `on_demand`), `local_config`
 //!   from a file;
 //! - `pods` is what is served, `mesh_state` what is known, `identity` the certificates;
-//! - `proxy` is the data path, `dns` answers the pods' queries for names, `telemetry` what it tells, `admin` what people may ask.
+//! - `proxy` is the data path, `dns` answers the pods' queries for names, `telemetry` what it tells, `admin` what people may ask,
+//!   `profile` where time and memory go.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 mod admin;
@@ -16,6 +17,7 @@ mod local_config;
 mod mesh_state;
 mod on_demand;
 mod pods;
+mod profile;
 mod proxy;
 mod telemetry;
 mod xds;

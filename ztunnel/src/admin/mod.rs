@@ -2,6 +2,7 @@
 
 mod drain;
 mod dump;
+mod profile;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,6 +77,7 @@ pub(crate) fn routes(shown: &Arc<Shown>, access: &Access) -> Routes {
         let shown = for_dump.clone();
         async move { daemon::admin::json(&config_dump(&shown.node, &shown.settings)) }
     });
+    let routes = profile::profile_routes(routes, access);
     let routes = log_routes(routes, shown.logging.clone(), access.clone());
     quit_route(routes, shown.quit.clone(), access.clone())
 }
@@ -91,6 +93,9 @@ fn help(access: &Access) -> String {
         "/config_dump\n\
          /healthz/ready\n\
          /metrics\n\
+         /debug/pprof/profile (?seconds=10, 1 to 300; ?frequency=100 Hz, 1 to 1000)\n\
+         /debug/pprof/heap (once activated)\n\
+         /debug/pprof/heap/profiling (?activate=true*, ?activate=false*)\n\
          /logging (GET; POST* ?level=LEVEL, ?level=MODULE:LEVEL,..., ?reset)\n\
          /drain (GET; POST* ?deadline=60s)\n\
          /quitquitquit* (POST)\n{where_to}"

@@ -136,6 +136,25 @@ async fn an_answer_says_who_gives_it_where_that_is_wanted() {
     }
 }
 
+#[tokio::test]
+async fn a_request_without_any_header_of_the_meshs_is_served() {
+    let world = World::new();
+    world.pod(At::West, "server", SERVER).await;
+    world.echo(SERVER_APP).await;
+    world.complete();
+    let mut stream = open(&world, &tunnel::hbone::ConnectHeaders::default()).await.unwrap().stream;
+    stream.write("hello".into()).await.unwrap();
+    stream.finish().unwrap();
+    let mut answer = Vec::new();
+    while let Some(data) = stream.read().await.unwrap() {
+        answer.extend_from_slice(&data);
+    }
+    assert_eq!(answer, b"hello");
+    let line = &world.lines(1).await[0];
+    assert_eq!(line["response_flags"], "-", "{line:?}");
+    assert_eq!(line["trace_id"].len(), 32, "it has one all the same");
+}
+
 /// Opens a stream to the server's application, as the client.
 async fn open(
     world: &World,

@@ -21,6 +21,7 @@ mod old_connections;
 mod packets;
 mod places;
 mod probes;
+pub mod root;
 mod same_ends;
 mod select;
 pub mod soak;

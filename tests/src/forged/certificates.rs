@@ -18,12 +18,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use sandbox::{Direction, Family, wait};
 
 use super::{Count, Log, ZTUNNEL};
+use crate::root::{Signer, root};
 use crate::world::{SETTLE, World, identity, pods, ports};
 
 /// How soon after a client's connection its tunnel is dialled.
 const TRY: Duration = Duration::from_secs(1);
 
-type Signer = Issuer<'static, KeyPair>;
 type Certificate = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// The fault, who signs, the URIs of the certificate or none of either, and the years of its validity.
@@ -31,13 +31,6 @@ type Shown<'a> = (&'a str, &'a Signer, Option<&'a [&'a str]>, (i32, i32));
 
 /// What HTTP/2 begins with (RFC 9113 3.4), and empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-/// The mesh's own root, whose key the sandbox has.
-fn root(world: &World) -> anyhow::Result<Signer> {
-    let state = world.mesh.directory().join("state");
-    let key = KeyPair::from_pem(&std::fs::read_to_string(state.join("ca.key"))?)?;
-    Ok(Issuer::from_ca_cert_pem(&std::fs::read_to_string(state.join("root.pem"))?, key)?)
-}
 
 fn self_made() -> anyhow::Result<Signer> {
     let mut params = CertificateParams::default();

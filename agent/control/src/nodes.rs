@@ -11,17 +11,20 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
 use crate::connections::Peer;
+use crate::kubernetes::TokenReviews;
 use crate::status::Status as Counts;
 use crate::tokens::Tokens;
 use crate::xds::{Access, Client};
 
-/// How long the disk may take to tell whose a token is.
+/// How long the disk or the API server may take to tell whose a token is.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Nodes' tokens and identities.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     tokens: Arc<Tokens>,
+    /// Who tells whose a token is that none of the former is.
+    reviews: Option<TokenReviews>,
     /// Held by the one thread that reads tokens: a disk that hangs costs one.
     reading: Arc<tokio::sync::Mutex<()>>,
     /// Node -> identities of the pods of the mesh on it; `None` until manifests were read.
@@ -42,8 +45,9 @@ pub(crate) enum Standing {
 
 impl Nodes {
     /// `counts` is told of those who are not let in.
-    pub(crate) fn new(tokens: Tokens, counts: Counts) -> Self {
-        Self { tokens: Arc::new(tokens), reading: Arc::default(), identities: RwLock::new(None), counts }
+    pub(crate) fn new(tokens: Tokens, reviews: Option<TokenReviews>, counts: Counts) -> Self {
+        let (tokens, reading) = (Arc::new(tokens), Arc::default());
+        Self { tokens, reviews, reading, identities: RwLock::new(None), counts }
     }
 
     /// Takes note of what runs where now.
@@ -94,8 +98,20 @@ impl Nodes {
         }
     }
 
-    /// Reads files, away from the threads that serve.
     async fn node_of(&self, token: String) -> Result<Option<String>, String> {
+        let in_files = self.node_in_files(token.clone()).await?;
+        match (&self.reviews, in_files) {
+            (Some(reviews), None) => {
+                let review = tokio::time::timeout(READ_TIMEOUT, reviews.node_of(&token)).await;
+                let late = || format!("the API server does not answer within {} s", READ_TIMEOUT.as_secs());
+                review.unwrap_or_else(|_| Err(late()))
+            }
+            (_, in_files) => Ok(in_files),
+        }
+    }
+
+    /// Reads files, away from the threads that serve.
+    async fn node_in_files(&self, token: String) -> Result<Option<String>, String> {
         let reading = async {
             let alone = Arc::clone(&self.reading).lock_owned().await;
             let tokens = Arc::clone(&self.tokens);
@@ -153,7 +169,7 @@ mod tests {
         let token = tokens.create("east").unwrap();
         let mut metadata = MetadataMap::new();
         metadata.insert("authorization", format!("Bearer {}", token.reveal()).parse().unwrap());
-        let (nodes, extensions) = (Arc::new(Nodes::new(tokens, Counts::new())), Extensions::new());
+        let (nodes, extensions) = (Arc::new(Nodes::new(tokens, None, Counts::new())), Extensions::new());
         assert_eq!(nodes.of(&metadata, &extensions).await.unwrap(), "east");
         let pipe = directory.path().join("state/tokens/west");
         mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();

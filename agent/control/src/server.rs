@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::{self, Authority, OpenError};
 use crate::configuration::Configuration;
+use crate::kubernetes::{Home, HomeError};
 use crate::manifests::WatchError;
 use crate::nodes::Nodes;
 use crate::routes::Routes;
@@ -56,6 +57,9 @@ pub enum ControlError {
     /// The authority.
     #[error("the certificate authority cannot be opened: {0}")]
     Authority(#[from] OpenError),
+    /// Control's own namespace.
+    #[error("the authority's key cannot be had from the cluster: {0}")]
+    Home(#[from] HomeError),
     /// The nodes' tokens.
     #[error("the nodes' tokens cannot be used: {0}")]
     Tokens(#[from] TokenError),
@@ -101,10 +105,18 @@ pub async fn serve(
     let address =
         listener.local_addr().map_err(|error| ControlError::Listen { address: config.listen, error })?;
     let now = SystemTime::now();
+    let home = config.source.home();
+    if let Some(home) = &home {
+        home.restore(&config.state).await?;
+    }
     let authority = Authority::open(&config.state, &config.settings.trust_domain, now)?;
     let authority = Arc::new(authority.with_lifetime(config.certificate_lifetime));
     warn_of_old_root(&authority, now);
-    let nodes = Arc::new(Nodes::new(Tokens::open(&config.state)?, config.status.clone()));
+    let nodes = Arc::new(Nodes::new(
+        Tokens::open(&config.state)?,
+        config.source.token_reviews(),
+        config.status.clone(),
+    ));
     let store = ResourceStore::new(ResourceType::AGENT);
     let configuration = Configuration {
         source: Source::open(&config.source)?,
@@ -117,6 +129,7 @@ pub async fn serve(
     let (certificate, renew_at) = OwnCertificate::new(Arc::clone(&authority), own_addresses(address.ip()))?;
     let connections = tls::accept(listener, certificate.acceptor()?, cancelled.clone());
     tracing::info!(%address, objects = %config.source, "control serves nodes");
+    let keeping = keep(home, Arc::clone(&authority), config.state.clone());
     let (following, publishing) = (Arc::clone(&authority), publish_roots(&authority, store.clone()));
     let certificates = ca::service(authority, Arc::clone(&nodes), config.status);
     let routes = Routes::new(xds::service(store.clone(), nodes), certificates);
@@ -142,9 +155,18 @@ pub async fn serve(
         () = certificate.keep_fresh(renew_at) => Ok(()),
         () = following.follow() => Ok(()),
         () = publishing => Ok(()),
+        () = keeping => Ok(()),
     };
     tracing::info!("control has ended");
     outcome
+}
+
+/// Keeps the authority's key where control's successor finds it.
+async fn keep(home: Option<Home>, authority: Arc<Authority>, state: PathBuf) {
+    match home {
+        Some(home) => home.follow(&authority, &state).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Tells agents of the roots, and of each step of a rotation: they have to trust what will vouch for this server.

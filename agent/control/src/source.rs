@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::kubernetes::{Cluster, Scope, Watches};
+use crate::kubernetes::{Cluster, Home, Scope, TokenReviews, Watches};
 use crate::manifests::{self, LoadError, Objects, Reloads, WatchError};
 
 /// Where objects come from.
@@ -12,14 +12,43 @@ pub enum ObjectSource {
     /// A directory of manifests.
     Manifests(PathBuf),
     /// An API server.
-    Kubernetes(Cluster),
+    Kubernetes {
+        /// Which one.
+        cluster: Cluster,
+        /// The namespace of control and of the agents, if they are pods of the cluster: the authority's key is kept there, and agents
+        /// authenticate by the tokens of their account.
+        home: Option<String>,
+    },
+}
+
+/// The account of the agents' pods.
+const AGENT_ACCOUNT: &str = "culvert-agent";
+
+impl ObjectSource {
+    /// Control's own namespace.
+    pub(crate) fn home(&self) -> Option<Home> {
+        match self {
+            Self::Kubernetes { cluster, home: Some(namespace) } => Some(Home::new(cluster, namespace)),
+            _ => None,
+        }
+    }
+
+    /// Who tells whose the tokens of pods are.
+    pub(crate) fn token_reviews(&self) -> Option<TokenReviews> {
+        match self {
+            Self::Kubernetes { cluster, home: Some(namespace) } => {
+                Some(TokenReviews::new(cluster, namespace, AGENT_ACCOUNT))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for ObjectSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Manifests(directory) => write!(f, "{}", directory.display()),
-            Self::Kubernetes(_) => f.write_str("Kubernetes"),
+            Self::Kubernetes { .. } => f.write_str("Kubernetes"),
         }
     }
 }
@@ -35,7 +64,7 @@ impl Source {
     pub(crate) fn open(source: &ObjectSource) -> Result<Self, WatchError> {
         Ok(match source {
             ObjectSource::Manifests(directory) => Self::Manifests(manifests::watch(directory)?),
-            ObjectSource::Kubernetes(cluster) => {
+            ObjectSource::Kubernetes { cluster, .. } => {
                 Self::Kubernetes(Box::new(Watches::new(cluster, &Scope::Mesh)))
             }
         })

@@ -87,8 +87,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogArgs {
     /// What is logged, such as `info,culvert::bpf=debug` (decisions on single
-    /// packets; those have to be asked for at the start).
-    #[arg(long = "log", env = "RUST_LOG", default_value = "info")]
+    /// packets; those have to be asked for at the start). `kube_client` warns of each kind that the cluster lacks, each time it looks.
+    #[arg(long = "log", env = "RUST_LOG", default_value = "info,kube_client=error")]
     filter: String,
     /// How lines look: `text` or `json`.
     #[arg(long = "log-format", env = "LOG_FORMAT", default_value = "text")]

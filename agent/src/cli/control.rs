@@ -28,6 +28,11 @@ pub(crate) struct Args {
     manifests: Option<PathBuf>,
     #[command(flatten)]
     kubernetes: KubernetesArgs,
+    /// With --kubernetes, where control and the agents are pods of the cluster: their namespace. The authority's key is kept there in the
+    /// Secret `culvert-authority`, its roots in the ConfigMap `culvert-roots`, and agents authenticate by tokens of the account `culvert-agent`
+    /// for the audience `culvert-control`.
+    #[arg(long, requires = "kubernetes")]
+    home_namespace: Option<String>,
     /// The directory of the certificate authority's key and the nodes' tokens; made when missing (0700).
     #[arg(long)]
     state: PathBuf,
@@ -59,7 +64,7 @@ pub(crate) struct Args {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let (_logging, _written_at_exit) = args.log.init()?;
     let source = match (args.kubernetes.find().await?, args.manifests) {
-        (Some(cluster), None) => ObjectSource::Kubernetes(cluster),
+        (Some(cluster), None) => ObjectSource::Kubernetes { cluster, home: args.home_namespace },
         (None, Some(manifests)) => ObjectSource::Manifests(manifests),
         _ => anyhow::bail!("either --manifests is needed, or --kubernetes"),
     };

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::stream;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -55,6 +55,10 @@ struct State {
     without_istio: bool,
     /// Paths that the client may not read.
     forbidden: BTreeSet<String>,
+    /// Objects by themselves, by kind and name.
+    singles: BTreeMap<String, Value>,
+    /// Tokens of the agents, and their nodes.
+    tokens: BTreeMap<String, String>,
     /// Path and query of each request.
     requests: Vec<String>,
 }
@@ -155,6 +159,16 @@ impl ApiServer {
         };
     }
 
+    /// Gives the agent of a node a token.
+    pub(crate) fn give_token(&self, token: &str, node: &str) {
+        self.state().tokens.insert(token.to_owned(), node.to_owned());
+    }
+
+    /// An object of control's namespace, by kind and name.
+    pub(crate) fn single(&self, name: &str) -> Option<Value> {
+        self.state().singles.get(name).cloned()
+    }
+
     /// The requests so far that have all of this in them.
     pub(crate) fn requests(&self, parts: &[&str]) -> usize {
         let has_all = |request: &&String| parts.iter().all(|part| request.contains(part));
@@ -179,8 +193,13 @@ impl ApiServer {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let shared = Arc::clone(&shared);
-                let answer = service_fn(move |request| {
-                    std::future::ready(Ok::<_, Infallible>(answer(&shared, &request)))
+                let answer = service_fn(move |request: Request<Incoming>| {
+                    let shared = Arc::clone(&shared);
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = body.collect().await.unwrap().to_bytes();
+                        Ok::<_, Infallible>(answer(&shared, &Request::from_parts(parts, body)))
+                    }
                 });
                 connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
             }
@@ -193,6 +212,37 @@ impl Drop for ApiServer {
         if let Some(serving) = &self.serving {
             serving.abort();
         }
+    }
+}
+
+impl State {
+    /// Whose a token is.
+    fn review(&self, review: &[u8]) -> Value {
+        let review: Value = serde_json::from_slice(review).unwrap();
+        let Some(node) = review["spec"]["token"].as_str().and_then(|token| self.tokens.get(token)) else {
+            return json!({"status": {"authenticated": false}});
+        };
+        json!({"status": {"authenticated": true, "audiences": review["spec"]["audiences"], "user": {
+            "username": "system:serviceaccount:culvert-system:culvert-agent",
+            "extra": {"authentication.kubernetes.io/node-name": [node]},
+        }}})
+    }
+
+    /// Gets, replaces or makes one object.
+    fn single(&mut self, method: &Method, name: &str, body: &[u8]) -> Response<Body> {
+        let is_there = self.singles.contains_key(name);
+        match (method, serde_json::from_slice::<Value>(body)) {
+            (&Method::POST, Ok(object)) => {
+                let name = format!("{name}/{}", object["metadata"]["name"].as_str().unwrap());
+                self.singles.insert(name, object);
+            }
+            (&Method::PUT, Ok(object)) if is_there => {
+                self.singles.insert(name.to_owned(), object);
+            }
+            (&Method::GET, _) if is_there => return json_response(StatusCode::OK, &self.singles[name]),
+            _ => return failure(StatusCode::NOT_FOUND, "NotFound"),
+        }
+        json_response(StatusCode::OK, &json!({}))
     }
 }
 
@@ -212,12 +262,18 @@ fn event(kind: &str, object: &Value) -> String {
 
 type Body = BoxBody<Bytes, Infallible>;
 
-fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
+fn answer(shared: &Arc<Shared>, request: &Request<Bytes>) -> Response<Body> {
     let mut state = shared.state.lock().unwrap();
     let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default());
     state.requests.push(request.uri().to_string());
     if state.without_istio && path.starts_with(ISTIO) {
         return failure(StatusCode::NOT_FOUND, "NotFound");
+    }
+    if path.ends_with("/tokenreviews") {
+        return json_response(StatusCode::CREATED, &state.review(request.body()));
+    }
+    if let Some((_, name)) = path.split_once("/namespaces/culvert-system/") {
+        return state.single(request.method(), name, request.body());
     }
     if state.forbidden.contains(&path) {
         return failure(StatusCode::FORBIDDEN, "Forbidden");

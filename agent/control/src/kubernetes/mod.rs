@@ -5,10 +5,12 @@
 
 mod cluster;
 mod decode;
+mod home;
 mod meaning;
 mod node_pods;
 mod pauses;
 mod store;
+mod token_reviews;
 mod watches;
 
 #[cfg(test)]
@@ -17,5 +19,8 @@ mod api_server;
 mod tests;
 
 pub use cluster::{Cluster, ConnectError};
+pub(crate) use home::Home;
+pub use home::HomeError;
 pub use node_pods::NodePods;
+pub(crate) use token_reviews::TokenReviews;
 pub use watches::{Scope, Watches};

@@ -5,8 +5,10 @@
 
 mod bench;
 mod cargo;
+mod cluster;
 mod demo;
 mod fuzz;
+mod image;
 mod output;
 mod profile;
 mod progress;
@@ -45,6 +47,10 @@ enum Task {
     Bench(bench::Args),
     /// Tell where the time of a path goes: of processors, in system calls and in waiting (needs root).
     Profile(profile::Args),
+    /// A real Kubernetes of two nodes made of namespaces (needs root).
+    Cluster(cluster::Args),
+    /// Pack the container image, without Docker.
+    Image(image::Args),
     /// Remove what a sandbox left that was ended by force.
     Clean,
 }
@@ -59,6 +65,8 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Profile(args) => profile::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
+        Task::Image(args) => image::run(&args).map(|()| true),
         Task::Clean => clean().map(|()| true),
     };
     match result {

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+pub(crate) use step::{Step, output_of};
+
 /// The target the kernel programs are built for.
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -49,13 +51,20 @@ pub(crate) fn ensure(workspace: &Path) -> anyhow::Result<()> {
 /// One is missing and cannot be installed.
 pub(crate) fn ensure_programs(workspace: &Path, programs: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing = programs.iter().filter(|(program, _)| find_program(program).is_err());
-    let packages: Vec<String> = missing.map(|(_, package)| (*package).to_owned()).collect();
+    ensure_packages(workspace, &missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
+/// Installs those of Debian's packages that are missing.
+///
+/// # Errors
+/// One is missing and cannot be installed.
+pub(crate) fn ensure_packages(workspace: &Path, packages: &[&str]) -> anyhow::Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
     let directory = directory(workspace);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-    debian::install(&directory, &packages)
+    debian::install(&directory, &packages.iter().map(|&package| package.to_owned()).collect::<Vec<_>>())
 }
 
 /// Where a program is, looked for also where only root's `PATH` leads.
@@ -114,7 +123,7 @@ impl Compiler {
 
     /// Asks the compiler at `rustc`; `cargo` stands beside it.
     fn ask(rustc: PathBuf) -> Option<Self> {
-        let text = step::output_of(&rustc, &["-vV"])?;
+        let text = output_of(&rustc, &["-vV"])?;
         let (version, llvm) = parse_version(&text)?;
         let cargo = rustc.with_file_name("cargo");
         cargo.is_file().then_some(Self { cargo, rustc, version, llvm })
@@ -147,7 +156,7 @@ fn is_valid(record: &Path) -> bool {
         return false;
     };
     [cargo, linker].iter().all(|path| Path::new(path).is_file())
-        && step::output_of(Path::new(rustc), &["-V"]).is_some_and(|answer| answer.trim() == version)
+        && output_of(Path::new(rustc), &["-V"]).is_some_and(|answer| answer.trim() == version)
 }
 
 /// Written aside and renamed, so that a reader sees all of it or nothing.

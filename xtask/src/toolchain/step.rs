@@ -15,7 +15,7 @@ use crate::progress::Progress;
 const LINES_SHOWN: usize = 15;
 
 /// What `program` prints, or nothing if it is missing or fails.
-pub(super) fn output_of(program: &Path, arguments: &[&str]) -> Option<String> {
+pub(crate) fn output_of(program: &Path, arguments: &[&str]) -> Option<String> {
     output_with(program, arguments, |_| {})
 }
 
@@ -36,21 +36,21 @@ pub(super) fn output_with(
 }
 
 /// A long step.
-pub(super) struct Step {
+pub(crate) struct Step {
     what: String,
     log: PathBuf,
     /// The program to run.
-    pub(super) command: Command,
+    pub(crate) command: Command,
 }
 
 impl Step {
     /// The step `what`, done by `program`, which logs into `directory`.
-    pub(super) fn new(what: &str, program: impl AsRef<OsStr>, directory: &Path) -> Self {
+    pub(crate) fn new(what: &str, program: impl AsRef<OsStr>, directory: &Path) -> Self {
         Self { what: what.to_owned(), log: directory.join("setup.log"), command: Command::new(program) }
     }
 
     /// Runs it to its end.
-    pub(super) fn run(mut self) -> anyhow::Result<()> {
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
         let mut progress = Progress::begin(&*self.what);
         let mut log = File::options().create(true).append(true).open(&self.log)?;
         writeln!(log, "== {}: {:?}", self.what, self.command)?;

@@ -128,6 +128,7 @@ failSwapOn: false
 authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: "{}"}}}}
 authorization: {{mode: Webhook}}
 clusterDomain: cluster.local
+imageGCHighThresholdPercent: 100  # what it would collect on a full disk, no registry could bring back
 evictionHard: {{nodefs.available: "1%", imagefs.available: "1%", memory.available: "100Mi"}}
 "#,
         layout.cgroup(machine),

@@ -42,7 +42,7 @@ pub use abandoned::ABANDONED;
 pub use bypass::BYPASS;
 pub use captured::{PERMISSIVE as CAPTURED_UNDER_PERMISSIVE, STRICT as CAPTURED_UNDER_STRICT};
 pub use churn::CHURN;
-pub use dns::{DNS_ANSWERED, DNS_LED, DNS_SEALED};
+pub use dns::{DNS_ANSWERED, DNS_LED, DNS_SEALED, DNS_UNDER_RULES};
 pub use enrolment::ENROLMENT;
 pub use faithful::{BUFFERS, FAITHFUL, OCCUPIED, UNREACHABLE};
 pub use forged::FORGED;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         ("an_identity_that_a_policy_refuses_is_refused", refused),
         ("what_comes_without_identity_is_refused_under_strict_and_seen_as_it_is_under_permissive", plaintext),
         ("what_is_outside_the_mesh_is_called_as_it_is", outside),
+        e2e::DNS_UNDER_RULES,
         ("a_pod_that_leaves_is_served_no_more_and_again_when_it_is_back", leave),
         ("pods_go_on_while_the_agent_is_away_and_are_what_it_says_when_it_is_back", agent_restart),
         ("a_successor_takes_over_while_the_old_one_drains", successor),

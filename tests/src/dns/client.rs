@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use api::dns::{Edns, Kind, Message, Name, Record};
+use sandbox::Pod;
 
 use crate::World;
 
@@ -40,6 +41,10 @@ pub(super) fn addresses(answer: &Message) -> Vec<IpAddr> {
 
 /// A socket of the pod's that takes datagrams from `server` and from nobody else: an answer in another's name is none.
 pub(super) fn socket(world: &World, pod: &str, server: SocketAddr) -> anyhow::Result<UdpSocket> {
+    socket_in(world.sandbox.pod(pod)?, server)
+}
+
+fn socket_in(pod: &Pod, server: SocketAddr) -> anyhow::Result<UdpSocket> {
     let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let connect = || {
         let socket = UdpSocket::bind(any)?;
@@ -47,7 +52,7 @@ pub(super) fn socket(world: &World, pod: &str, server: SocketAddr) -> anyhow::Re
         socket.set_read_timeout(Some(PATIENCE))?;
         std::io::Result::Ok(socket)
     };
-    Ok(world.sandbox.pod(pod)?.net().run(connect)??)
+    Ok(pod.net().run(connect)??)
 }
 
 /// The answer of `server` to a pod.
@@ -58,11 +63,16 @@ pub(super) fn ask(
     query: &Message,
     over: Over,
 ) -> anyhow::Result<Message> {
+    ask_in(world.sandbox.pod(pod)?, server, query, over)
+}
+
+/// The same, without a mesh of ours.
+pub(super) fn ask_in(pod: &Pod, server: SocketAddr, query: &Message, over: Over) -> anyhow::Result<Message> {
     let what = || format!("{over:?} to {server}: {:?}", query.questions.first());
     let bytes = query.encode();
     let answer = match over {
         Over::Udp | Over::Edns => {
-            let socket = socket(world, pod, server)?;
+            let socket = socket_in(pod, server)?;
             socket.send(&bytes).with_context(what)?;
             let mut buffer = vec![0; 65_535];
             let length = socket.recv(&mut buffer).with_context(what)?;
@@ -71,7 +81,7 @@ pub(super) fn ask(
         }
         Over::Tcp => {
             let connect = || TcpStream::connect_timeout(&server, PATIENCE);
-            let mut stream = world.sandbox.pod(pod)?.net().run(connect)?.with_context(what)?;
+            let mut stream = pod.net().run(connect)?.with_context(what)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let length = u16::try_from(bytes.len())?;
             stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat())?;

@@ -11,9 +11,10 @@ use anyhow::{Context, ensure};
 use api::dns::{Code, Kind, Message};
 use sandbox::{Family, wait};
 
-use self::client::{Over, addresses, ask, question, socket};
+use self::client::{Over, addresses, ask, ask_in, question, socket};
 use self::server::Server;
 use crate::Case;
+use crate::istio::IstioNodes;
 use crate::world::{SETTLE, World, echoes, pods, ports};
 
 /// How packets of DNS are led, which depends on the way they are taken.
@@ -38,6 +39,10 @@ pub const DNS_ANSWERED: &[Case<World>] = &[
 /// Looks at the whole run.
 pub const DNS_SEALED: &[Case<World>] =
     &[("no_plaintext_crossed_the_link_between_the_nodes_meanwhile", World::ensure_sealed)];
+
+/// Where rules of iptables lead DNS to ztunnel, as under Istio's agent.
+pub const DNS_UNDER_RULES: Case<IstioNodes> =
+    ("names_of_the_mesh_are_answered_where_rules_lead_questions_and_others_are_passed_on", under_rules);
 
 const NAME: &str = "far.shop.svc.cluster.local.";
 const KINDS: [Kind; 2] = [Kind::A, Kind::AAAA];
@@ -80,6 +85,27 @@ pub(crate) fn services(world: &mut World) -> anyhow::Result<()> {
     let counted = world.ztunnel_metric("east", "istio_dns_requests_total")?;
     ensure!(counted >= 12, "{counted} queries are counted");
     ensure!(world.counted("east", "reason=\"dns\"")? >= 8, "they were captured as what they are");
+    Ok(())
+}
+
+fn under_rules(nodes: &mut IstioNodes) -> anyhow::Result<()> {
+    let (client, asked) = (nodes.sandbox.pod(pods::CLIENT)?, nodes.sandbox.pod(pods::OUTSIDER_EAST)?);
+    let server = Server::start(asked.net(), 1, None)?;
+    for family in Family::BOTH {
+        let to = SocketAddr::new(asked.address(family)?, 53);
+        for over in [Over::Udp, Over::Edns, Over::Tcp] {
+            for (kind, expected) in KINDS.into_iter().zip(["10.43.0.3", "fd43::3"]) {
+                let answer = ask_in(client, to, &question(NAME, kind, over), over)?;
+                let expected: IpAddr = expected.parse()?;
+                ensure!(addresses(&answer) == [expected], "{family}, {over:?}, {kind}: {answer:?}");
+            }
+        }
+        ensure!(server.take_asked().is_empty(), "somebody else was asked for a name of the mesh");
+        // Of a datagram the rules do not leave known whom it was for.
+        let answer = ask_in(client, to, &question("example.com.", Kind::A, Over::Tcp), Over::Tcp)?;
+        ensure!(addresses(&answer) == v4(1), "{family}: {answer:?}");
+        ensure!(server.take_asked().len() == 1, "{family}: the server that was meant is not asked once");
+    }
     Ok(())
 }
 

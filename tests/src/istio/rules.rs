@@ -1,5 +1,6 @@
 //! What Istio's agent puts into a pod for its ztunnel (Istio contract 2.6): rules of iptables that turn the pod's connections to the
-//! proxy's ports there, and routes that bring the replies to the proxy's own connections back to it. Without the part for DNS.
+//! proxy's ports there, and routes that bring the replies to the proxy's own connections back to it. Without the zone of conntrack for the
+//! questions that the proxy itself asks.
 
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ COMMIT
 -A PREROUTING -s {kubelet} -p tcp -j ACCEPT
 -A PREROUTING ! -d {loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
 -A OUTPUT -d {kubelet} -p tcp -j ACCEPT
+-A OUTPUT ! -o lo -p udp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
+-A OUTPUT ! -d {loopback} -p tcp --dport 53 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15053
 -A OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
 -A OUTPUT ! -d {loopback} -o lo -j ACCEPT
 -A OUTPUT ! -d {loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001

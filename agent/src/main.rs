@@ -7,6 +7,7 @@
 //! - `kubelet` and `cgroup` tell processes apart; `local_socket` admits them; `status`, `view`, `telemetry` and `forged` tell people.
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod borrowed;
 mod bpf;
 mod cgroup;
 mod cli;

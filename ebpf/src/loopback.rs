@@ -9,9 +9,16 @@
 //! and it does so when it finds it by itself, not when the packet comes with a listener (since 6.10 the packet is then dropped for up to a
 //! minute). So such a packet goes on as it is, and when the kernel then asks for a listener, `sk_lookup_inbound` gives it ours.
 
-use aya_ebpf::{Global, helpers::bpf_skb_change_type, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_INGRESS,
+    helpers::{bpf_redirect, bpf_skb_change_type},
+    macros::classifier,
+    programs::TcContext,
+};
 use ebpf_common::{
-    Counter, Flow, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, PORT_DNS, PORT_DOMAIN, PORT_OUTBOUND,
+    Counter, Flow, LOOPBACK_INDEX, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, MARK_PROXY, PORT_DNS,
+    PORT_DOMAIN, PORT_OUTBOUND,
     packet::{Parsed, Segment},
 };
 
@@ -52,6 +59,9 @@ pub fn tc_lo_dns(ctx: TcContext) -> i32 {
 fn lo<const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (mark, kind) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).pkt_type) };
+    if mark & MARK_MASK == MARK_PROXY {
+        return one_mark(ctx, mark);
+    }
     if mark & MARK_MASK == MARK_APPLICATION {
         return application_leg::<CAPTURES_DNS>(ctx, mark);
     }
@@ -87,6 +97,27 @@ fn lo<const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
         decide(ctx, &segment, Counter::CapturedForgedMark);
     }
     to_listener::<CAPTURES_DNS>(ctx, &segment)
+}
+
+/// What carries the mark that Istio's ztunnel has for all its sockets: its answers to applications, to which marks mean nothing, and
+/// its connections to them. These get the mark of our ztunnel's, by which the application's answers find their way back.
+///
+/// A packet that opens one, or completes one by a SYN cookie, starts here anew. Our ztunnel binds such sockets to `lo`, and by that device
+/// `sk_lookup_inbound` knows them; of others it is told the device that has the pod's address, as of what comes from outside, unless
+/// the packet is routed again. To addresses of the loopback there is no other way than the one they came by.
+#[inline(always)]
+fn one_mark(ctx: &TcContext, mark: u32) -> i32 {
+    ctx.set_mark((mark & !MARK_MASK) | MARK_APPLICATION);
+    match skb::parse(ctx) {
+        Parsed::Tcp(segment)
+            if !segment.destination.is_loopback()
+                && (segment.flags.opens() || !skb::has_receiver(ctx, &segment)) =>
+        {
+            // SAFETY: no pointers are involved; a failure is TC_ACT_SHOT, so the packet is dropped.
+            unsafe { bpf_redirect(LOOPBACK_INDEX, u64::from(BPF_F_INGRESS)) as i32 }
+        }
+        _ => PASS,
+    }
 }
 
 /// Hands a query over UDP to the listener on 15053 of this namespace. Without one it is dropped: an application of the pod that serves

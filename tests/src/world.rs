@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use sandbox::{
     AccessEntry, AccessLog, Capture, Direction, Family, Fetch, Mesh, MeshOptions, Node, Redirection, Reply,
-    Sandbox, wait,
+    Sandbox, Ztunnels, wait,
 };
 
 use crate::places::{binaries, options};
@@ -89,21 +89,31 @@ impl World {
         Self::of("mesh", redirection)
     }
 
+    /// The same with ztunnels that make their listeners in pods by themselves, as Istio's do.
+    pub fn as_istios(redirection: Redirection) -> anyhow::Result<Self> {
+        Self::made_of("mesh", redirection, Ztunnels::AsIstios, Vec::new())
+    }
+
     /// The same with the manifests of `tests/manifests/<manifests>`.
     pub fn of(manifests: &str, redirection: Redirection) -> anyhow::Result<Self> {
-        Self::made_of(manifests, redirection, Vec::new())
+        Self::made_of(manifests, redirection, Ztunnels::Ours, Vec::new())
     }
 
     /// As [`World::start`], with further arguments of the control plane.
     pub fn start_with(redirection: Redirection, control: Vec<String>) -> anyhow::Result<Self> {
-        Self::made_of("mesh", redirection, control)
+        Self::made_of("mesh", redirection, Ztunnels::Ours, control)
     }
 
-    fn made_of(manifests: &str, redirection: Redirection, control: Vec<String>) -> anyhow::Result<Self> {
+    fn made_of(
+        manifests: &str,
+        redirection: Redirection,
+        ztunnels: Ztunnels,
+        control: Vec<String>,
+    ) -> anyhow::Result<Self> {
         let sandbox = Sandbox::start(&options(manifests)?)?;
         let capture = Some(sandbox.capture("east", &[MARKER.as_bytes()])?);
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-        let options = MeshOptions { binaries: binaries()?, redirection, log, control };
+        let options = MeshOptions { binaries: binaries()?, redirection, ztunnels, log, control };
         let mesh = Mesh::start(&sandbox, options, |_| ())?;
         Ok(Self { mesh, sandbox, capture })
     }

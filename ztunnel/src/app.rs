@@ -94,7 +94,8 @@ pub(crate) async fn run(config: Config, logging: LogHandle, workers: Workers) ->
         lasting.spawn(crl.follow(Pace::default(), node.metrics.clone()));
     }
     let proxies = NodeProxies(node.clone());
-    let pods = zds::run(&config.inpod_uds, proxies, readiness.clone(), node.drain.clone());
+    let pods =
+        zds::run(&config.inpod_uds, config.zds_hello(), proxies, readiness.clone(), node.drain.clone());
     let mut pods = std::pin::pin!(pods);
     tracing::info!(node = %config.node.node_name, version = BUILD, "ztunnel started");
     for Unused { variable, reason } in &config.unused {

@@ -17,7 +17,6 @@ States:
   preparing         being set up or mended; what holds it up stands below the table
   awaiting-ztunnel  captured or about to be, and no ztunnel has taken it
   enrolled          captured
-  limited           ztunnel knows it and takes no listeners (Istio's): nothing is captured
   draining          leaving: captured connections are ending
 
 LINKS are the programs attached, LISTENERS the ports of the mesh held in the pod, PRE-MESH its
@@ -75,7 +74,7 @@ fn render(status: &AgentStatus, now: SystemTime, width: Option<u16>) -> String {
         [draining @ .., active] => {
             text.push_str(&format!("ztunnel: process {}, {} pods", active.pid, active.pods));
             if !active.takes_listeners {
-                text.push_str("; it takes no listeners from the agent, so nothing is captured for it");
+                text.push_str("; it makes its own listeners: connections are refused while it restarts");
             }
             if !draining.is_empty() {
                 text.push_str(&format!("; {} draining", draining.len()));

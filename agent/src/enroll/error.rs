@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::borrowed::BorrowError;
 use crate::bpf::{AttachError, MapError};
 use crate::listeners::ListenError;
 use crate::netns::find::FindError;
@@ -19,6 +20,9 @@ pub(crate) enum EnrollError {
     /// The listeners; the application is at fault when it occupies a port.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The listeners that ztunnel has made.
+    #[error(transparent)]
+    Borrow(#[from] BorrowError),
     /// Rules, routes and sysctls.
     #[error(transparent)]
     Plumbing(#[from] PlumbingError),
@@ -63,6 +67,7 @@ impl EnrollError {
             Self::Find(FindError::Open { .. } | FindError::Examine(_)) => "netns",
             Self::Listen(ListenError::PortInUse(_)) => "port_in_use",
             Self::Listen(ListenError::Socket { .. } | ListenError::Enter(_)) => "listen",
+            Self::Borrow(_) => "ztunnels_listeners",
             Self::Plumbing(_) => "plumbing",
             Self::Announce(AnnounceError::NoZtunnel) => "no_ztunnel",
             Self::Announce(AnnounceError::Unspeakable(_)) => "names_too_long",

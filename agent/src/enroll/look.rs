@@ -162,14 +162,13 @@ impl PodTask {
         let facts = Facts {
             wanted: self.wanted(member),
             netns: self.found.is_some(),
-            listeners: self
-                .listeners
-                .as_ref()
-                .is_some_and(|listeners| listeners.dns().is_some() == self.wants_dns()),
+            listeners: self.listeners.as_ref().is_some_and(|listeners| {
+                takes_listeners == Some(false) || listeners.dns().is_some() == self.wants_dns()
+            }),
             plumbing: stands,
             ztunnel_takes_listeners: takes_listeners.unwrap_or(true),
             announced: self.is_announced(member),
-            inbound: if member { self.inbound == Side::Ensured } else { links.inbound },
+            inbound: if member { self.is_led() } else { links.inbound },
             outbound: match self.outbound {
                 _ if !links.outbound => Outbound::Detached,
                 _ if links.joining => Outbound::Joining,
@@ -193,6 +192,15 @@ impl PodTask {
         let stated = self.spec.as_ref().and_then(|spec| spec.dns).unwrap_or(self.context.dns);
         let as_it_was = || self.listeners.as_ref().is_none_or(|listeners| listeners.dns().is_some());
         stated && self.context.hub.takes_dns().unwrap_or_else(as_it_was)
+    }
+
+    /// Whether connections are led to the listeners there are: of a ztunnel that makes its own, to the active one's.
+    fn is_led(&self) -> bool {
+        let hub = &self.context.hub;
+        let theirs = hub.takes_listeners() == Some(false);
+        let current =
+            !theirs || self.led_for.is_some() && self.led_for == hub.active().map(|(session, _)| session);
+        self.inbound == Side::Ensured && current
     }
 
     /// A member is announced when the active ztunnel has acknowledged it; a leaving pod, also one that an earlier agent announced,

@@ -14,6 +14,7 @@ use super::pod::{PodSpec, Strict};
 use super::steps::{Outbound, Step};
 use super::task::{PodTask, Side};
 use super::watch::NetnsWatch;
+use crate::borrowed;
 use crate::bpf::{self, Changes, PodMode};
 use crate::listeners::{ListenError, Listeners, NotOurs};
 use crate::netns::Netns;
@@ -52,6 +53,13 @@ impl PodTask {
         match step {
             Step::FindNetns => self.find_netns(),
             Step::ObtainListeners => self.obtain_listeners(),
+            Step::CloseListeners => {
+                self.listeners = None;
+                self.announcement = None;
+                // What was captured for them alone is no longer.
+                self.unverified();
+                Ok(())
+            }
             Step::Plumb => self.plumb(look),
             Step::AttachInbound => self.attach_inbound(),
             Step::AttachOutbound => self.attach_outbound(),
@@ -61,12 +69,7 @@ impl PodTask {
             Step::DetachInbound => self.detach_inbound(),
             Step::DetachOutbound => self.detach_outbound(),
             Step::Unplumb => self.unplumb(look),
-            Step::Announce
-            | Step::Withdraw
-            | Step::Enrolled
-            | Step::Limited
-            | Step::AwaitDrain
-            | Step::Forget => Ok(()),
+            Step::Announce | Step::Withdraw | Step::Enrolled | Step::AwaitDrain | Step::Forget => Ok(()),
         }
     }
 
@@ -188,9 +191,11 @@ impl PodTask {
         }
     }
 
-    /// Whether the pod's DNS is captured as far as its listeners say; before they are known, as it was.
+    /// Whether the pod's DNS is captured as far as its listeners say; before they are known, as it was. A ztunnel that makes its own has
+    /// none that DNS could be led to.
     fn captures_dns(&self, links: &bpf::PodLinks) -> bool {
-        self.listeners.as_ref().map_or(links.dns, |listeners| listeners.dns().is_some())
+        let as_it_was = links.dns && self.context.hub.takes_listeners() != Some(false);
+        self.listeners.as_ref().map_or(as_it_was, |listeners| listeners.dns().is_some())
     }
 
     /// Reads how the pod resolves names. Without that ztunnel has the pod ask whom it asks anyhow, and completes names as kubelet's
@@ -241,11 +246,18 @@ impl PodTask {
     }
 
     fn attach_inbound(&mut self) -> Result<(), EnrollError> {
-        let (Some((spec, netns)), Some(listeners)) = (self.pod(), &self.listeners) else { return Ok(()) };
+        let Some((spec, netns)) = self.pod() else { return Ok(()) };
+        let active = self.context.hub.active();
+        let listeners = match (&self.listeners, active) {
+            (Some(listeners), _) => Arc::clone(listeners),
+            (None, Some((_, pid))) => Arc::new(borrowed::borrow(pid, &netns)?),
+            (None, None) => return Err(AnnounceError::NoZtunnel.into()),
+        };
         let addresses: BTreeSet<_> = spec.addresses.iter().copied().collect();
         let ports: BTreeSet<_> = spec.probe_ports.iter().copied().collect();
-        self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, listeners)?;
+        self.context.kernel.lead(&self.uid, (&addresses, &self.led), &ports, &listeners)?;
         self.led = addresses;
+        self.led_for = active.map(|(session, _)| session);
         let changes = self.context.kernel.ensure_inbound(&self.uid, &netns)?;
         self.tell(&changes);
         self.inbound = Side::Ensured;

@@ -44,7 +44,8 @@ pub(crate) struct Facts {
     pub(crate) listeners: bool,
     /// Rules, routes and sysctls stand; for a leaving pod: some of them stand.
     pub(crate) plumbing: bool,
-    /// The active ztunnel takes listeners of ours (Istio's does not, and nothing can be captured for it).
+    /// The active ztunnel takes listeners of ours. (Istio's makes its own, in whose way ours would be, and has them once it has acknowledged
+    /// the pod.)
     pub(crate) ztunnel_takes_listeners: bool,
     /// The active ztunnel has acknowledged the pod.
     pub(crate) announced: bool,
@@ -67,6 +68,8 @@ pub(crate) enum Step {
     FindNetns,
     /// Get the listeners back from ztunnel, or make them.
     ObtainListeners,
+    /// Close ours: ztunnel makes its own.
+    CloseListeners,
     /// Write what is missing of rules, routes and sysctls.
     Plumb,
     /// Tell ztunnel and wait for its acknowledgement.
@@ -81,8 +84,6 @@ pub(crate) enum Step {
     CutPreMesh,
     /// Enrolled; nothing to do.
     Enrolled,
-    /// Nothing more is possible with this ztunnel.
-    Limited,
     /// Let new connections pass.
     StartDraining,
     /// Remove the inbound link: new connections reach the application directly.
@@ -111,22 +112,14 @@ pub(crate) enum State {
     AwaitingZtunnel,
     /// Captured.
     Enrolled,
-    /// ztunnel knows it, but cannot take what would be captured.
-    Limited,
     /// Its captured connections are ending.
     Draining,
 }
 
 impl State {
     /// All, for metrics that list each.
-    pub(crate) const ALL: [Self; 6] = [
-        Self::Searching,
-        Self::Preparing,
-        Self::AwaitingZtunnel,
-        Self::Enrolled,
-        Self::Limited,
-        Self::Draining,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Searching, Self::Preparing, Self::AwaitingZtunnel, Self::Enrolled, Self::Draining];
 
     /// As in the status and in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
@@ -135,7 +128,6 @@ impl State {
             Self::Preparing => "preparing",
             Self::AwaitingZtunnel => "awaiting-ztunnel",
             Self::Enrolled => "enrolled",
-            Self::Limited => "limited",
             Self::Draining => "draining",
         }
     }
@@ -146,6 +138,7 @@ impl From<Step> for State {
         match step {
             Step::FindNetns => Self::Searching,
             Step::ObtainListeners
+            | Step::CloseListeners
             | Step::Plumb
             | Step::AttachInbound
             | Step::AttachOutbound
@@ -153,7 +146,6 @@ impl From<Step> for State {
             | Step::CutPreMesh => Self::Preparing,
             Step::Announce => Self::AwaitingZtunnel,
             Step::Enrolled => Self::Enrolled,
-            Step::Limited => Self::Limited,
             Step::StartDraining
             | Step::DetachInbound
             | Step::Withdraw
@@ -182,16 +174,16 @@ fn joining(facts: &Facts) -> Step {
         // What is captured stays captured on every device, whatever else is missing: refused, not bypassed.
         return Step::AttachOutbound;
     }
-    if !facts.listeners && facts.ztunnel_takes_listeners {
-        return Step::ObtainListeners;
+    match (facts.listeners, facts.ztunnel_takes_listeners) {
+        (false, true) => return Step::ObtainListeners,
+        (true, false) => return Step::CloseListeners,
+        (true, true) | (false, false) => {}
     }
     if !facts.plumbing {
         return Step::Plumb;
     }
-    if !facts.ztunnel_takes_listeners {
-        return if facts.announced { Step::Limited } else { Step::Announce };
-    }
-    if !facts.announced && facts.outbound == Outbound::Detached {
+    // Listeners that ztunnel makes are there when it has acknowledged the pod.
+    if !facts.announced && (facts.outbound == Outbound::Detached || !facts.ztunnel_takes_listeners) {
         return Step::Announce;
     }
     if !facts.inbound {
@@ -265,6 +257,7 @@ mod tests {
         match step {
             Step::FindNetns => facts.netns = true,
             Step::ObtainListeners => facts.listeners = true,
+            Step::CloseListeners => facts.listeners = false,
             Step::Plumb => facts.plumbing = true,
             Step::Announce => facts.announced = true,
             Step::AttachInbound => facts.inbound = true,
@@ -277,14 +270,14 @@ mod tests {
             Step::AwaitDrain => facts.captured_connections = false,
             Step::DetachOutbound => facts.outbound = Outbound::Detached,
             Step::Unplumb => facts.plumbing = false,
-            Step::Enrolled | Step::Limited | Step::Forget => {}
+            Step::Enrolled | Step::Forget => {}
         }
         facts
     }
 
     fn walk(mut facts: Facts) -> Vec<Step> {
         let mut steps = vec![next(&facts)];
-        while !matches!(steps.last(), Some(Step::Enrolled | Step::Limited | Step::Forget)) {
+        while !matches!(steps.last(), Some(Step::Enrolled | Step::Forget)) {
             assert!(steps.len() < 20, "no end: {steps:?}");
             facts = done(steps[steps.len() - 1], facts);
             steps.push(next(&facts));
@@ -305,6 +298,26 @@ mod tests {
             Step::Enrolled,
         ];
         assert_eq!(walk(NOTHING), expected);
+    }
+
+    #[test]
+    fn for_a_ztunnel_that_makes_its_listeners_a_pod_is_captured_once_it_has_them() {
+        let expected = [
+            Step::FindNetns,
+            Step::Plumb,
+            Step::Announce,
+            Step::AttachInbound,
+            Step::AttachOutbound,
+            Step::Gate,
+            Step::Enrolled,
+        ];
+        let theirs = Facts { ztunnel_takes_listeners: false, ..NOTHING };
+        assert_eq!(walk(theirs), expected);
+        let after_ours = Facts { listeners: true, netns: true, ..theirs };
+        assert_eq!(next(&after_ours), Step::CloseListeners);
+        let restarted = Facts { listeners: false, announced: false, inbound: false, ..WHOLE };
+        let restarted = Facts { ztunnel_takes_listeners: false, ..restarted };
+        assert_eq!(walk(restarted), [Step::Announce, Step::AttachInbound, Step::Enrolled]);
     }
 
     #[test]
@@ -372,17 +385,6 @@ mod tests {
                 Facts { outbound: Outbound::Draining, ..WHOLE },
                 Step::AttachOutbound,
             ),
-            (
-                "ztunnel takes no listeners",
-                Facts {
-                    listeners: false,
-                    ztunnel_takes_listeners: false,
-                    inbound: false,
-                    outbound: Outbound::Detached,
-                    ..WHOLE
-                },
-                Step::Limited,
-            ),
             ("it turned strict", Facts { cut_due: true, ..WHOLE }, Step::CutPreMesh),
             ("all is well", WHOLE, Step::Enrolled),
         ];
@@ -392,10 +394,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_captured_before_a_ztunnel_that_takes_it_has_acknowledged_the_pod() {
-        for (announced, ztunnel_takes_listeners) in [(false, true), (false, false), (true, false)] {
+    fn nothing_is_captured_before_ztunnel_has_acknowledged_the_pod() {
+        for ztunnel_takes_listeners in [true, false] {
             let facts = Facts {
-                announced,
+                announced: false,
+                listeners: ztunnel_takes_listeners,
                 ztunnel_takes_listeners,
                 inbound: false,
                 outbound: Outbound::Detached,

@@ -28,6 +28,7 @@ use crate::plumbing::Before;
 use crate::resolv_conf::{Reader, ResolvConf};
 use crate::status::{LastError, PodStatus};
 use crate::zds::Announcement;
+use crate::zds::hub::SessionId;
 
 /// How often everything is looked at without any event.
 const RECONCILE: Duration = Duration::from_secs(30);
@@ -56,6 +57,8 @@ pub(super) struct PodTask {
     pub(super) withdrawn: bool,
     /// The addresses that this task has led to the inbound listener.
     pub(super) led: BTreeSet<IpAddr>,
+    /// For which session, where the listeners are ztunnel's own.
+    pub(super) led_for: Option<SessionId>,
     pub(super) inbound: Side,
     pub(super) outbound: Side,
     /// Connections that were marked to pass; none while it is not known which an earlier agent marked.
@@ -107,6 +110,7 @@ impl PodTask {
             resolv_conf_reader: Reader::default(),
             withdrawn: false,
             led: BTreeSet::new(),
+            led_for: None,
             inbound: Side::Unverified,
             outbound: Side::Unverified,
             marked: None,
@@ -168,7 +172,7 @@ impl PodTask {
             let step = steps::next(&look.facts);
             let state = State::from(step);
             let settled = match step {
-                Step::Enrolled | Step::Limited => Some(Settled::Rest),
+                Step::Enrolled => Some(Settled::Rest),
                 Step::AwaitDrain => Some(Settled::Drain),
                 Step::Forget => Some(Settled::Over),
                 _ => None,
@@ -213,7 +217,7 @@ impl PodTask {
 
     /// Posts how the pod stands.
     fn post(&mut self, state: State, look: Option<&Look>, error: Option<&EnrollError>) {
-        if self.state != state && matches!(state, State::Enrolled | State::Limited | State::Draining) {
+        if self.state != state && matches!(state, State::Enrolled | State::Draining) {
             info!(pod = %self.uid, name = self.spec.as_ref().map_or("", |spec| &spec.name), state = state.as_str(), "the pod's state");
         }
         self.state = state;

@@ -19,7 +19,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Which session, in the order of their beginning: the greatest is the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct SessionId(u64);
+pub(crate) struct SessionId(u64);
 
 /// Why ztunnel does not serve a pod.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +72,8 @@ struct State {
     sessions: BTreeMap<SessionId, Session>,
     next_session: u64,
     held: Option<HashMap<PodUid, Held>>,
+    /// Whether the ztunnel that joined last takes listeners; none has joined yet.
+    takes_listeners: Option<bool>,
     deposit: Option<Arc<OwnedFd>>,
 }
 
@@ -197,14 +199,20 @@ impl Hub {
         acknowledged.is_some_and(|acknowledged| Arc::ptr_eq(acknowledged, announcement))
     }
 
-    /// Whether the active ztunnel takes listeners; none: there is none.
+    /// Whether the ztunnel that joined last takes listeners, also when it has gone: the next one is of its kind more often than not, and what
+    /// was made for the other kind would be in its way. `None`: none has joined yet.
     pub(crate) fn takes_listeners(&self) -> Option<bool> {
-        self.state().sessions.last_key_value().map(|(_, session)| session.takes.listeners)
+        self.state().takes_listeners
     }
 
     /// Whether the active ztunnel answers DNS; none: there is none.
     pub(crate) fn takes_dns(&self) -> Option<bool> {
         self.state().sessions.last_key_value().map(|(_, session)| session.takes.dns)
+    }
+
+    /// The active session and its process.
+    pub(crate) fn active(&self) -> Option<(SessionId, u32)> {
+        self.state().sessions.last_key_value().map(|(id, session)| (*id, session.peer.pid))
     }
 
     /// Whether a ztunnel has been asked what it holds. Before that no listener may be made: the port would be
@@ -250,6 +258,7 @@ impl Hub {
             acknowledged: HashMap::new(),
         };
         state.sessions.insert(id, session);
+        state.takes_listeners = Some(takes.listeners);
         drop(state);
         self.changed();
         (Membership { hub: Arc::clone(self), id }, receiver)

@@ -58,7 +58,7 @@ pub(crate) async fn run(
     if !hello.listeners {
         warn!(
             pid = peer.pid,
-            "this ztunnel takes no listeners from the agent (Istio's): it is told of pods, but their traffic cannot be captured for it"
+            "this ztunnel takes no listeners from the agent (Istio's): connections that arrive while it restarts are refused, since it makes its own"
         );
     }
     let takes = Takes { listeners: hello.listeners, dns: hello.listeners && hello.dns };

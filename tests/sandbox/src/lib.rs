@@ -35,7 +35,7 @@ pub use client::{Fetch, Reply};
 pub use error::{Error, Result};
 pub use kubelet::{Kubelet, ProbeOutcome};
 pub use manifest::{ContainerSpec, Manifests, PodSpec, ServiceSpec};
-pub use mesh::{Binaries, Mesh, MeshOptions, Redirection};
+pub use mesh::{Binaries, Mesh, MeshOptions, Redirection, Ztunnels};
 pub use namespace::NetNamespace;
 pub use node::Node;
 pub use pod::{Family, Images, Pod};

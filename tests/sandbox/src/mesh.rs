@@ -65,6 +65,17 @@ impl Redirection {
     }
 }
 
+/// What ztunnels are told by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ztunnels {
+    /// Everything by their node's agent.
+    #[default]
+    Ours,
+    /// As Istio's: of pods, and nothing but them, by their node's agent, so that they make the listeners there by themselves;
+    /// configuration and certificates they have from the control plane.
+    AsIstios,
+}
+
 /// How a mesh is started.
 #[derive(Clone, Debug)]
 pub struct MeshOptions {
@@ -72,6 +83,8 @@ pub struct MeshOptions {
     pub binaries: Binaries,
     /// How packets are taken.
     pub redirection: Redirection,
+    /// What ztunnels are told by whom.
+    pub ztunnels: Ztunnels,
     /// `RUST_LOG` of all programs.
     pub log: String,
     /// Further arguments of the control plane.
@@ -232,11 +245,24 @@ impl Mesh {
         let mut program = Program::new(&self.options.binaries.ztunnel)
             .named(format!("ztunnel {}", node.name()))
             .env("NODE_NAME", node.name())
-            .env("XDS_ADDRESS", "unix:///run/culvert/xds.sock")
-            .env("CA_ADDRESS", "unix:///run/culvert/xds.sock")
             .env("INPOD_UDS", "/run/culvert/zds.sock")
             .env("LOG_FORMAT", "json")
             .env("RUST_LOG", &self.options.log);
+        program = match self.options.ztunnels {
+            Ztunnels::Ours => program
+                .env("XDS_ADDRESS", "unix:///run/culvert/xds.sock")
+                .env("CA_ADDRESS", "unix:///run/culvert/xds.sock"),
+            Ztunnels::AsIstios => {
+                let control = format!("https://{}", self.control_address);
+                program
+                    .env("XDS_ADDRESS", &control)
+                    .env("CA_ADDRESS", &control)
+                    .env("XDS_ROOT_CA", self.given_roots())
+                    .env("CA_ROOT_CA", self.given_roots())
+                    .env("AUTH_TOKEN", self.token_file(node.name()))
+                    .env("ZDS_EXTENSIONS", "false")
+            }
+        };
         for (name, value) in &self.ztunnel_env {
             program = program.env(name, value);
         }
@@ -333,7 +359,7 @@ impl Mesh {
             .mode(0o600)
             .open(&file)
             .during(|| format!("opening {}", file.display()))?;
-        target.write_all(&output.stdout).during(|| format!("writing {}", file.display()))
+        target.write_all(output.stdout.trim_ascii_end()).during(|| format!("writing {}", file.display()))
     }
 
     fn token_file(&self, node: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use sandbox::{
     Binaries, Direction, Family, Mesh, MeshOptions, Options, Place, Pod, Process, Program, Redirection,
-    Sandbox,
+    Sandbox, Ztunnels,
 };
 
 use super::manifests::{self, CLIENT, FAR, HERE, MESHED, NEAR, PLAIN, SIDECARS, THERE};
@@ -65,6 +65,7 @@ pub(super) fn start_mesh(
     let options = MeshOptions {
         binaries: Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() },
         redirection: Redirection::Auto,
+        ztunnels: Ztunnels::Ours,
         log: log.to_owned(),
         control: Vec::new(),
     };

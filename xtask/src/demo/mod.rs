@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
-use sandbox::{Mesh, MeshOptions, Options, Program, Redirection, Sandbox};
+use sandbox::{Mesh, MeshOptions, Options, Program, Redirection, Sandbox, Ztunnels};
 
 use crate::cargo::{self, Built};
 use crate::output;
@@ -133,7 +133,7 @@ fn start_mesh(sandbox: &Sandbox, built: &Built, redirection: Redirection) -> any
     let binaries = sandbox::Binaries { culvert: built.culvert.clone(), ztunnel: built.ztunnel.clone() };
     // Whatever is asked for, the table is made of the access log.
     let log = std::env::var("RUST_LOG").map_or("info".to_owned(), |more| format!("info,{more},access=info"));
-    let options = MeshOptions { binaries, redirection, log, control: Vec::new() };
+    let options = MeshOptions { binaries, redirection, ztunnels: Ztunnels::Ours, log, control: Vec::new() };
     let mesh = Mesh::start(sandbox, options, |step| progress.at(step))?;
     progress.done("control plane, two agents and two ztunnels are ready");
     Ok(mesh)

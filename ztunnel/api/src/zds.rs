@@ -144,6 +144,11 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// Version 1 alone, as Istio's proxy says it (contract 2.5).
+    pub const PLAIN: Self = Self { listeners: false, deposits: false, dns: false };
+    /// Everything there is.
+    pub const ALL: Self = Self { listeners: true, deposits: true, dns: true };
+
     /// The datagram; it carries no file descriptor.
     pub fn encode(self) -> Vec<u8> {
         let version = proto::Version::V1 as i32;

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::channel::Server;
+use api::zds::Hello;
 use clap::{CommandFactory as _, FromArgMatches as _};
 use daemon::logging::Format;
 
@@ -50,6 +51,11 @@ pub(crate) struct Config {
     /// The node agent's ZDS socket. Istio's is /var/run/ztunnel/ztunnel.sock.
     #[arg(long, env = "INPOD_UDS", default_value = "/run/culvert/zds.sock")]
     pub(crate) inpod_uds: PathBuf,
+    /// Whether the node agent is offered what Culvert's adds to ZDS: listeners that outlive this process, keys left in its keeping, the
+    /// pods' DNS. With `false` this process makes its listeners in pods itself, as Istio's does: connections that arrive while it
+    /// restarts are refused.
+    #[arg(long, env = "ZDS_EXTENSIONS", default_value_t = true, action = clap::ArgAction::Set)]
+    zds_extensions: bool,
     /// Where it can be asked.
     #[command(flatten)]
     pub(crate) endpoints: endpoints::Endpoints,
@@ -130,6 +136,11 @@ impl Config {
         config.node.take_metadata(&environment)?;
         config.unused = unused::found(&environment);
         Ok(config)
+    }
+
+    /// What is said to the node agent.
+    pub(crate) fn zds_hello(&self) -> Hello {
+        if self.zds_extensions { Hello::ALL } else { Hello::PLAIN }
     }
 
     /// The admin endpoint that changes things.

@@ -50,14 +50,22 @@ enum SessionEnd {
 /// Follows the agent at `path` until the process drains. A connection that stands then is kept as long as the agent
 /// keeps it, so that pods which leave meanwhile lose their connections in their own time; there is no new one, which
 /// the agent would take for the successor's.
-pub(crate) async fn run<P: Proxies>(path: &Path, proxies: P, readiness: Readiness, drain: DrainSignal) {
+///
+/// `hello` says what beyond version 1 is offered to the agent.
+pub(crate) async fn run<P: Proxies>(
+    path: &Path,
+    hello: Hello,
+    proxies: P,
+    readiness: Readiness,
+    drain: DrainSignal,
+) {
     let mut session = Session::new(proxies, readiness);
     let (least, most) = BACKOFF;
     let mut pause = least;
     loop {
         let end = match connect(path) {
             Ok(socket) => {
-                let end = follow(&socket, &mut session).await;
+                let end = follow(&socket, hello, &mut session).await;
                 if session.has_snapshot() {
                     pause = least;
                 }
@@ -101,9 +109,8 @@ async fn send(socket: &SeqPacket, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
     Ok(sent.map_err(|_| SessionEnd::Stalled)??)
 }
 
-async fn follow<P: Proxies>(socket: &SeqPacket, session: &mut Session<P>) -> SessionEnd {
-    let hello = Hello { listeners: true, deposits: true, dns: true }.encode();
-    if let Err(end) = send(socket, &hello, &[]).await {
+async fn follow<P: Proxies>(socket: &SeqPacket, hello: Hello, session: &mut Session<P>) -> SessionEnd {
+    if let Err(end) = send(socket, &hello.encode(), &[]).await {
         return end;
     }
     tracing::info!("connected to the node agent");

@@ -101,7 +101,7 @@ impl Agent {
     async fn connect(mut session: Session<Remembered>) -> Self {
         let (socket, theirs) = SeqPacket::pair().unwrap();
         let task = tokio::spawn(async move {
-            let end = follow(&theirs, &mut session).await;
+            let end = follow(&theirs, Hello::ALL, &mut session).await;
             session.disconnected();
             (session, end)
         });
@@ -267,7 +267,7 @@ async fn a_pod_that_leaves_during_a_drain_ends_and_there_is_no_new_connection() 
     let (drain, signal) = daemon::drain::drain();
     let task = tokio::spawn({
         let (proxies, path) = (proxies.clone(), path.clone());
-        async move { run(&path, proxies, Readiness::new(), signal).await }
+        async move { run(&path, Hello::ALL, proxies, Readiness::new(), signal).await }
     });
     let agent = Agent::greeted(listener.accept().await.unwrap(), task).await;
     agent.add("leaving", &ALL).await;

@@ -69,7 +69,7 @@ fn every_message_comes_back_as_it_was_sent_with_its_own_number_of_descriptors() 
 
 #[test]
 fn the_bytes_are_those_of_the_contract() {
-    assert_eq!(Hello { listeners: false, deposits: false, dns: false }.encode(), [0x08, 1]);
+    assert_eq!(Hello::PLAIN.encode(), [0x08, 1]);
     let del = Request::Del("u".to_owned()).encode().unwrap();
     assert_eq!(del, [0x12, 3, 0x12, 1, b'u'], "the uid of a del is its field 2");
     let keep = Request::Keep("u".to_owned()).encode().unwrap();

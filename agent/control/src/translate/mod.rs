@@ -9,6 +9,7 @@
 
 mod authorization;
 mod endpoints;
+mod networks;
 mod peer_authentication;
 mod service;
 mod waypoint;
@@ -203,7 +204,9 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
         let message = "is for waypoints, which this build does not have: tokens of requests are not checked";
         warnings.unenforced("RequestAuthentication", &object.metadata, message);
     }
-    let services = services.into_iter().map(|service| service.service).collect();
+    let gateways = networks::gateways(&services, &mut warnings);
+    let mut services: Vec<Service> = services.into_iter().map(|service| service.service).collect();
+    networks::connect(&gateways, &mut workloads, &mut services);
     Translation { workloads, services, policies, pods, warnings: warnings.0 }
 }
 

@@ -7,7 +7,7 @@ use mesh::{Network, NetworkAddress, Service};
 
 use super::waypoint::{LabelsOf, waypoint};
 use super::{Settings, Surroundings, Warnings, selects};
-use crate::manifests::{self, Objects, Pod, PortReference};
+use crate::manifests::{self, Metadata, Objects, Pod, PortReference};
 
 /// On a Service or its namespace: the older spelling of `spec.trafficDistribution`.
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -159,6 +159,11 @@ impl<'a> Selectors<'a> {
 }
 
 impl<'a> Translated<'a> {
+    /// The manifest's metadata and what it means.
+    pub(super) fn parts(&self) -> (&'a Metadata, &Service) {
+        (&self.manifest.metadata, &self.service)
+    }
+
     fn selected(&self) -> impl Iterator<Item = Labelled<'a>> {
         let manifest = self.manifest;
         let label = |(key, value): (&'a String, &'a String)| {

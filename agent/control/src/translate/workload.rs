@@ -1,10 +1,10 @@
 //! Pods to workloads: names, identity, enrolment, telemetry's names, locality.
 
+use mesh::Workload;
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
-use mesh::{Network, Workload};
 
 use super::waypoint::{LabelsOf, waypoint};
-use super::{Settings, Surroundings, Warnings};
+use super::{Settings, Surroundings, Warnings, networks};
 use crate::manifests::Pod;
 
 /// Who takes part in the mesh: `ambient` or `none`, on a namespace or, with precedence, on a pod.
@@ -67,7 +67,7 @@ pub(super) fn workload(
         namespace: metadata.namespace.as_str().into(),
         trust_domain: settings.trust_domain.clone(),
         service_account: pod.service_account.as_str().into(),
-        network: Network::default(),
+        network: networks::of_pod(pod, surroundings),
         addresses: pod.addresses.clone(),
         tunnel_protocol: if is_enrolled(pod, surroundings) {
             TunnelProtocol::Hbone

@@ -1,6 +1,8 @@
 //! The list of targets.
 
-use crate::targets::{address, authority, authorization, hbone_server, headers, packet, xds, zds};
+use crate::targets::{
+    address, authority, authorization, dns, hbone_server, headers, packet, proxy_header, xds, zds,
+};
 
 /// A target.
 #[derive(Clone, Copy)]
@@ -18,9 +20,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "address", run: address::run, seeds: address::seeds },
     Target { name: "authority", run: authority::run, seeds: authority::seeds },
     Target { name: "authorization", run: authorization::run, seeds: authorization::seeds },
+    Target { name: "dns", run: dns::run, seeds: dns::seeds },
     Target { name: "hbone_server", run: hbone_server::run, seeds: hbone_server::seeds },
     Target { name: "headers", run: headers::run, seeds: headers::seeds },
     Target { name: "packet", run: packet::run, seeds: packet::seeds },
+    Target { name: "proxy_header", run: proxy_header::run, seeds: proxy_header::seeds },
     Target { name: "xds", run: xds::run, seeds: xds::seeds },
     Target { name: "zds", run: zds::run, seeds: zds::seeds },
 ];
@@ -77,5 +81,5 @@ mod tests {
         };
     }
 
-    smoke!(address, authority, authorization, hbone_server, headers, packet, xds, zds);
+    smoke!(address, authority, authorization, dns, hbone_server, headers, packet, proxy_header, xds, zds);
 }

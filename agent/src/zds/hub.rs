@@ -72,9 +72,18 @@ struct State {
     sessions: BTreeMap<SessionId, Session>,
     next_session: u64,
     held: Option<HashMap<PodUid, Held>>,
-    /// Whether the ztunnel that joined last takes listeners; none has joined yet.
+    /// Whether a ztunnel that is connected takes listeners, or the last one that was did; none: none has joined yet.
     takes_listeners: Option<bool>,
     deposit: Option<Arc<OwnedFd>>,
+}
+
+impl State {
+    /// Takes note of what kind of ztunnel there is. One that takes listeners holds them for as long as it lives, whoever joins beside it.
+    fn note_kind(&mut self) {
+        if !self.sessions.is_empty() {
+            self.takes_listeners = Some(self.sessions.values().any(|session| session.takes.listeners));
+        }
+    }
 }
 
 /// Shared by the pod tasks, the sessions and the status.
@@ -199,8 +208,9 @@ impl Hub {
         acknowledged.is_some_and(|acknowledged| Arc::ptr_eq(acknowledged, announcement))
     }
 
-    /// Whether the ztunnel that joined last takes listeners, also when it has gone: the next one is of its kind more often than not, and what
-    /// was made for the other kind would be in its way. `None`: none has joined yet.
+    /// Whether there is a ztunnel that takes listeners. Beside one, what was made for it would be in the way of the other kind in any case,
+    /// and must still be there when that has gone again. When all have gone it is as it was: the next one is of the last one's kind more
+    /// often than not. `None`: none has joined yet.
     pub(crate) fn takes_listeners(&self) -> Option<bool> {
         self.state().takes_listeners
     }
@@ -258,7 +268,7 @@ impl Hub {
             acknowledged: HashMap::new(),
         };
         state.sessions.insert(id, session);
-        state.takes_listeners = Some(takes.listeners);
+        state.note_kind();
         drop(state);
         self.changed();
         (Membership { hub: Arc::clone(self), id }, receiver)
@@ -347,7 +357,10 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.hub.state().sessions.remove(&self.id);
+        let mut state = self.hub.state();
+        state.sessions.remove(&self.id);
+        state.note_kind();
+        drop(state);
         self.hub.changed();
     }
 }

@@ -236,6 +236,31 @@ async fn istios_ztunnel_gets_one_descriptor_and_no_extension() {
 }
 
 #[tokio::test]
+async fn listeners_are_taken_for_as_long_as_one_that_takes_them_lives_whoever_joins_beside_it() {
+    let hub = Arc::new(Hub::new());
+    assert_eq!(hub.takes_listeners(), None);
+    let mut changes = hub.changes();
+    let mut connected = async |count: usize| {
+        while hub.sessions().len() != count {
+            changes.changed().await.unwrap();
+        }
+        hub.takes_listeners()
+    };
+    let ours = Ztunnel::connect(&hub, true).await;
+    assert_eq!(connected(1).await, Some(true));
+    let other = Ztunnel::connect(&hub, false).await;
+    assert_eq!(connected(2).await, Some(true), "it is not the other's to have them closed");
+    drop(other.socket);
+    assert_eq!(connected(1).await, Some(true));
+    let other = Ztunnel::connect(&hub, false).await;
+    assert_eq!(connected(2).await, Some(true));
+    drop(ours.socket);
+    assert_eq!(connected(1).await, Some(false), "now they are in its way alone");
+    drop(other.socket);
+    assert_eq!(connected(0).await, Some(false), "the next one is awaited as one of its kind");
+}
+
+#[tokio::test]
 async fn pods_are_added_to_the_newest_and_taken_from_all() {
     let hub = Arc::new(Hub::new());
     roster(&hub, &[]);

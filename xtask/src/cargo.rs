@@ -75,13 +75,25 @@ pub(crate) fn build_shipped_ztunnel() -> anyhow::Result<PathBuf> {
     binary(&compile("building ztunnel as it is shipped", &arguments)?, "ztunnel")
 }
 
-/// Builds the fuzz targets, with the compiler's `flags`, below `directory`; returns where they are.
-pub(crate) fn build_fuzz_targets(directory: &Path, flags: &[&str]) -> anyhow::Result<PathBuf> {
+/// Builds what writes the seeds of the fuzz targets, with the compiler's usual flags: what those of [`build_fuzz_targets`] call is in
+/// libFuzzer, which it does not have.
+pub(crate) fn build_seeds() -> anyhow::Result<PathBuf> {
+    let arguments = ["build", "--release", "--locked", "--package", "fuzz", "--bin", "seeds"];
+    binary(&compile("building the seeds", &arguments)?, "seeds")
+}
+
+/// Builds the fuzz targets of these names, with the compiler's `flags`, below `directory`; returns where they are.
+pub(crate) fn build_fuzz_targets(
+    names: &[&String],
+    directory: &Path,
+    flags: &[&str],
+) -> anyhow::Result<PathBuf> {
     let host = host()?;
     let mut command = command();
     // With a target named, the flags are for it alone: build scripts and macros would not link.
     command
-        .args(["build", "--release", "--locked", "--package", "fuzz", "--features", "libfuzzer", "--bins"])
+        .args(["build", "--release", "--locked", "--package", "fuzz", "--features", "libfuzzer"])
+        .args(names.iter().flat_map(|name| ["--bin", name.as_str()]))
         .args(["--target", &host, "--target-dir"])
         .arg(directory)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));

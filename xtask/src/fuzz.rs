@@ -61,9 +61,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     }
     toolchain::ensure_programs(&workspace(), &[("g++", "g++")])?;
     let directory = workspace().join("target/fuzz");
-    let binaries = cargo::build_fuzz_targets(&directory, FLAGS)?;
+    let binaries = cargo::build_fuzz_targets(&chosen, &directory, FLAGS)?;
     let seeds = directory.join("seeds");
-    let wrote = Command::new(binaries.join("seeds")).arg(&seeds).status().context("writing the seeds")?;
+    let wrote = Command::new(cargo::build_seeds()?).arg(&seeds).status().context("writing the seeds")?;
     if !wrote.success() {
         bail!("writing the seeds failed ({wrote})");
     }

@@ -7,22 +7,9 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::Spanned;
 
-/// A place in a file, both counted from 1; 0 where the parser does not know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Position {
-    /// Line.
-    pub line: u64,
-    /// Column, in characters.
-    pub column: u64,
-}
-
-impl From<Location> for Position {
-    fn from(location: Location) -> Self {
-        Self { line: location.line(), column: location.column() }
-    }
-}
+pub use api::local::Position;
 
 /// A value and its place.
 #[derive(Clone, Debug)]

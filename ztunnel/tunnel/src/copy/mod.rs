@@ -77,6 +77,15 @@ pub enum Side {
     Destination,
 }
 
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
 /// How a connection ended. `C` is why it was cut.
 #[derive(Debug)]
 pub enum End<C> {
@@ -160,31 +169,47 @@ where
     tokio::select! {
         biased;
         reason = cut => End::Cut(reason),
-        broken = &mut forward => match broken {
-            Broken::Reader(error) => End::Broken { side: Side::Source, error },
-            Broken::Writer(error) => {
-                last_bytes(&back, backward).await;
-                End::Broken { side: Side::Destination, error }
-            }
-        },
-        broken = &mut backward => match broken {
-            Broken::Reader(error) => End::Broken { side: Side::Destination, error },
-            Broken::Writer(error) => {
-                last_bytes(&forth, forward).await;
-                End::Broken { side: Side::Source, error }
-            }
-        },
+        // Boxed, since it is over soon: the task keeps no room for it while the connection lives.
+        broken = &mut forward => Box::pin(end_of(broken, Side::Source, &back, backward)).await,
+        broken = &mut backward => Box::pin(end_of(broken, Side::Destination, &forth, forward)).await,
         () = finished => End::Finished,
         () = transferred.idle(idle) => End::Idle(idle),
     }
 }
 
-/// Hands on what an end sent before it broke: a server that answers and closes without having read the whole
-/// request breaks the connection, and its answer counts.
-async fn last_bytes(progress: &Progress, direction: impl Future<Output = Broken>) {
-    if !progress.is_done() {
-        let _ = timeout(RESET_GRACE, direction).await;
+/// What it means that the direction which reads `from` broke, once the other one has handed on its last bytes.
+async fn end_of<C>(
+    broken: Broken,
+    from: Side,
+    progress: &Progress,
+    other: impl Future<Output = Broken>,
+) -> End<C> {
+    let to = from.other();
+    match broken {
+        Broken::Reader(error) => End::Broken { side: from, error },
+        Broken::Writer(error) => {
+            last_bytes(progress, other).await;
+            End::Broken { side: to, error }
+        }
+        // Who has ended as well, and is gone for good, may answer what comes after that with a reset: it misses nothing.
+        Broken::AfterEnd(error) => match last_bytes(progress, other).await {
+            Some(Broken::Reader(error)) => End::Broken { side: to, error },
+            _ if progress.is_done() => End::Finished,
+            _ => End::Broken { side: to, error },
+        },
     }
+}
+
+/// Hands on what an end sent before it broke: a server that answers and closes without having read the whole
+/// request breaks the connection, and its answer counts. Returns how that direction broke, if it did.
+async fn last_bytes(progress: &Progress, direction: impl Future<Output = Broken>) -> Option<Broken> {
+    let mut direction = pin!(direction);
+    let handed_on = poll_fn(|cx| match direction.as_mut().poll(cx) {
+        Poll::Ready(broken) => Poll::Ready(Some(broken)),
+        Poll::Pending if progress.is_done() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    if progress.is_done() { None } else { timeout(RESET_GRACE, handed_on).await.ok().flatten() }
 }
 
 /// A connection that is reset unless it is closed, also when the process is killed: a cut answer must not look like a whole one.

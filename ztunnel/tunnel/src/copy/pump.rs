@@ -26,6 +26,9 @@ pub(super) enum Broken {
     Reader(io::Error),
     /// The one that is written to.
     Writer(io::Error),
+    /// The one that is written to, once the other had said its last word: it was told the end, or was not there any more to be told. Whether
+    /// it had ended before it was gone, what is read of it says.
+    AfterEnd(io::Error),
 }
 
 /// A direction's state that the relay and the other direction see. All run in one task.
@@ -63,21 +66,22 @@ enum Waited {
 impl<R: Reader, W: Writer> Pump<'_, R, W> {
     /// Moves bytes to the end, and then watches the written end. Returns only when an end broke.
     pub(super) async fn run(mut self) -> Broken {
-        let failure = match self.transfer().await {
+        let stop = match self.transfer().await {
             Ok(()) => poll_fn(|cx| self.poll_after_end(cx)).await,
-            Err(Stop::Reader(error)) => {
+            Err(stop) => stop,
+        };
+        match stop {
+            Stop::Reader(error) => {
                 // Bounded, for a peer that takes nothing.
                 let _ = timeout(RESET_GRACE, poll_fn(|cx| self.writer.poll_flushed(cx))).await;
-                return Broken::Reader(error);
+                Broken::Reader(error)
             }
-            Err(Stop::Writer(failure)) => failure,
-        };
-        match failure {
-            SendFailure::Broken(error) => {
+            Stop::Writer(SendFailure::Broken(error)) => {
                 self.other.reader_broke.store(true, Ordering::Relaxed);
                 Broken::Writer(error)
             }
-            SendFailure::Stopped => {
+            Stop::AfterEnd(SendFailure::Broken(error)) => Broken::AfterEnd(error),
+            Stop::Writer(SendFailure::Stopped) | Stop::AfterEnd(SendFailure::Stopped) => {
                 self.own.done.store(true, Ordering::Relaxed);
                 pending().await
             }
@@ -105,7 +109,11 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
                 Taken::End if self.own.reader_broke.load(Ordering::Relaxed) => {
                     return Err(Stop::Reader(io::ErrorKind::ConnectionReset.into()));
                 }
-                Taken::End => return Ok(self.writer.finish()?),
+                Taken::End => {
+                    let Err(failure) = self.writer.finish() else { return Ok(()) };
+                    let flushed = poll_fn(|cx| Poll::Ready(self.writer.poll_flushed(cx))).await;
+                    return Err(gone(failure, flushed));
+                }
             }
         }
     }
@@ -119,14 +127,14 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     }
 
     /// All was handed on, the end too. It is done when the tunnel has sent it, and may still break.
-    fn poll_after_end(&mut self, cx: &mut Context<'_>) -> Poll<SendFailure> {
+    fn poll_after_end(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
         if let Poll::Ready(failure) = self.writer.poll_broken(cx) {
-            return Poll::Ready(failure);
+            return Poll::Ready(gone(failure, self.writer.poll_flushed(cx)));
         }
         if !self.own.is_done() {
             match ready!(self.writer.poll_flushed(cx)) {
                 Ok(()) => self.own.done.store(true, Ordering::Relaxed),
-                Err(failure) => return Poll::Ready(failure),
+                Err(lost) => return Poll::Ready(Stop::Writer(lost)),
             }
         }
         Poll::Pending
@@ -144,9 +152,19 @@ impl<R: Reader, W: Writer> Pump<'_, R, W> {
     }
 }
 
+/// The written end cannot be told more, after all that was said. If some of that was lost on the way, it broke.
+fn gone(failure: SendFailure, flushed: Poll<Result<(), SendFailure>>) -> Stop {
+    match (failure, flushed) {
+        (SendFailure::Broken(_), Poll::Ready(Err(lost))) => Stop::Writer(lost),
+        (failure, _) => Stop::AfterEnd(failure),
+    }
+}
+
 enum Stop {
     Reader(io::Error),
     Writer(SendFailure),
+    /// As [`Broken::AfterEnd`].
+    AfterEnd(SendFailure),
 }
 
 impl From<SendFailure> for Stop {

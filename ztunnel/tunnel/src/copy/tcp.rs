@@ -24,7 +24,7 @@ impl Endpoint for TcpStream {
 
     fn split(&mut self) -> (TcpReader<'_>, TcpWriter<'_>) {
         let stream = &*self;
-        (TcpReader { stream, next: SMALLEST_READ }, TcpWriter { stream, error: None })
+        (TcpReader { stream, next: SMALLEST_READ }, TcpWriter { stream, error: None, finished: false })
     }
 
     fn guard(&self) {
@@ -83,6 +83,7 @@ type ErrorFuture<'a> = Pin<Box<dyn Future<Output = io::Result<tokio::io::Ready>>
 pub struct TcpWriter<'a> {
     stream: &'a TcpStream,
     error: Option<ErrorFuture<'a>>,
+    finished: bool,
 }
 
 impl Writer for TcpWriter<'_> {
@@ -107,6 +108,7 @@ impl Writer for TcpWriter<'_> {
     }
 
     fn finish(&mut self) -> Result<(), SendFailure> {
+        self.finished = true;
         SockRef::from(self.stream).shutdown(Shutdown::Write).map_err(SendFailure::Broken)
     }
 
@@ -123,6 +125,8 @@ impl Writer for TcpWriter<'_> {
         let result = ready!(error.as_mut().poll(cx));
         self.error = None;
         let error = match result {
+            // The kernel tells an error once. From now on it is the reader's, who alone knows whether there was an end before.
+            Ok(_) if self.finished => io::ErrorKind::ConnectionReset.into(),
             // Whoever read or wrote may have taken the error already.
             Ok(_) => {
                 stream.take_error().unwrap_or_else(Some).unwrap_or(io::ErrorKind::ConnectionReset.into())

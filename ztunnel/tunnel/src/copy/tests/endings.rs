@@ -40,6 +40,33 @@ async fn a_reset_after_its_own_end_reaches_the_other_application() {
 }
 
 #[tokio::test]
+async fn a_server_that_has_said_its_end_and_is_gone_is_no_failure_to_a_client_that_ends_as_well() {
+    for answer_is_read in [true, false] {
+        let Topology { mut client, mut server, relays, .. } = Topology::new(Between::Relay).await;
+        server.write_all(b"answer").await.unwrap();
+        server.shutdown().await.unwrap();
+        if answer_is_read {
+            client.read_exact(&mut [0; 6]).await.unwrap();
+        }
+        // The relay runs on this thread: it finds the client's end and the server's reset at once.
+        reset(server);
+        client.shutdown().await.unwrap();
+        assert!(matches!(ends(relays).await[..], [End::Finished]), "{answer_is_read}");
+        assert_eq!(read_to_error(&mut client).await.0, if answer_is_read { &b""[..] } else { b"answer" });
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_without_an_end_of_its_own_is_a_failure_even_when_the_client_ends() {
+    let Topology { mut client, server, relays, .. } = Topology::new(Between::Relay).await;
+    reset(server);
+    client.shutdown().await.unwrap();
+    let ends = ends(relays).await;
+    let [End::Broken { side: Side::Destination, error }] = &ends[..] else { panic!("{ends:?}") };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn what_a_server_said_before_it_broke_arrives() {
     for between in BOTH {
         for length in [1, 30_000] {

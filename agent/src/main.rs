@@ -3,6 +3,7 @@
 //! - `cli` reads the command line; `run` is the agent as a process, `tasks` what runs in it.
 //! - `enroll` takes pods into the mesh and out of it, by means of `bpf` (the kernel programs, shared through `kernel`), `plumbing`
 //!   (rules, routes, sysctls), `listeners`, and `zds` (ztunnel); `netns` finds and enters pods' namespaces.
+//! - `cni` has pods captured before they start, on behalf of the container runtime.
 //! - `node_api` serves ztunnel configuration and certificates from control, which `embedded` can run in this process.
 //! - `kubelet` and `cgroup` tell processes apart; `local_socket` admits them; `status`, `view`, `telemetry` and `forged` tell people.
 #![forbid(unsafe_op_in_unsafe_fn)]
@@ -11,6 +12,7 @@ mod borrowed;
 mod bpf;
 mod cgroup;
 mod cli;
+mod cni;
 mod embedded;
 mod enroll;
 mod forged;
@@ -33,7 +35,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line with all causes: what a person, or the end of a pod's log, needs.
             eprintln!("culvert: {error:#}");

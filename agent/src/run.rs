@@ -30,6 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::bpf::{LoadOptions, LogReader, Programs, Redirection};
 use crate::cgroup;
+use crate::cni::{self, Attachments, Installation};
 use crate::embedded;
 use crate::enroll::manager::{self, Pods};
 use crate::enroll::pod::PreMesh;
@@ -93,6 +94,8 @@ pub(crate) struct AgentConfig {
     pub(crate) control: ControlSource,
     /// Where pods come from.
     pub(crate) pods: PodSource,
+    /// With pods from the API server: the CNI plugin that has pods captured before they start; none: they are once they are seen.
+    pub(crate) plugin: Option<Installation>,
     /// The directory of the sockets.
     pub(crate) run_dir: PathBuf,
     /// A mounted BPF file system.
@@ -123,6 +126,7 @@ pub(crate) struct AgentConfig {
 struct Sockets {
     zds: SeqPacketListener,
     xds: UnixListener,
+    cni: Admin,
     agent: Admin,
     admin: Admin,
     metrics: Admin,
@@ -138,6 +142,7 @@ impl Sockets {
         Ok(Self {
             zds: listen_seqpacket(&named("zds.sock")).with_context(|| cannot("zds.sock"))?,
             xds: local_socket::listen(&named("xds.sock")).with_context(|| cannot("xds.sock"))?,
+            cni: Admin::bind(&Address::Unix(named("cni.sock")), "--run-dir")?,
             agent: Admin::bind(&Address::Unix(named("agent.sock")), "--run-dir")?,
             admin: Admin::bind(&Address::Tcp(config.admin), "--admin")?,
             metrics: Admin::bind(&Address::Tcp(config.metrics), "--metrics")?,
@@ -163,11 +168,7 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new(stop.clone());
     let (server, credentials) = connect_control(&config, &mut tasks).await?;
-    let cgroup_root = match &config.cgroup_root {
-        Some(root) => root.clone(),
-        None => cgroup::mount_point()?
-            .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root")?,
-    };
+    let cgroup_root = cgroup_root(&config)?;
     let processes = Processes::below(&cgroup_root)?;
     let (kernel, log) = block_in_place(|| load(&config, &cgroup_root))?;
     let address = server.to_string();
@@ -183,10 +184,8 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     let last_state = LastState::new(&config.run_dir, &config.node, &address);
     let copy = Arc::new(Copy::new(store.clone(), pods, roots));
     follow_control(client, subscription, &copy, (store.clone(), last_state), &mut tasks);
-    if let PodSource::ApiServer { cluster, root_namespace } = &config.pods {
-        let node_pods = NodePods::new(cluster, &config.node, root_namespace);
-        tasks.spawn("pods of the API server", async move { copy.follow_api_server(node_pods).await });
-    }
+    let (pods_out, attachments) = with_sandboxes(pods_out, &mut tasks);
+    let members = follow_api_server(&config, copy, &readiness, &mut tasks);
 
     let passing = block_in_place(|| kernel.pre_mesh())?;
     let hub = Arc::new(Hub::new());
@@ -221,11 +220,13 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
     if let Some(log) = log {
         tasks.spawn("kernel log", read_log(log));
     }
+    let plugin = cni::Service::new(attachments, members, Arc::clone(&board));
     let view = View { node: config.node, address, kernel, hub, board, control: control_status };
     let metrics = metrics(&view, &telemetry);
     let about = Arc::new(view);
     let status = |about: &Arc<View>| about.routes(Routes::new());
     let endpoints = [
+        (sockets.cni.counting(&telemetry.visitors), plugin.routes()),
         (sockets.agent.counting(&telemetry.visitors), logging_routes(status(&about), logging)),
         (sockets.admin, status(&about)),
         (sockets.metrics, metrics.routes(Routes::new())),
@@ -235,6 +236,49 @@ pub(crate) async fn run(config: AgentConfig, logging: LogHandle) -> anyhow::Resu
         tasks.spawn_told("endpoint", endpoint.serve(routes, stop.clone().cancelled_owned()));
     }
     tasks.until_told().await
+}
+
+fn cgroup_root(config: &AgentConfig) -> anyhow::Result<PathBuf> {
+    match &config.cgroup_root {
+        Some(root) => Ok(root.clone()),
+        None => cgroup::mount_point()?
+            .context("no cgroup tree of version 2 is mounted; state it with --cgroup-root"),
+    }
+}
+
+/// The pods with what the CNI plugin says of their sandboxes.
+fn with_sandboxes(
+    pods: watch::Receiver<Pods>,
+    tasks: &mut Tasks,
+) -> (watch::Receiver<Pods>, Arc<Attachments>) {
+    let (sender, merged) = watch::channel(None);
+    let attachments = Arc::new(Attachments::default());
+    let all = Arc::clone(&attachments);
+    tasks.spawn("sandboxes", async move { all.merge(pods, sender).await });
+    (merged, attachments)
+}
+
+/// Takes pods from the API server, if that is where they come from, and has the CNI plugin for them; returns who is in the mesh.
+fn follow_api_server(
+    config: &AgentConfig,
+    copy: Arc<Copy>,
+    readiness: &Readiness,
+    tasks: &mut Tasks,
+) -> cni::Membership {
+    let PodSource::ApiServer { cluster, root_namespace } = &config.pods else {
+        return watch::Sender::new(None).subscribe();
+    };
+    let last = config.plugin.as_ref().and_then(|plugin| block_in_place(|| cni::last_members(&plugin.places)));
+    let (sender, members) = watch::channel(last);
+    let node_pods = NodePods::new(cluster, &config.node, root_namespace);
+    tasks.spawn("pods of the API server", async move { copy.follow_api_server(node_pods, sender).await });
+    if let Some(plugin) = &config.plugin {
+        let unready = readiness.block("the CNI plugin");
+        let socket = config.run_dir.join("cni.sock");
+        let kept = cni::keep_installed(plugin.clone(), socket, members.clone(), unready, tasks.stop());
+        tasks.spawn_told("the CNI plugin", kept);
+    }
+    members
 }
 
 /// Who is taken for this node's ztunnel.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::enroll::pod::PodUid;
 use crate::enroll::steps::State;
@@ -121,12 +122,15 @@ pub(crate) struct PacketCount {
 
 /// Where the pods' tasks post how they stand.
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<BTreeMap<PodUid, PodStatus>>);
+pub(crate) struct Board {
+    pods: Mutex<BTreeMap<PodUid, PodStatus>>,
+    changed: watch::Sender<()>,
+}
 
 impl Board {
     fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, PodStatus>> {
         // Entries are replaced whole, so a panic elsewhere left nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Posts a pod's status; time in state and length of a failure carry on from the former one.
@@ -144,6 +148,17 @@ impl Board {
             }
         }
         pods.insert(uid.clone(), status);
+        self.changed.send_replace(());
+    }
+
+    /// Tells of each status that is posted from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// How a pod stands.
+    pub(crate) fn one(&self, uid: &PodUid) -> Option<PodStatus> {
+        self.pods().get(uid).cloned()
     }
 
     /// The pod is forgotten.

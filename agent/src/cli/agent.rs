@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use daemon::logging::Format;
 
 use super::kubernetes::KubernetesArgs;
+use super::plugin::PluginArgs;
 use crate::bpf::Redirection;
 use crate::enroll::pod::PreMesh;
 use crate::run::{self, AgentConfig, ControlSource, PodSource};
@@ -40,7 +41,12 @@ pub(crate) struct Args {
     /// With --kubernetes: the namespace whose PeerAuthentications hold for the whole mesh.
     #[arg(long, default_value = "istio-system")]
     root_namespace: String,
-    /// The directory of the sockets zds.sock, xds.sock and agent.sock; made when missing (0700).
+    /// With --kubernetes: install the CNI plugin, which has pods captured before their first container starts.
+    #[arg(long, requires = "kubernetes")]
+    cni: bool,
+    #[command(flatten)]
+    plugin: PluginArgs,
+    /// The directory of the sockets zds.sock, xds.sock, cni.sock and agent.sock; made when missing (0700).
     #[arg(long, default_value = "/run/culvert")]
     run_dir: PathBuf,
     /// Where a BPF file system is mounted; capture is pinned there and outlives the agent.
@@ -141,6 +147,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         node: args.node,
         control,
         pods,
+        plugin: args.cni.then(|| args.plugin.installation()).transpose()?,
         run_dir: args.run_dir,
         bpffs: args.bpffs,
         cgroup_root: args.cgroup_root,

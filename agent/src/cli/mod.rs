@@ -4,10 +4,13 @@ mod agent;
 mod ca;
 mod control;
 mod kubernetes;
+mod plugin;
 mod state;
 mod status;
 mod token;
 mod uninstall;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -22,9 +25,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent of this node: capture the traffic of its pods, and serve its ztunnel.
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// Run the control plane: manifests to configuration, and the certificate authority.
-    Control(control::Args),
+    Control(Box<control::Args>),
     /// Manage the tokens by which nodes' agents authenticate to control.
     #[command(subcommand)]
     Token(token::Command),
@@ -35,6 +38,8 @@ enum Command {
     Status(status::Args),
     /// Take capture off this node, after its agent has ended for good: pods then speak plaintext.
     Uninstall(uninstall::Args),
+    /// Be the CNI plugin, as the program culvert-cni is: for container runtimes, which say by variables of the environment what is to be done.
+    Cni,
     /// Print the version.
     Version,
 }
@@ -42,11 +47,11 @@ enum Command {
 /// Threads for work that blocks, beside the runtime's own: the turns of enrolment, and as many again for what waits on files.
 const BLOCKING_THREADS: usize = 16;
 
-/// Runs the command of the process's arguments until it is done.
+/// Runs the command of the process's arguments until it is done; returns with what the process is to end.
 ///
 /// # Errors
 /// Whatever ended the command, with what was being done.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
     // One crypto provider for the process; a second installation would be the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let command = Cli::parse().command;
@@ -55,17 +60,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let runtime = runtime.enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     runtime.block_on(async {
         match command {
-            Command::Agent(args) => agent::run(args).await,
-            Command::Control(args) => control::run(args).await,
+            Command::Agent(args) => agent::run(*args).await,
+            Command::Control(args) => control::run(*args).await,
             Command::Token(command) => token::run(command),
             Command::Ca(command) => ca::run(command),
             Command::Status(args) => status::run(args).await,
-            Command::Uninstall(args) => uninstall::run(&args),
+            Command::Uninstall(args) => uninstall::run(args).await,
+            Command::Cni => return Ok(cni::plugin::main()),
             Command::Version => {
                 println!("culvert {}", env!("CARGO_PKG_VERSION"));
                 Ok(())
             }
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     })
 }
 

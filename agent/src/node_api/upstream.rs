@@ -13,7 +13,8 @@ use api::delta::Rejection;
 use api::proto::discovery;
 use api::type_url::ResourceType;
 use api::xds_client::{Subscription, Update};
-use control::kubernetes::NodePods;
+use cni::members::Members;
+use control::kubernetes::{NodePods, NodeState};
 use control::xds::{Entry, ResourceStore};
 use prost_types::Any;
 use tokio::sync::watch;
@@ -68,12 +69,24 @@ impl Copy {
         }
     }
 
-    /// Takes all of this node's pods from the API server, in place of those that are known.
-    pub(crate) async fn follow_api_server(&self, mut node_pods: NodePods) {
+    /// Takes all of this node's pods from the API server, in place of those that are known, and tells `members` who is in the mesh.
+    pub(crate) async fn follow_api_server(
+        &self,
+        mut node_pods: NodePods,
+        members: watch::Sender<Option<Arc<Members>>>,
+    ) {
         loop {
-            let pods = node_pods.next().await;
-            debug!(pods = pods.len(), "pods from the API server");
-            for Rejection { name, reason } in self.replace_pods(pods) {
+            let state = node_pods.next().await;
+            debug!(pods = state.pods.len(), "pods from the API server");
+            let now = members_of(&state);
+            let rejected = self.replace_pods(state.pods);
+            // Last: who asks for a pod finds it among them.
+            members.send_if_modified(|members| {
+                let changed = members.as_deref() != Some(&now);
+                *members = Some(Arc::new(now));
+                changed
+            });
+            for Rejection { name, reason } in rejected {
                 error!(pod = name, reason, "a pod of the API server's cannot be enrolled");
             }
         }
@@ -131,6 +144,12 @@ impl Copy {
         });
         rejected
     }
+}
+
+fn members_of(state: &NodeState) -> Members {
+    let inside = state.pods.iter().map(|(uid, _)| (uid.clone(), true));
+    let outside = state.outside.iter().map(|uid| (uid.clone(), false));
+    Members { namespaces: state.namespaces.clone(), pods: inside.chain(outside).collect() }
 }
 
 /// Content goes on as it came, unreadable content too: ztunnel is to refuse what a policy it cannot read applies to.

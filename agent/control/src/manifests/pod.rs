@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::error::Origin;
 use super::field::{Field, PortReference, Result};
 use super::metadata::{Metadata, Placement};
 
@@ -17,7 +18,7 @@ pub struct Pod {
     pub service_account: String,
     /// `spec.hostNetwork`.
     pub host_network: bool,
-    /// `status.podIPs`, one of each family at most; none only for a pod that has ended.
+    /// `status.podIPs`, one of each family at most; none only for a pod that has ended, or whose network an API server's node is still making.
     pub addresses: Vec<IpAddr>,
     /// `status.phase` is Succeeded or Failed: it holds its addresses no longer.
     pub ended: bool,
@@ -57,7 +58,12 @@ impl Pod {
         let account = spec.get("serviceAccountName")?;
         let phase = object.at(&["status", "phase"])?.text()?;
         let ended = matches!(phase, Some("Succeeded" | "Failed"));
-        let addresses = addresses(&object.at(&["status", "podIPs"])?, ended)?;
+        let addresses = addresses(&object.at(&["status", "podIPs"])?)?;
+        let starts = addresses.is_empty() && !ended;
+        if starts && object.origin() != Origin::ApiServer {
+            let field = object.at(&["status", "podIPs"])?;
+            return Err(field.missing("write the pod's addresses, as in `podIPs: [{ip: 10.42.1.10}]`"));
+        }
         let (named_ports, probe_ports) = containers(&spec, &addresses)?;
         Ok(Self {
             node: node.checked_name(
@@ -66,7 +72,7 @@ impl Pod {
             service_account: account.checked_name(account.text()?.unwrap_or("default"))?,
             host_network: spec.get("hostNetwork")?.flag()?,
             addresses,
-            ready: !ended && ready(&object.at(&["status", "conditions"])?)?,
+            ready: !ended && !starts && ready(&object.at(&["status", "conditions"])?)?,
             ended,
             named_ports,
             probe_ports,
@@ -76,7 +82,7 @@ impl Pod {
     }
 }
 
-fn addresses(field: &Field<'_>, ended: bool) -> Result<Vec<IpAddr>> {
+fn addresses(field: &Field<'_>) -> Result<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for item in field.items()? {
         let ip = item.get("ip")?;
@@ -89,9 +95,6 @@ fn addresses(field: &Field<'_>, ended: bool) -> Result<Vec<IpAddr>> {
             ));
         }
         addresses.push(address);
-    }
-    if addresses.is_empty() && !ended {
-        return Err(field.missing("write the pod's addresses, as in `podIPs: [{ip: 10.42.1.10}]`"));
     }
     Ok(addresses)
 }

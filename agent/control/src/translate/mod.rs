@@ -15,6 +15,8 @@ mod service;
 mod waypoint;
 mod workload;
 
+pub(crate) use workload::{kubernetes_uid, namespaces_of_the_mesh};
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
@@ -218,7 +220,7 @@ fn enrolled(pod: &Pod, refusal: PlaintextRefusal, warnings: &mut Warnings) -> En
         PlaintextRefusal::AllBut(ports) => (false, Vec::new(), numbers(ports)),
     };
     let pod_for_agent = NodePod {
-        uid: workload::kubernetes_uid(pod),
+        uid: kubernetes_uid(pod),
         name: pod.metadata.name.clone(),
         namespace: pod.metadata.namespace.clone(),
         service_account: pod.service_account.clone(),

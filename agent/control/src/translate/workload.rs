@@ -1,16 +1,25 @@
 //! Pods to workloads: names, identity, enrolment, telemetry's names, locality.
 
+use std::collections::BTreeSet;
+
 use mesh::Workload;
 use mesh::workload::{Health, Locality, NetworkMode, TunnelProtocol, WorkloadType};
 
 use super::waypoint::{LabelsOf, waypoint};
 use super::{Settings, Surroundings, Warnings, networks};
-use crate::manifests::Pod;
+use crate::manifests::{Objects, Pod};
 
 /// Who takes part in the mesh: `ambient` or `none`, on a namespace or, with precedence, on a pod.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// A pod that has it carries a sidecar, which does what the node's proxy would do.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+
+/// The namespaces whose pods are in the mesh unless they say otherwise.
+pub(crate) fn namespaces_of_the_mesh(objects: &Objects) -> BTreeSet<String> {
+    let ambient = objects.namespaces.iter().map(|namespace| &namespace.metadata);
+    let ambient = ambient.filter(|metadata| metadata.label(DATAPLANE_MODE) == Some("ambient"));
+    ambient.map(|metadata| metadata.name.clone()).collect()
+}
 
 /// Whether the pod is in the mesh.
 pub(super) fn is_enrolled(pod: &Pod, surroundings: &Surroundings<'_>) -> bool {
@@ -23,7 +32,7 @@ pub(super) fn is_enrolled(pod: &Pod, surroundings: &Surroundings<'_>) -> bool {
 
 /// The pod's uid in Kubernetes; for a manifest without one, made of its namespace and name, so that it is the same on
 /// every start and on every replica.
-pub(super) fn kubernetes_uid(pod: &Pod) -> String {
+pub(crate) fn kubernetes_uid(pod: &Pod) -> String {
     if let Some(uid) = &pod.metadata.uid {
         return uid.clone();
     }

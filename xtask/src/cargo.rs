@@ -20,6 +20,8 @@ pub(crate) struct Built {
     pub(crate) ztunnel: PathBuf,
     /// The test application.
     pub(crate) echo: PathBuf,
+    /// The CNI plugin.
+    pub(crate) plugin: PathBuf,
 }
 
 impl Built {
@@ -29,6 +31,10 @@ impl Built {
             .env("CULVERT_BIN", &self.culvert)
             .env("ZTUNNEL_BIN", &self.ztunnel)
             .env("ECHO_BIN", &self.echo);
+        // What brings up a cluster; a run without it says so.
+        if let Ok(own) = std::env::current_exe() {
+            command.env("XTASK_BIN", own);
+        }
     }
 }
 
@@ -66,13 +72,26 @@ pub(crate) fn build() -> anyhow::Result<Built> {
         ],
     )?;
     let find = |name| binary(&artifacts, name);
-    Ok(Built { culvert: find("culvert")?, ztunnel: find("ztunnel")?, echo: find("echo")? })
+    Ok(Built {
+        culvert: find("culvert")?,
+        ztunnel: find("ztunnel")?,
+        echo: find("echo")?,
+        plugin: find("culvert-cni")?,
+    })
 }
 
 /// Builds `ztunnel` as an image ships it: optimized as a whole, which takes minutes.
 pub(crate) fn build_shipped_ztunnel() -> anyhow::Result<PathBuf> {
     let arguments = ["build", "--profile", "dist", "--locked", "--package", "ztunnel", "--bins"];
     binary(&compile("building ztunnel as it is shipped", &arguments)?, "ztunnel")
+}
+
+/// Builds the CNI plugin without any library of this machine: the nodes' container runtimes run it outside of the image.
+pub(crate) fn build_static_plugin() -> anyhow::Result<PathBuf> {
+    let arguments = ["rustc", "--release", "--locked", "--package", "cni", "--bin", "culvert-cni"];
+    let mut command = command();
+    command.args(arguments).args(MESSAGES).args(["--", "-C", "target-feature=+crt-static"]);
+    binary(&run("building the CNI plugin as it is shipped", command)?, "culvert-cni")
 }
 
 /// Builds what writes the seeds of the fuzz targets, with the compiler's usual flags: what those of [`build_fuzz_targets`] call is in
@@ -181,16 +200,19 @@ fn compile(what: &str, arguments: &[&str]) -> anyhow::Result<Vec<Artifact>> {
     compile_by(what, command)
 }
 
+/// The form of cargo's output that is read here.
+const MESSAGES: [&str; 3] = ["--message-format", "json-render-diagnostics", "--quiet"];
+
 /// As [`compile`], by a command that is complete but for the form of its output.
 fn compile_by(what: &str, mut command: Command) -> anyhow::Result<Vec<Artifact>> {
+    command.args(MESSAGES);
+    run(what, command)
+}
+
+fn run(what: &str, mut command: Command) -> anyhow::Result<Vec<Artifact>> {
     let mut progress = Progress::begin(what);
     let expected = locked_packages(&workspace());
-    let mut child = command
-        .args(["--message-format", "json-render-diagnostics", "--quiet"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("starting cargo")?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo")?;
     let output = child.stdout.take().context("cargo has no output")?;
     let mut artifacts = Vec::new();
     let (mut made, mut fresh) = (0_usize, 0_usize);

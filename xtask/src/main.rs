@@ -93,7 +93,7 @@ fn sandboxes() -> PathBuf {
 fn build() -> anyhow::Result<cargo::Built> {
     toolchain::ensure(&workspace())?;
     let built = cargo::build()?;
-    for path in [&built.culvert, &built.ztunnel, &built.echo] {
+    for path in [&built.culvert, &built.ztunnel, &built.plugin, &built.echo] {
         println!("built {}", path.display());
     }
     Ok(built)

@@ -3,7 +3,8 @@
 //! With `--repeat` the programs run again and again, and with them the end-to-end tests of each, in an order drawn from a seed: what fails
 //! only now and then, or only after something else, shows.
 //!
-//! A test that was skipped fails the run, unless a kernel feature it needs is missing; each such feature is named.
+//! A test that was skipped fails the run, unless what it needs is missing and nobody is to be made to have it: a kernel feature, or the programs of
+//! Kubernetes, which take minutes to build. Each of those is named.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
@@ -19,10 +20,14 @@ use rand::seq::SliceRandom;
 
 use crate::cargo::{self, Built, TestProgram};
 use crate::progress::{Progress, seconds};
-use crate::{toolchain, workspace};
+use crate::{cluster, toolchain, workspace};
 
 /// What the pods of `istio_agent` are made ready with, and the packages it is in.
 const RULES: [(&str, &str); 2] = [("iptables-restore", "iptables"), ("ip", "iproute2")];
+
+/// The end-to-end tests on a real Kubernetes, and what they need.
+const ON_KUBERNETES: (&str, &str) =
+    ("cluster", "Kubernetes and helm, which `cargo xtask cluster build` builds once in six minutes");
 
 /// What the harness of the end-to-end tests prints for a test that this kernel cannot run.
 const MISSING_FEATURE: &str = "kernel feature missing: ";
@@ -115,7 +120,7 @@ impl How<'_> {
 struct Tally {
     passed: usize,
     failed: usize,
-    /// Kernel features that are missing, with the number of tests each one cost.
+    /// What is missing without being anybody's fault, with the number of tests each thing cost.
     missing: BTreeMap<String, usize>,
     /// Tests skipped for any other reason.
     unexcused: Vec<String>,
@@ -140,7 +145,9 @@ impl Tally {
                     tally.failures.push(full);
                 }
                 outcome if outcome.starts_with("ignored") => match outcome.split_once(MISSING_FEATURE) {
-                    Some((_, feature)) => *tally.missing.entry(feature.to_owned()).or_default() += 1,
+                    Some((_, feature)) => {
+                        *tally.missing.entry(format!("a kernel feature: {feature}")).or_default() += 1;
+                    }
                     None => tally.unexcused.push(full),
                 },
                 _ => {}
@@ -159,8 +166,8 @@ impl Tally {
         self.failed += other.failed;
         self.unexcused.extend(other.unexcused);
         self.failures.extend(other.failures);
-        for (feature, count) in other.missing {
-            *self.missing.entry(feature).or_default() += count;
+        for (missing, count) in other.missing {
+            *self.missing.entry(missing).or_default() += count;
         }
     }
 
@@ -179,10 +186,10 @@ impl Tally {
             println!("failed: {name}");
         }
         for name in &self.unexcused {
-            println!("skipped without a kernel's fault, which counts as failed: {name}");
+            println!("skipped without an excuse, which counts as failed: {name}");
         }
-        for (feature, count) in &self.missing {
-            println!("skipped {count} for want of a kernel feature: {feature}");
+        for (missing, count) in &self.missing {
+            println!("skipped {count} for want of {missing}");
         }
         let what = if args.unit { "unit tests" } else { "unit and end-to-end tests" };
         let took = seconds(took);
@@ -204,6 +211,9 @@ fn run_program(
 ) -> anyhow::Result<Tally> {
     let kind = if program.end_to_end { "end to end" } else { "unit" };
     let name = format!("{} {}", program.package, program.target);
+    if program.end_to_end && program.target == ON_KUBERNETES.0 && !cluster::is_built() {
+        return skipped(program, how);
+    }
     let mut progress = Progress::begin(format!("test program {number} of {count}, {kind}, {name}"));
     let mut command = Command::new(&program.path);
     command.args(how.arguments(program)).current_dir(&program.directory);
@@ -238,6 +248,18 @@ fn run_program(
     Ok(tally)
 }
 
+/// The tests of a program that cannot run for want of Kubernetes.
+fn skipped(program: &TestProgram, how: &How<'_>) -> anyhow::Result<Tally> {
+    let mut list = Command::new(&program.path);
+    let output = list.arg("--list").stdin(Stdio::null()).output().context("listing tests")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let filter = how.filter.unwrap_or_default();
+    let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
+    let count = names.filter(|name| name.contains(filter)).count();
+    let missing = if count == 0 { BTreeMap::new() } else { [(ON_KUBERNETES.1.to_owned(), count)].into() };
+    Ok(Tally { missing, ..Tally::default() })
+}
+
 /// Reads a program's output to its end, and shows each line to `see`.
 fn lines(output: Option<impl io::Read>, mut see: impl FnMut(&str)) -> String {
     let mut text = String::new();
@@ -263,7 +285,7 @@ mod tests {
         assert_eq!((tally.passed, tally.failed, tally.skipped()), (2, 1, 2));
         assert_eq!(tally.failures, ["mesh: d"]);
         assert_eq!(tally.unexcused, ["mesh: f"]);
-        assert_eq!(tally.missing, BTreeMap::from([("TCX (6.6)".to_owned(), 1)]));
+        assert_eq!(tally.missing, BTreeMap::from([("a kernel feature: TCX (6.6)".to_owned(), 1)]));
         assert!(!tally.good());
     }
 

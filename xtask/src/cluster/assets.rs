@@ -33,11 +33,11 @@ const PACKAGES: [(&str, &str); 10] = [
 pub(crate) struct Assets(PathBuf);
 
 impl Assets {
-    /// Finds them, or builds them; `KUBEBUILDER_ASSETS` names a directory that has them, as it does for Kubernetes' own tools.
+    /// Finds them; `KUBEBUILDER_ASSETS` names a directory that has them, as it does for Kubernetes' own tools.
     ///
     /// # Errors
-    /// They cannot be built.
-    pub(crate) fn ensure(directory: &Path) -> anyhow::Result<Self> {
+    /// That directory lacks some.
+    pub(super) fn find(directory: &Path) -> anyhow::Result<Option<Self>> {
         if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
             let lacks =
                 COMPONENTS.into_iter().filter(|name| !assets.join(name).is_file()).collect::<Vec<_>>();
@@ -47,15 +47,29 @@ impl Assets {
                 assets.display(),
                 lacks.join(", ")
             );
-            return Ok(Self(assets));
+            return Ok(Some(Self(assets)));
+        }
+        let assets = Self(directory.join(VERSION));
+        let is_whole = COMPONENTS.into_iter().all(|name| assets.program(name).is_file());
+        Ok(is_whole.then_some(assets))
+    }
+
+    /// Finds them, or builds them.
+    ///
+    /// # Errors
+    /// They cannot be built.
+    pub(super) fn ensure(directory: &Path) -> anyhow::Result<Self> {
+        if let Some(found) = Self::find(directory)? {
+            return Ok(found);
         }
         std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         let lock = File::create(directory.join("lock"))?;
         lock.lock().context("waiting for another build of Kubernetes")?;
-        let assets = Self(directory.join(VERSION));
-        if COMPONENTS.into_iter().all(|name| assets.program(name).is_file()) {
-            return Ok(assets);
+        // Another may have built it meanwhile.
+        if let Some(found) = Self::find(directory)? {
+            return Ok(found);
         }
+        let assets = Self(directory.join(VERSION));
         let go = go::ensure(directory)?;
         // Built aside: half of them is none.
         let aside = directory.join("build");

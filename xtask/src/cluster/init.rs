@@ -192,7 +192,7 @@ pub(super) fn import_images(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// Where the hierarchy of version 2 is mounted.
-fn version2_root() -> anyhow::Result<PathBuf> {
+pub(super) fn version2_root() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let roots = mounts.lines().filter(|line| line.contains(" - cgroup2 "));
     let paths =

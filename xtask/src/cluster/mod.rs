@@ -7,15 +7,17 @@
 mod assets;
 mod control_plane;
 mod go;
+mod helm;
 mod image;
 mod init;
 mod layout;
 mod machine;
+mod mesh;
 mod network;
 mod pki;
 mod up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -30,14 +32,23 @@ use machine::Running;
 /// What to do with the cluster.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Where its files are; clusters of two directories run side by side. Default: target/cluster.
+    #[arg(long, global = true)]
+    directory: Option<PathBuf>,
     #[command(subcommand)]
     action: Action,
 }
 
 #[derive(Subcommand)]
 enum Action {
-    /// Start it: two nodes, Ready. Builds Kubernetes if that was never done, which takes minutes.
-    Up,
+    /// Build or find what a cluster is made of: Kubernetes and helm, which takes six minutes of two cores, once.
+    Build,
+    /// Start it: two nodes, the mesh installed by its chart, and an example application.
+    Up {
+        /// The two nodes alone.
+        #[arg(long)]
+        bare: bool,
+    },
     /// End it, and remove everything of it but the programs that were built.
     Down,
     /// Cut a node's power and start it again.
@@ -50,6 +61,12 @@ enum Action {
     /// Run kubectl against it.
     Kubectl {
         /// Kubectl's arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run helm against it.
+    Helm {
+        /// Helm's arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -66,9 +83,6 @@ enum Action {
     Init {
         /// The machine.
         machine: String,
-        /// The cluster's files.
-        #[arg(long)]
-        directory: PathBuf,
         /// The programs of Kubernetes.
         #[arg(long)]
         programs: PathBuf,
@@ -77,12 +91,16 @@ enum Action {
 
 /// Does it; `false` when a program that was asked for failed.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
-    let layout = Layout::new(workspace().join("target/cluster"));
+    let directory = args.directory.clone().unwrap_or_else(|| workspace().join("target/cluster"));
+    let layout = Layout::new(std::path::absolute(directory)?);
     match &args.action {
-        Action::Init { machine, directory, programs } => {
-            init::run(&Layout::new(directory.clone()), named(machine)?, programs)?;
+        Action::Init { machine, programs } => init::run(&layout, named(machine)?, programs)?,
+        Action::Build => {
+            check_requirements()?;
+            println!("Kubernetes: {}", assets()?.directory().display());
+            println!("helm: {}", helm::ensure(&built())?.display());
         }
-        Action::Up => up::run(&layout)?,
+        Action::Up { bare } => up::run(&layout, *bare)?,
         Action::Down => {
             up::down(&layout)?;
             println!("the cluster is gone");
@@ -91,6 +109,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         Action::Status => status(&layout)?,
         Action::Kubectl { arguments } => {
             return succeeds(kubectl(&layout, &assets()?)?.args(arguments));
+        }
+        Action::Helm { arguments } => {
+            return succeeds(mesh::helm(&layout, &helm::ensure(&built())?)?.args(arguments));
         }
         Action::Enter { machine, program } => {
             let running = Running::find(&layout, named(machine)?).context("it does not run")?;
@@ -110,14 +131,30 @@ fn succeeds(command: &mut Command) -> anyhow::Result<bool> {
 }
 
 fn assets() -> anyhow::Result<Assets> {
-    Assets::ensure(&workspace().join("target/kubernetes"))
+    Assets::ensure(&built())
+}
+
+/// Where programs that were built for a cluster are.
+fn built() -> PathBuf {
+    workspace().join("target/kubernetes")
+}
+
+/// Whether everything is there that takes minutes to build.
+pub(crate) fn is_built() -> bool {
+    Assets::find(&built()).is_ok_and(|found| found.is_some()) && helm::find(&built()).is_some()
+}
+
+/// A program that reaches the cluster's network.
+fn within(layout: &Layout, program: &Path) -> anyhow::Result<Command> {
+    let control = Running::find(layout, CONTROL).context("there is no cluster: `cargo xtask cluster up`")?;
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{}/ns/net", control.inner()?)).arg(program);
+    Ok(command)
 }
 
 /// Kubectl, where it reaches the API server.
 fn kubectl(layout: &Layout, assets: &Assets) -> anyhow::Result<Command> {
-    let control = Running::find(layout, CONTROL).context("there is no cluster: `cargo xtask cluster up`")?;
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/proc/{}/ns/net", control.inner()?)).arg(assets.program("kubectl"));
+    let mut command = within(layout, &assets.program("kubectl"))?;
     command.arg("--kubeconfig").arg(layout.kubeconfig());
     Ok(command)
 }

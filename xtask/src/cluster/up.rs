@@ -17,6 +17,7 @@ use sandbox::wait;
 use super::assets::Assets;
 use super::layout::{CONTROL, Layout, Machine, NODES};
 use super::machine::{self, Running};
+use super::mesh::Mesh;
 use super::{check_requirements, image, kubectl, pki};
 use crate::progress::Progress;
 
@@ -28,8 +29,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Held by whoever starts or stops machines.
 static MACHINES: Mutex<()> = Mutex::new(());
 
-/// Starts it. At Ctrl-C and at a failure all of it is taken down again.
-pub(super) fn run(layout: &Layout) -> anyhow::Result<()> {
+/// Starts it, with the mesh unless it is to be bare. At Ctrl-C and at a failure all of it is taken down again.
+pub(super) fn run(layout: &Layout, bare: bool) -> anyhow::Result<()> {
     anyhow::ensure!(
         Running::find(layout, CONTROL).is_none(),
         "the cluster is up: `cargo xtask cluster down` first"
@@ -37,7 +38,11 @@ pub(super) fn run(layout: &Layout) -> anyhow::Result<()> {
     check_requirements()?;
     let assets = super::assets()?;
     down(layout).context("removing what an earlier cluster left")?;
-    let outcome = interruptible(layout, || start(layout, &assets));
+    let outcome = interruptible(layout, || {
+        let mesh = if bare { None } else { Some(Mesh::build(layout)?) };
+        start(layout, &assets)?;
+        mesh.map_or(Ok(()), |mesh| mesh.install(layout, &assets))
+    });
     if outcome.is_err() {
         down(layout).context("taking down what was started")?;
     }

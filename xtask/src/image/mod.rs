@@ -1,14 +1,17 @@
-//! `cargo xtask image`: the container image of Culvert, without Docker: the two binaries and exactly the libraries they need.
+//! `cargo xtask image`: the container image of Culvert, without Docker: its programs, without what only debuggers read of them, and exactly the
+//! libraries they need.
 
 mod archive;
 mod libraries;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use anyhow::Context as _;
 pub(crate) use archive::{Content, Image};
 
-use crate::cargo::Built;
+use crate::cargo::{self, Built};
 use crate::workspace;
 
 /// What the image is called where nothing else is said.
@@ -28,21 +31,35 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let built = crate::build()?;
     let archive = workspace().join(&args.output);
+    std::fs::create_dir_all(archive.parent().unwrap_or(&archive))?;
     culvert(&args.name, &built, &archive)?;
     let size = std::fs::metadata(&archive)?.len() / (1024 * 1024);
     println!("{} is in {} ({size} MiB)", args.name, archive.display());
     Ok(())
 }
 
-/// Packs the binaries.
+/// Packs the programs of the mesh.
 pub(crate) fn culvert(name: &str, built: &Built, archive: &Path) -> anyhow::Result<()> {
-    write(
-        name,
-        &["/bin/culvert"],
-        "0",
-        &[("/bin/culvert", &built.culvert), ("/bin/ztunnel", &built.ztunnel)],
-        archive,
-    )
+    let plugin = cargo::build_static_plugin()?;
+    let directory = tempfile::tempdir().context("making a directory for the programs")?;
+    let stripped = |program: &Path| strip(program, directory.path());
+    let programs = [
+        ("/bin/culvert", stripped(&built.culvert)?),
+        ("/bin/ztunnel", stripped(&built.ztunnel)?),
+        ("/bin/culvert-cni", stripped(&plugin)?),
+    ];
+    let programs: Vec<_> = programs.iter().map(|(path, file)| (*path, file.as_path())).collect();
+    write(name, &["/bin/culvert"], "0", &programs, archive)
+}
+
+/// A copy of the program in the directory without its debugging information. The names of functions stay, for profiles.
+fn strip(program: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
+    let stripped = directory.join(program.file_name().context("a program has a name")?);
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(program);
+    let output = strip.stdin(Stdio::null()).output().context("starting strip (binutils)")?;
+    anyhow::ensure!(output.status.success(), "strip: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(stripped)
 }
 
 /// Packs programs, each to its path, with their libraries.

@@ -9,6 +9,7 @@ mod abandoned;
 mod bypass;
 mod captured;
 mod churn;
+pub mod cluster;
 pub mod connects;
 mod dial;
 mod dns;

@@ -35,12 +35,12 @@ pub fn options(name: &str) -> anyhow::Result<Options> {
     })
 }
 
-fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().map_or_else(|| here.clone(), PathBuf::from)
 }
 
-fn binary(variable: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn binary(variable: &str) -> anyhow::Result<PathBuf> {
     let missing = || format!("{variable} is not set; run the end-to-end tests with `cargo xtask test`");
     let path = std::env::var_os(variable).filter(|value| value != OsStr::new("")).with_context(missing)?;
     PathBuf::from(&path).canonicalize().with_context(|| format!("{variable}={}", path.to_string_lossy()))

@@ -177,7 +177,10 @@ fn clear<K: aya::Pod, V: aya::Pod>(
 /// A pin cannot be removed. Filters of clsact are their devices' and not seen from here; see [`Programs::detach_pod`].
 pub(crate) fn remove_pins(bpffs: &Path) -> Result<(), AttachError> {
     let failed = |source| AttachError::Link { hook: "the layout's pins".to_owned(), source };
-    former::layouts(bpffs)?.iter().try_for_each(|root| remove_tree(root).map_err(failed))
+    former::layouts(bpffs)?.iter().try_for_each(|root| remove_tree(root).map_err(failed))?;
+    // Only if nothing is in it that we do not know, and if it is there at all.
+    let _ = fs::remove_dir(bpffs.join("culvert"));
+    Ok(())
 }
 
 /// Removes a directory of pins, and what they hold with it.

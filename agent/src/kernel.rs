@@ -2,7 +2,7 @@
 //!
 //! Calls block for some milliseconds at most; they are made from blocking contexts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use api::zds::Listener;
 use ebpf_common::CgroupPath;
 
 use crate::bpf::{
-    AttachError, CgroupId, Changes, Connection, Fill, InboundHook, LinkError, MapError, NoticeError,
+    AttachError, CgroupId, Changes, Connection, Counted, Fill, InboundHook, LinkError, MapError, NoticeError,
     OutboundHook, PodKey, PodLinks, PodMode, Programs, SocketCookie,
 };
 use crate::enroll::error::EnrollError;
@@ -280,5 +280,11 @@ impl Kernel {
     /// See [`Programs::counters`].
     pub(crate) fn counters(&self) -> Result<Vec<(ebpf_common::Counter, u64)>, MapError> {
         self.programs().counters()
+    }
+
+    /// See [`Programs::pod_counters`].
+    pub(crate) fn pod_counters(&self) -> Result<BTreeMap<PodUid, Counted>, MapError> {
+        let counted = self.programs().pod_counters()?;
+        Ok(counted.into_iter().map(|(pod, counted)| (PodUid::from(pod.as_str()), counted)).collect())
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use ebpf_common::Counter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -28,6 +29,9 @@ pub(crate) struct AgentStatus {
     pub(crate) pods: BTreeMap<PodUid, PodStatus>,
     /// Packets by decision and reason, over all pods, since the programs were first loaded.
     pub(crate) packets: Vec<PacketCount>,
+    /// Of these what is counted for each pod: not the packets that go their usual way on a connection.
+    #[serde(default)]
+    pub(crate) pod_packets: BTreeMap<PodUid, Vec<PacketCount>>,
 }
 
 /// The connection to control.
@@ -118,6 +122,14 @@ pub(crate) struct PacketCount {
     pub(crate) reason: String,
     /// How often.
     pub(crate) packets: u64,
+}
+
+impl PacketCount {
+    /// So many packets under a counter.
+    pub(crate) fn new(counter: Counter, packets: u64) -> Self {
+        let (decision, reason) = (counter.decision().label().to_owned(), counter.reason().to_owned());
+        Self { decision, reason, packets }
+    }
 }
 
 /// Where the pods' tasks post how they stand.

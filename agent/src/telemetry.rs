@@ -1,5 +1,6 @@
 //! What the agent counts. Packets are counted by the kernel programs and read when asked; states are read from the board.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
@@ -15,6 +16,8 @@ use tracing::warn;
 use api::xds_client::XdsStatus;
 use daemon::visitors::Refusals;
 
+use crate::bpf::Counted;
+use crate::enroll::pod::PodUid;
 use crate::enroll::steps::State;
 use crate::kernel::Kernel;
 use crate::status::Board;
@@ -132,9 +135,8 @@ impl Observed {
     }
 }
 
-impl Collector for Observed {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.encode_fills(&mut encoder)?;
+impl Observed {
+    fn encode_packets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         match self.kernel.counters() {
             Ok(counters) => {
                 let help = "Packets, and for inbound connections their first, by what the kernel programs did and why";
@@ -147,6 +149,42 @@ impl Collector for Observed {
             }
             Err(error) => warn!(%error, "the packet counters cannot be read"),
         }
+        match self.kernel.pod_counters() {
+            Ok(counted) => self.encode_pod_packets(encoder, &counted),
+            Err(error) => {
+                warn!(%error, "the packet counters of the pods cannot be read");
+                Ok(())
+            }
+        }
+    }
+
+    /// There are no more series than pods of this node times reasons, and a pod's go with it.
+    fn encode_pod_packets(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        counted: &BTreeMap<PodUid, Counted>,
+    ) -> Result<(), std::fmt::Error> {
+        let help = "The same for each pod by the addresses in the packets, without what goes its usual way on a connection";
+        let mut packets = encoder.encode_descriptor("bpf_pod_packets", help, None, MetricType::Counter)?;
+        for (uid, pod) in self.board.all() {
+            for (counter, count) in counted.get(&uid).into_iter().flatten() {
+                let labels = [
+                    ("namespace", pod.namespace.as_str()),
+                    ("pod", pod.name.as_str()),
+                    ("decision", counter.decision().label()),
+                    ("reason", counter.reason()),
+                ];
+                ConstCounter::new(*count).encode(packets.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.encode_fills(&mut encoder)?;
+        self.encode_packets(&mut encoder)?;
         let mut pods =
             encoder.encode_descriptor("pods", "Pods of this node, by state", None, MetricType::Gauge)?;
         for state in State::ALL {

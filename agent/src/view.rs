@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::xds_client::XdsStatus;
 use daemon::admin::{self, Routes};
 use daemon::logging::LogHandle;
+use ebpf_common::Counter;
 use tokio::sync::watch;
 
 use crate::kernel::Kernel;
@@ -43,6 +44,7 @@ impl View {
     fn status(&self) -> AgentStatus {
         let control = *self.control.borrow();
         let packets = self.kernel.counters().unwrap_or_default();
+        let of_pods = self.kernel.pod_counters().unwrap_or_default();
         AgentStatus {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,16 +56,14 @@ impl View {
             },
             ztunnels: self.hub.sessions(),
             pods: self.board.all(),
-            packets: packets
-                .into_iter()
-                .map(|(counter, packets)| PacketCount {
-                    decision: counter.decision().label().to_owned(),
-                    reason: counter.reason().to_owned(),
-                    packets,
-                })
-                .collect(),
+            packets: counts(packets),
+            pod_packets: of_pods.into_iter().map(|(uid, counted)| (uid, counts(counted))).collect(),
         }
     }
+}
+
+fn counts(packets: impl IntoIterator<Item = (Counter, u64)>) -> Vec<PacketCount> {
+    packets.into_iter().map(|(counter, packets)| PacketCount::new(counter, packets)).collect()
 }
 
 /// Adds GET `/logging` (what is logged) and POST `/logging?level=FILTER`. Only for a socket that is its owner's alone.

@@ -1,10 +1,13 @@
 //! Counting decisions and telling of them.
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::{EbpfContext, programs::TcContext};
 use aya_log_ebpf::debug;
-use ebpf_common::{Counter, packet::Segment};
+use ebpf_common::{Address, Counter, packet::Segment};
 
-use crate::maps::COUNTERS;
+use crate::{
+    maps::{COUNTERS, POD_COUNTERS},
+    skb::{self, End},
+};
 
 /// Target of the log records, by which `RUST_LOG` selects them.
 const TARGET: &str = "culvert::bpf";
@@ -19,12 +22,48 @@ pub fn count(counter: Counter) {
     }
 }
 
-/// Counts a decision on a segment and, when the agent asked for it at load, logs it.
+/// The same, for the pod with this address as well.
+#[inline(always)]
+pub fn count_of(pod: &Address, counter: Counter) {
+    count(counter);
+    if counter.is_of_pods() {
+        add_to_pod(pod, counter as u32);
+    }
+}
+
+/// The same of a packet that could not be read whole.
+#[inline(always)]
+pub fn count_unread(ctx: &TcContext, end: End, counter: Counter) {
+    count(counter);
+    add_to_end(ctx, u32::from(end == End::Source), counter as u32);
+}
+
+/// Not inlined, as the next.
+#[inline(never)]
+fn add_to_end(ctx: &TcContext, is_source: u32, slot: u32) -> u32 {
+    let end = if is_source != 0 { End::Source } else { End::Destination };
+    let Some(pod) = skb::address_of(ctx, end) else { return 0 };
+    add_to_pod(&pod, slot)
+}
+
+/// Not inlined, for the sake of its callers' stacks. Returns whether it is a pod's address.
+#[inline(never)]
+fn add_to_pod(pod: &Address, slot: u32) -> u32 {
+    let Some(counts) = POD_COUNTERS.get_ptr_mut(pod) else { return 0 };
+    // SAFETY: the pointer is to this CPU's counts; as above.
+    match unsafe { (*counts).get_mut(slot as usize) } {
+        Some(count) => *count += 1,
+        None => return 0,
+    }
+    1
+}
+
+/// Counts a decision on a segment of this pod and, when the agent asked for it at load, logs it.
 ///
 /// The level is a constant in read-only data: with logging off the verifier removes the code, so it costs nothing.
 #[inline(always)]
-pub fn decide(ctx: &impl EbpfContext, segment: &Segment, counter: Counter) {
-    count(counter);
+pub fn decide(ctx: &impl EbpfContext, segment: &Segment, pod: &Address, counter: Counter) {
+    count_of(pod, counter);
     report(ctx, segment, counter as u32);
 }
 

@@ -49,7 +49,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    count::{count, decide},
+    count::{count, count_of, count_unread, decide},
     maps::{EXEMPT_CGROUPS, OUTSIDE, PRE_MESH, PROBES},
     skb::{self, DROP, PASS},
 };
@@ -72,7 +72,8 @@ pub fn tc_egress_dns(ctx: TcContext) -> i32 {
 /// A pod that is about to be captured, any device: everything passes, and its sockets are learnt.
 #[classifier]
 pub fn tc_egress_join(ctx: TcContext) -> i32 {
-    if matches!(skb::parse(&ctx), Parsed::Other | Parsed::Dns(_)) {
+    let parsed = skb::parse(&ctx);
+    if matches!(parsed, Parsed::Other | Parsed::Dns(_)) {
         count(Counter::PassedNotTcp);
         return PASS;
     }
@@ -87,7 +88,7 @@ pub fn tc_egress_join(ctx: TcContext) -> i32 {
     if !is_for_the_agent(cookie) {
         learn(cookie, Counter::PassedPreMesh);
     }
-    count(Counter::PassedPreMesh);
+    count_sender(&ctx, &parsed, Counter::PassedPreMesh);
     PASS
 }
 
@@ -143,22 +144,23 @@ fn egress<const BARE: bool, const DRAINING: bool, const CAPTURES_DNS: bool>(ctx:
     }
     let cookie = skb::socket_cookie(ctx);
     let is_new = matches!(&parsed, Parsed::Tcp(segment) if segment.flags.opens());
-    if is_outside(cookie, u32::from(is_new)) != 0 {
+    if let Some(counter) = outside(cookie, is_new) {
+        count_sender(ctx, &parsed, counter);
         return PASS;
     }
-    let segment = match parsed {
+    let segment = match &parsed {
         Parsed::Tcp(segment) => segment,
         Parsed::MaybeTcp(reason) => {
-            count(unparsed(reason));
+            count_sender(ctx, &parsed, unparsed(*reason));
             return DROP;
         }
         Parsed::Other | Parsed::Dns(_) => return PASS,
     };
-    if let Some(counter) = stays_outside::<DRAINING>(ctx, &segment, cookie) {
-        decide(ctx, &segment, counter);
+    if let Some(counter) = stays_outside::<DRAINING>(ctx, segment, cookie) {
+        decide(ctx, segment, &segment.source, counter);
         return PASS;
     }
-    capture::<BARE>(ctx, &segment)
+    capture::<BARE>(ctx, segment)
 }
 
 /// The counter a packet that may not be parsed is dropped under.
@@ -209,7 +211,32 @@ fn learn(cookie: u64, counter: Counter) -> Counter {
     counter
 }
 
-/// Whether the socket stays outside of the mesh, which is counted; 0 or 1. A socket can be connected anew (`connect` to `AF_UNSPEC`,
+/// Counts for the pod that sends the packet, whatever could be read of it.
+#[inline(always)]
+fn count_sender(ctx: &TcContext, parsed: &Parsed, counter: Counter) {
+    match parsed {
+        Parsed::Tcp(segment) => count_of(&segment.source, counter),
+        _ => count_unread(ctx, skb::End::Source, counter),
+    }
+}
+
+/// Why the socket stays outside of the mesh, if it does.
+#[inline(always)]
+fn outside(cookie: u64, is_new: bool) -> Option<Counter> {
+    match is_outside(cookie, u32::from(is_new)) {
+        0 => None,
+        DRAINING_SOCKET => Some(Counter::PassedDraining),
+        PRE_MESH_SOCKET => Some(Counter::PassedPreMesh),
+        _ => Some(Counter::ExemptProbeReply),
+    }
+}
+
+// What `is_outside` returns, as a register can hold it.
+const PRE_MESH_SOCKET: u32 = 1;
+const DRAINING_SOCKET: u32 = 2;
+const PROBED_SOCKET: u32 = 3;
+
+/// Whether the socket stays outside of the mesh, and why; or 0. A socket can be connected anew (`connect` to `AF_UNSPEC`,
 /// or after a failure); what it opens then (`is_new`) is not the connection it was let go on for, and it is forgotten. While its pod
 /// is leaving it is learnt anew, as what it is then.
 ///
@@ -230,20 +257,15 @@ fn is_outside(cookie: u64, is_new: u32) -> u32 {
     if let Some(reason) = OUTSIDE.get_ptr(&cookie) {
         // SAFETY: a valid pointer; that the entry may be another's by now changes a counter only.
         let reason = unsafe { *reason };
-        count(if reason == Counter::PassedDraining as u32 {
-            Counter::PassedDraining
+        return if reason == Counter::PassedDraining as u32 {
+            DRAINING_SOCKET
         } else if reason == Counter::PassedPreMesh as u32 {
-            Counter::PassedPreMesh
+            PRE_MESH_SOCKET
         } else {
-            Counter::ExemptProbeReply
-        });
-        return 1;
+            PROBED_SOCKET
+        };
     }
-    if PRE_MESH.get_ptr(&cookie).is_some() {
-        count(Counter::PassedPreMesh);
-        return 1;
-    }
-    0
+    if PRE_MESH.get_ptr(&cookie).is_some() { PRE_MESH_SOCKET } else { 0 }
 }
 
 #[inline(always)]
@@ -251,14 +273,14 @@ fn capture<const BARE: bool>(ctx: &TcContext, segment: &Segment) -> i32 {
     // SAFETY: reads of the context, which the verifier checks.
     let (mark, tagged) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).vlan_present != 0) };
     if tagged || segment.is_tagged {
-        decide(ctx, segment, Counter::DroppedTagged);
+        decide(ctx, segment, &segment.source, Counter::DroppedTagged);
         return DROP;
     }
     if skb::is_ours(mark) {
         skb::remember_mark(segment, mark);
-        decide(ctx, segment, Counter::CapturedForgedMark);
+        decide(ctx, segment, &segment.source, Counter::CapturedForgedMark);
     } else {
-        decide(ctx, segment, Counter::CapturedOutbound);
+        decide(ctx, segment, &segment.source, Counter::CapturedOutbound);
     }
     turn::<BARE>(ctx, segment, mark)
 }
@@ -272,7 +294,7 @@ fn capture_dns<const BARE: bool>(ctx: &TcContext, query: &Segment) -> i32 {
         count(Counter::PassedNotTcp);
         return PASS;
     }
-    decide(ctx, query, Counter::CapturedDns);
+    decide(ctx, query, &query.source, Counter::CapturedDns);
     turn::<BARE>(ctx, query, mark)
 }
 
@@ -281,7 +303,7 @@ fn capture_dns<const BARE: bool>(ctx: &TcContext, query: &Segment) -> i32 {
 fn turn<const BARE: bool>(ctx: &TcContext, segment: &Segment, mark: u32) -> i32 {
     ctx.set_mark((mark & !MARK_MASK) | MARK_CAPTURED);
     if BARE && !add_ethernet_header(ctx, segment.is_v4) {
-        decide(ctx, segment, Counter::DroppedRedirect);
+        decide(ctx, segment, &segment.source, Counter::DroppedRedirect);
         return DROP;
     }
     // SAFETY: no pointers are involved; a failure is TC_ACT_SHOT, so the packet is dropped.

@@ -17,7 +17,7 @@ use ebpf_common::{
 
 use crate::{
     context,
-    count::{count, decide},
+    count::{count_of, count_unread, decide},
     egress::unparsed,
     loopback::has_sk_lookup,
     maps::{DNS_LISTENERS, LISTENERS, OUTBOUND_LISTENERS, PROBES, REOPENED},
@@ -60,18 +60,18 @@ pub fn sk_lookup_inbound(ctx: SkLookupContext) -> u32 {
         return reopen(&ctx, &flow);
     }
     if is_own(&flow) {
-        count(Counter::PassedSelf);
+        count_of(&flow.pod, Counter::PassedSelf);
         return SK_PASS;
     }
     if let Some(counter) = passes(&flow) {
-        count(counter);
+        count_of(&flow.pod, counter);
         return SK_PASS;
     }
     if LISTENERS.redirect_sk_lookup(&ctx, flow.pod, 0).is_ok() {
-        count(Counter::CapturedInbound);
+        count_of(&flow.pod, Counter::CapturedInbound);
         SK_PASS
     } else {
-        count(Counter::DroppedNoInboundListener);
+        count_of(&flow.pod, Counter::DroppedNoInboundListener);
         SK_DROP
     }
 }
@@ -147,7 +147,7 @@ fn refuse_taken_ends(ctx: &TcContext, segment: &Segment) -> i32 {
     if !may_meet || !skb::meets_application_leg(ctx, segment) {
         return PASS;
     }
-    decide(ctx, segment, Counter::DroppedEndsTaken);
+    decide(ctx, segment, &segment.destination, Counter::DroppedEndsTaken);
     reset::send_back(ctx, segment)
 }
 
@@ -157,7 +157,7 @@ fn refuse_taken_ends(ctx: &TcContext, segment: &Segment) -> i32 {
 #[classifier]
 pub fn tc_ingress_guard(ctx: TcContext) -> i32 {
     if skb::claims_own_source(&ctx) {
-        count(Counter::DroppedOwnSource);
+        count_unread(&ctx, skb::End::Destination, Counter::DroppedOwnSource);
         return DROP;
     }
     if ctx.len() <= LONGEST_SYN
@@ -175,7 +175,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
         Parsed::Tcp(segment) => segment,
         Parsed::Other | Parsed::Dns(_) => return PASS,
         Parsed::MaybeTcp(reason) => {
-            count(unparsed(reason));
+            count_unread(&ctx, skb::End::Destination, unparsed(reason));
             return DROP;
         }
     };
@@ -195,7 +195,7 @@ pub fn tc_ingress(ctx: TcContext) -> i32 {
         return verdict;
     }
     let counter = open(&ctx, &segment);
-    decide(&ctx, &segment, counter);
+    decide(&ctx, &segment, &segment.destination, counter);
     let dropped = [Counter::DroppedNoInboundListener as u32, Counter::DroppedOwnSource as u32];
     if dropped.contains(&(counter as u32)) { DROP } else { PASS }
 }

@@ -23,7 +23,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    count::{count, decide},
+    count::{count_unread, decide},
     egress::unparsed,
     maps::{POD_ADDRESSES, REOPENED},
     reset,
@@ -79,7 +79,7 @@ fn lo<const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
         Parsed::Dns(query) => return if turned { to_datagrams(ctx, &query) } else { PASS },
         Parsed::Other => return PASS,
         Parsed::MaybeTcp(reason) => {
-            count(unparsed(reason));
+            count_unread(ctx, skb::End::Source, unparsed(reason));
             return DROP;
         }
     };
@@ -94,7 +94,7 @@ fn lo<const CAPTURES_DNS: bool>(ctx: &TcContext) -> i32 {
     // A first packet that was not turned here was led here by a mark that its sender had set.
     if !turned {
         skb::remember_mark(&segment, mark);
-        decide(ctx, &segment, Counter::CapturedForgedMark);
+        decide(ctx, &segment, &segment.source, Counter::CapturedForgedMark);
     }
     to_listener::<CAPTURES_DNS>(ctx, &segment)
 }
@@ -129,7 +129,7 @@ fn to_datagrams(ctx: &TcContext, query: &Segment) -> i32 {
         Assigned::NoListener => Counter::DroppedNoDnsListener,
         Assigned::Refused => Counter::DroppedAssign,
     };
-    decide(ctx, query, counter);
+    decide(ctx, query, &query.source, counter);
     DROP
 }
 
@@ -147,7 +147,7 @@ fn application_leg<const CAPTURES_DNS: bool>(ctx: &TcContext, mark: u32) -> i32 
         return PASS;
     }
     skb::remember_mark(&segment, mark);
-    decide(ctx, &segment, Counter::CapturedForgedMark);
+    decide(ctx, &segment, &segment.source, Counter::CapturedForgedMark);
     to_listener::<CAPTURES_DNS>(ctx, &segment)
 }
 
@@ -162,7 +162,7 @@ fn to_listener<const CAPTURES_DNS: bool>(ctx: &TcContext, segment: &Segment) -> 
     match skb::assign_to_port(ctx, segment, port) {
         Assigned::Yes => PASS,
         Assigned::NoListener => {
-            decide(ctx, segment, missing);
+            decide(ctx, segment, &segment.source, missing);
             if segment.flags.opens() {
                 // An application of the pod that happens to listen on the destination's port must not receive it.
                 let turned = reset::turn_into_reset(ctx, segment.is_v4, reset::ETHERNET as u32);
@@ -172,7 +172,7 @@ fn to_listener<const CAPTURES_DNS: bool>(ctx: &TcContext, segment: &Segment) -> 
             if skb::has_any_receiver(ctx, segment) { DROP } else { PASS }
         }
         Assigned::Refused => {
-            decide(ctx, segment, Counter::DroppedAssign);
+            decide(ctx, segment, &segment.source, Counter::DroppedAssign);
             DROP
         }
     }

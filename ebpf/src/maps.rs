@@ -6,9 +6,9 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SockHash},
 };
-use ebpf_common::{Address, CgroupPath, Counter, Flow, ForgedMark, ProbeTarget};
+use ebpf_common::{Address, CgroupPath, Counter, Flow, ForgedMark, PodCounts, ProbeTarget};
 
 /// Cgroup ids of ztunnel, past ones included, and of the agent, whose cgroup the sockets inherit that are accepted from the listeners
 /// it made. Ids are never used twice, so old ones are harmless; the agent removes those that no socket has any more. Written by it.
@@ -76,3 +76,9 @@ pub static FORGED_MARKS: LruHashMap<Address, ForgedMark> = LruHashMap::with_max_
 /// Decisions by reason; the slot is the number of the `Counter`.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Decisions by reason for each address of `POD_ADDRESSES`. The agent makes and removes the entries, and the programs only add to them: an
+/// address that a pod invents takes no room, and is counted in `COUNTERS` alone.
+#[map]
+pub static POD_COUNTERS: PerCpuHashMap<Address, PodCounts> =
+    PerCpuHashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);

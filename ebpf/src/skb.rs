@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     Address, ForgedMark, MARK_APPLICATION, MARK_CAPTURED, MARK_MASK, MARK_PROXY,
-    packet::{self, Bytes, ETHERTYPE_IPV6, Parsed, Segment, Source, Unparsed},
+    packet::{self, Bytes, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Parsed, Segment, Source, Unparsed},
 };
 
 use crate::maps::FORGED_MARKS;
@@ -123,9 +123,36 @@ fn parse_into(skb: *mut __sk_buff, segment: &mut MaybeUninit<Segment>) -> u64 {
 
 /// Offset of the source, which the destination follows, in an IPv4 header (RFC 791 3.1).
 pub const V4_SOURCE: u32 = 12;
+const V4_DESTINATION: u32 = 16;
 /// Offsets of the source and the destination in an IPv6 header (RFC 8200 section 3).
 pub const V6_SOURCE: u32 = 8;
 const V6_DESTINATION: u32 = 24;
+
+/// One of a packet's two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Who sent it.
+    Source,
+    /// Whom it is for.
+    Destination,
+}
+
+/// The address of an end of a packet of which nothing is known but its IP header, and that only if it is not in a VLAN tag.
+#[inline(always)]
+pub fn address_of(ctx: &TcContext, end: End) -> Option<Address> {
+    let is_source = end == End::Source;
+    match u16::from_be(ctx.skb.protocol() as u16) {
+        ETHERTYPE_IPV4 => {
+            let octets = read::<4>(ctx, if is_source { V4_SOURCE } else { V4_DESTINATION })?;
+            Some(Address::from_v4(u32::from_ne_bytes(octets)))
+        }
+        ETHERTYPE_IPV6 => {
+            let octets = read::<16>(ctx, if is_source { V6_SOURCE } else { V6_DESTINATION })?;
+            Some(Address::from_octets(octets))
+        }
+        _ => None,
+    }
+}
 
 /// Whether an IPv6 packet claims to come from the address it is for, or from `::1`. Of IPv4 the kernel drops such packets by itself
 /// when they come from outside (martian sources); IPv6 has no such check.

@@ -390,6 +390,16 @@ impl World {
         sum(self.sandbox.node(node)?, AGENT_METRICS_PORT, decided)
     }
 
+    /// The same of one pod on that node.
+    pub fn counted_of(&self, node: &str, pod: &str, label: &str) -> anyhow::Result<u64> {
+        let (namespace, name) = pod.split_once('/').context("no pod's full name")?;
+        let pod = format!("namespace=\"{namespace}\",pod=\"{name}\"");
+        let decided = |line: &str| {
+            line.starts_with("culvert_bpf_pod_packets_total{") && line.contains(&pod) && line.contains(label)
+        };
+        sum(self.sandbox.node(node)?, AGENT_METRICS_PORT, decided)
+    }
+
     /// The sum, over an agent's samples whose line is wanted.
     pub fn agent_samples<T: FromStr + Sum>(
         &self,

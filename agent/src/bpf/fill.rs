@@ -38,6 +38,7 @@ impl Programs {
             ("OUTBOUND_LISTENERS", maps.outbound_listeners.keys().count()),
             ("DNS_LISTENERS", maps.dns_listeners.keys().count()),
             ("POD_ADDRESSES", maps.pod_addresses.keys().count()),
+            ("POD_COUNTERS", maps.pod_counters.keys().count()),
         ]
         .into_iter()
         .map(|(map, entries)| fill(map, entries))

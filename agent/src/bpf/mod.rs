@@ -27,6 +27,7 @@ mod node;
 mod object;
 mod pin;
 mod pod;
+mod pod_counters;
 mod pre_mesh;
 mod sys;
 mod tracepoint;
@@ -48,6 +49,7 @@ pub(crate) use left::LeftAlone;
 pub(crate) use log::LogReader;
 pub(crate) use node::{LoadOptions, Redirection, remove_pins};
 pub(crate) use pod::{Changes, PodLinks, PodMode, pinned, stands, take_down};
+pub(crate) use pod_counters::Counted;
 pub(crate) use pre_mesh::{Connection, cgroups_of_sockets, connections};
 
 use crate::forged::Forged;
@@ -194,8 +196,8 @@ impl Programs {
     /// attached or replaced: those of a former layout did not ask.
     pub(crate) fn name_address(&mut self, pod: &PodKey, address: IpAddr) -> Result<(), MapError> {
         self.maps.pod_addresses.insert(Address::from(address), 1, 0).map_err(in_map("POD_ADDRESSES"))?;
-        self.addresses.insert(address, pod.clone());
-        Ok(())
+        let before = self.addresses.insert(address, pod.clone());
+        self.begin_counts(address, before.is_some_and(|owner| owner != *pod))
     }
 
     /// Names the listener on 15001 of the namespace that has `address`, for connections that reuse the ends of one in TIME_WAIT at
@@ -254,6 +256,7 @@ impl Programs {
             self.addresses.remove(&address);
             absent_is_fine(self.maps.pod_addresses.remove(&Address::from(address)))
                 .map_err(in_map("POD_ADDRESSES"))?;
+            self.end_counts(Address::from(address))?;
         }
         Ok(())
     }
@@ -384,6 +387,7 @@ impl Programs {
         for address in standing {
             if !self.addresses.contains_key(&address.into()) {
                 absent_is_fine(self.maps.pod_addresses.remove(&address)).map_err(failed)?;
+                self.end_counts(address)?;
             }
         }
         Ok(())

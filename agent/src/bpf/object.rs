@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, SockHash};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use ebpf_common::{Address, CgroupPath, Flow, ForgedMark, ProbeTarget};
+use ebpf_common::{Address, CgroupPath, Flow, ForgedMark, PodCounts, ProbeTarget};
 
 use super::error::LoadError;
 use super::link::LoadedProgram;
@@ -15,7 +15,7 @@ use super::link::LoadedProgram;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-bpf"));
 
 /// Maps that outlive the agent. The log's buffer is not among them: each agent reads its own programs' log.
-const PINNED_MAPS: [&str; 15] = [
+const PINNED_MAPS: [&str; 16] = [
     "EXEMPT_CGROUPS",
     "KUBELET_PATH",
     "KUBELET_CGROUPS",
@@ -31,6 +31,7 @@ const PINNED_MAPS: [&str; 15] = [
     "POD_ADDRESSES",
     "FORGED_MARKS",
     "COUNTERS",
+    "POD_COUNTERS",
 ];
 
 /// Number of the level `debug`, the only one the programs log at (aya-log's `Level`).
@@ -73,6 +74,7 @@ pub(crate) struct Maps {
     pub(crate) pod_addresses: HashMap<MapData, Address, u8>,
     pub(crate) forged_marks: HashMap<MapData, Address, ForgedMark>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
+    pub(crate) pod_counters: PerCpuHashMap<MapData, Address, PodCounts>,
 }
 
 /// Opens the object, taking over the maps pinned in `maps` and pinning there those that are not.
@@ -109,6 +111,7 @@ impl Maps {
             pod_addresses: take(ebpf, "POD_ADDRESSES")?,
             forged_marks: take(ebpf, "FORGED_MARKS")?,
             counters: take(ebpf, "COUNTERS")?,
+            pod_counters: take(ebpf, "POD_COUNTERS")?,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use comfy_table::{Cell, ContentArrangement, Row, Table, presets};
+use ebpf_common::Decision;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -90,6 +91,10 @@ fn render(status: &AgentStatus, now: SystemTime, width: Option<u16>) -> String {
         }
     }
     text.push_str(&format!("\n{}\n", packets(status)));
+    let of_pods = pod_packets(status);
+    if !of_pods.is_empty() {
+        text.push_str(&format!("\n{}\n", within(&of_pods, width)));
+    }
     text
 }
 
@@ -137,6 +142,20 @@ fn pods(status: &AgentStatus, now: SystemTime) -> Table {
             join(&pod.listeners),
             pod.pre_mesh.len().to_string(),
         ]);
+    }
+    table
+}
+
+/// What was dropped of each pod: such a packet is somebody's who waits for an answer.
+fn pod_packets(status: &AgentStatus) -> Table {
+    let mut table = table(&["POD", "PACKETS", "DECISION", "REASON"]);
+    for (uid, counts) in &status.pod_packets {
+        let Some(pod) = status.pods.get(uid) else { continue };
+        for count in counts.iter().filter(|count| count.decision == Decision::Dropped.label()) {
+            let (packets, decision, reason) =
+                (count.packets.to_string(), count.decision.clone(), count.reason.clone());
+            table.add_row([full_name(pod), packets, decision, reason]);
+        }
     }
     table
 }
@@ -196,6 +215,8 @@ mod tests {
             } },
             "packets": [{ "decision": "captured", "reason": "outbound", "packets": 7 },
                         { "decision": "dropped", "reason": "assign", "packets": 0 }],
+            "pod_packets": { "u1": [{ "decision": "captured", "reason": "inbound", "packets": 3 },
+                                    { "decision": "dropped", "reason": "fragment", "packets": 2 }] },
         }))
         .unwrap();
         let text = render(&status, SystemTime::UNIX_EPOCH + Duration::from_secs(120), None);
@@ -204,9 +225,11 @@ mod tests {
             "ztunnel: none is connected",
             "shop/web: port 15001 is in use by the application (2m, tried 3 times)",
             "7        captured  outbound",
+            "shop/web  2        dropped   fragment",
         ] {
             assert!(text.contains(expected), "{expected} is missing in:\n{text}");
         }
+        assert!(!text.contains("inbound"), "what goes its way is no matter of single pods");
         assert!(!text.contains("assign"), "what never happened is left out");
         let narrow = render(&status, SystemTime::UNIX_EPOCH, Some(60));
         assert!(narrow.contains("\nPOD        shop/web\nSTATE      preparing\n"), "{narrow}");

@@ -30,7 +30,7 @@ macro_rules! counters {
         /// A reason for a decision, and its slot in the `COUNTERS` map. Those that are values in `OUTSIDE` keep their numbers over all
         /// layouts, whose programs have that map in common.
         #[repr(u32)]
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         pub enum Counter {
             $($(#[$doc])* $name = $index,)*
         }
@@ -106,10 +106,19 @@ counters! {
 }
 
 impl Counter {
+    /// Whether it is counted for the pod as well, which costs a look-up: not for each packet of what goes its usual way.
+    #[inline(always)]
+    pub const fn is_of_pods(self) -> bool {
+        !matches!(self, Self::CapturedOutbound | Self::ExemptProxy | Self::PassedNotTcp)
+    }
+
     /// Number of slots of the `COUNTERS` map.
     #[expect(clippy::cast_possible_truncation, reason = "there are a few dozen")]
     pub const COUNT: u32 = Self::ALL.len() as u32;
 }
+
+/// Value of `POD_COUNTERS`, for each CPU: a slot for each counter. Those that are not of pods ([`Counter::is_of_pods`]) stay 0.
+pub type PodCounts = [u64; Counter::COUNT as usize];
 
 #[cfg(test)]
 mod tests {

@@ -17,11 +17,11 @@ pub mod packet;
 
 pub use address::Address;
 pub use cgroup_path::CgroupPath;
-pub use counter::{Counter, Decision};
+pub use counter::{Counter, Decision, PodCounts};
 pub use layout::{Flow, ForgedMark, ProbeTarget};
 
 /// Version of all layouts and map definitions together; part of the path the agent pins them under.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Mark of packets that were turned round into `lo`; routed to table 100. Values and mask are Istio's.
 pub const MARK_CAPTURED: u32 = 0x111;

@@ -317,10 +317,12 @@ fn addresses(world: &World, family: Family) -> anyhow::Result<(IpAddr, IpAddr)> 
     Ok((from.address(family)?, to.address(family)?))
 }
 
-/// `reason` is what the count of dropped packets grows under.
+/// `reason` is what the count of dropped packets grows under: of the node, and of the pod that sent them and no other.
 fn dropped(world: &World, family: Family, packet: &[u8], reason: &str) -> anyhow::Result<()> {
     let reason = format!("reason=\"{reason}\"");
     let before = world.counted("east", &reason)?;
+    let of = |pod: &str| world.counted_of("east", pod, &reason);
+    let (own, others) = (of(pods::CLIENT)?, of(pods::NEAR)?);
     // With this protocol the header is the sender's (raw(7), IPPROTO_RAW).
     let socket = raw(world.sandbox.pod(pods::CLIENT)?.net(), family, 255)?;
     let (_, to) = addresses(world, family)?;
@@ -333,6 +335,8 @@ fn dropped(world: &World, family: Family, packet: &[u8], reason: &str) -> anyhow
     }
     let counted = || world.counted("east", &reason).is_ok_and(|now| now > before).then_some(());
     wait::until(Duration::from_secs(5), || "the count of a dropped packet".into(), counted)?;
+    ensure!(of(pods::CLIENT)? > own, "it is not counted for its pod");
+    ensure!(of(pods::NEAR)? == others, "it is counted for another pod");
     let markers = world.capture.as_ref().context("no capture")?.traffic().markers;
     ensure!(markers == 0, "it reached the wire");
     Ok(())

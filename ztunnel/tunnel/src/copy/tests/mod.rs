@@ -4,6 +4,7 @@
 
 mod endings;
 mod fairness;
+mod readiness;
 mod transfer;
 
 use std::io;

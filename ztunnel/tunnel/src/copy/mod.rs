@@ -4,6 +4,10 @@
 //! A direction reads only when the other end has room, so at most one piece is held in between: 64 KiB from a
 //! socket, one frame from a tunnel (1 MiB at most, charged to its window until it is written). A direction
 //! that waits holds nothing.
+//!
+//! To have the kernel move the bytes of two sockets by `splice(2)`, through a pipe, was tried with the bare relay of the benchmark: no
+//! more bytes a second, one stream or eight, for between 16 % less and 15 % more processor time a GiB, and requests as fast as before.
+//! It was not kept: bytes could not be counted until they had left the pipe.
 
 mod endpoint;
 mod pump;

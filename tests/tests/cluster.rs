@@ -1,6 +1,6 @@
 //! The mesh on a real Kubernetes, installed by its chart and taken off again.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
@@ -86,7 +86,7 @@ spec:
   containers:
   - name: caller
     image: localhost/busybox:1
-    args: [-c, "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 8 10.96.77.1 80 | busybox grep pod=server"]
+    args: [-c, "echo begun; printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 8 10.96.77.1 80 | busybox grep pod=server"]
 ---
 "#
     )
@@ -115,6 +115,11 @@ fn captured_first(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.apply(&pods)?;
     for name in &names {
         cluster.until_field("later", &format!("pod/{name}"), ".status.phase", "Succeeded")?;
+    }
+    for name in &names {
+        let log = cluster.kubectl(&["logs", "--namespace=later", "--timestamps", name])?;
+        let [begun, answered] = [&log, log.split_once('\n').context("two lines")?.1].map(stated_time);
+        println!("{name} was answered after {:?}", answered?.duration_since(begun?)?);
     }
     let agents = ["logs", "--namespace=culvert-system", "--selector=app=culvert-agent", "--tail=-1"];
     let log = cluster.kubectl(&agents)?;
@@ -193,6 +198,14 @@ fn rewritten(cluster: &mut Cluster) -> anyhow::Result<()> {
     Ok(wait::try_until(SETTLE, || "the plugin once".to_owned(), once)?)
 }
 
+/// When the container runtime read a line of a log.
+fn stated_time(line: &str) -> anyhow::Result<SystemTime> {
+    let stated = line.split(' ').next().context("a line has a time")?;
+    let output = Command::new("date").args(["+%s.%N", "--date", stated]).output()?;
+    let seconds: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds))
+}
+
 fn policy(cluster: &mut Cluster) -> anyhow::Result<()> {
     label(cluster)?;
     let answered = ["logs", "--namespace=later", "client", "--tail=1"];
@@ -202,14 +215,8 @@ fn policy(cluster: &mut Cluster) -> anyhow::Result<()> {
          spec: {action: DENY, selector: {matchLabels: {app: server}}, rules: [{from: [{source: {principals: [cluster.local/ns/later/sa/client]}}]}]}\n",
     )?;
     let accepted = SystemTime::now();
-    let since = |line: &str| -> anyhow::Result<SystemTime> {
-        let stated = line.split(' ').next().context("a line has a time")?;
-        let output = std::process::Command::new("date").args(["+%s.%N", "--date", stated]).output()?;
-        let seconds: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
-        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds))
-    };
     let log = ["logs", "--namespace=later", "client", "--timestamps", "--tail=200"];
-    let refused = since(&cluster.until_line(&log, &["refused"])?)?;
+    let refused = stated_time(&cluster.until_line(&log, &["refused"])?)?;
     let took = refused.duration_since(accepted).unwrap_or_default();
     println!("the policy refused after {took:?}");
     cluster.kubectl(&["delete", "--namespace=later", "authorizationpolicy", "nobody"])?;

@@ -1,14 +1,20 @@
 //! The mesh on the cluster, installed as a user installs it, and an application in it.
 
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use sandbox::wait;
 
 use super::layout::{Layout, NODES};
-use super::{assets::Assets, helm as helm_program, init, kubectl, within};
+use super::{assets::Assets, helm as helm_program, init, kubectl, up, within};
 use crate::progress::Progress;
 use crate::{cargo, image, workspace};
+
+/// Longer than any of the programs takes by what it is told itself.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The test application's image.
 const ECHO: &str = "localhost/culvert-echo:dev";
@@ -44,12 +50,12 @@ impl Mesh {
         let mut install = helm(layout, &self.helm)?;
         install.args(["install", "culvert"]).arg(workspace().join("deploy/chart"));
         install.args(["--namespace=culvert-system", "--create-namespace", "--wait", "--timeout=90s"]);
-        output(install.args(values(layout)?)).with_context(|| pods(layout, assets))?;
+        run(install.args(values(layout)?)).with_context(|| pods(layout, assets))?;
         progress.at("the example");
         apply(layout, assets, "deploy/examples/cluster")?;
         let mut wait = kubectl(layout, assets)?;
         wait.args(["wait", "--for=condition=Available", "deployments", "--all", "--namespace=shop"]);
-        output(wait.arg("--timeout=60s")).with_context(|| pods(layout, assets))?;
+        run(wait.arg("--timeout=60s")).with_context(|| pods(layout, assets))?;
         progress.done("the mesh and the example are ready");
         Ok(())
     }
@@ -75,7 +81,7 @@ fn values(layout: &Layout) -> anyhow::Result<[String; 2]> {
 
 fn apply(layout: &Layout, assets: &Assets, directory: &str) -> anyhow::Result<()> {
     let mut apply = kubectl(layout, assets)?;
-    output(apply.args(["apply", "--filename"]).arg(workspace().join(directory)))
+    run(apply.args(["apply", "--filename"]).arg(workspace().join(directory)))
 }
 
 /// How the pods stand, for the report of a failure.
@@ -89,8 +95,21 @@ fn pods(layout: &Layout, assets: &Assets) -> String {
     format!("{list}{events}")
 }
 
-fn output(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+/// Runs a program to its end, or to Ctrl-C: helm goes on asking an API server that is gone for a minute.
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let mut errors = tempfile::tempfile()?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
+    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+    let ended = || {
+        if up::is_interrupted() {
+            let _ = child.kill();
+        }
+        child.try_wait().map_err(|error| error.to_string())?.ok_or_else(String::new)
+    };
+    let status = wait::try_until(PATIENCE, || format!("the end of {command:?}"), ended)?;
+    let mut text = String::new();
+    errors.rewind()?;
+    errors.read_to_string(&mut text)?;
+    anyhow::ensure!(status.success(), "{}", text.trim());
     Ok(())
 }

@@ -29,6 +29,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Held by whoever starts or stops machines.
 static MACHINES: Mutex<()> = Mutex::new(());
 
+/// Whether Ctrl-C was pressed.
+pub(super) fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
 /// Starts it, with the mesh unless it is to be bare. At Ctrl-C and at a failure all of it is taken down again.
 pub(super) fn run(layout: &Layout, bare: bool) -> anyhow::Result<()> {
     anyhow::ensure!(
@@ -76,7 +81,7 @@ fn start(layout: &Layout, assets: &Assets) -> anyhow::Result<()> {
 
 fn start_machine(layout: &Layout, machine: Machine, assets: &Assets) -> anyhow::Result<()> {
     let _held = MACHINES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    anyhow::ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    anyhow::ensure!(!is_interrupted(), "interrupted");
     machine::start(layout, machine, assets.directory())
 }
 
@@ -93,9 +98,8 @@ fn succeeds(layout: &Layout, assets: &Assets, arguments: &[&str]) -> anyhow::Res
 
 /// Waits until `holds`; what the machines logged last tells why it does not.
 fn until(what: &str, layout: &Layout, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let interrupted = || INTERRUPTED.load(Ordering::SeqCst);
     let look = || match holds() {
-        _ if interrupted() => Ok(false),
+        _ if is_interrupted() => Ok(false),
         Ok(true) => Ok(true),
         Ok(false) => Err(String::new()),
         Err(error) => Err(error.to_string()),

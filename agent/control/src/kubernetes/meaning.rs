@@ -14,7 +14,7 @@ use crate::manifests::{
 /// What an object is to the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// Nothing: a pod without a node yet, or that has ended and has no address any more; mostly one without an address yet, too.
+    /// Nothing: a pod without a node yet, or that has ended and has no address any more.
     Nothing,
     /// What it says.
     Read(Object),
@@ -22,21 +22,12 @@ pub(super) enum Meaning {
     Unreadable(Unreadable, Option<Object>),
 }
 
-/// What a pod without an address is, whose network its node is making.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Starting {
-    /// A pod: to the agent of its node.
-    Counts,
-    /// Nothing: nobody can talk to it.
-    IsNothing,
-}
-
 impl Meaning {
     /// What an object of this kind means.
-    pub(super) fn of(kind: Kind, tree: &Tree, starting: Starting) -> Self {
+    pub(super) fn of(kind: Kind, tree: &Tree) -> Self {
         let context = Context { origin: Origin::ApiServer, object: ObjectName::of(kind.name(), tree) };
         let object = Field::root(&context, tree);
-        if kind == Kind::Pod && is_nowhere(tree, starting) {
+        if kind == Kind::Pod && is_nowhere(tree) {
             return Self::Nothing;
         }
         match Object::read(kind, &object) {
@@ -50,12 +41,11 @@ impl Meaning {
     }
 }
 
-/// Whether a pod is not scheduled yet, has no address yet, or holds its addresses no longer. A manifest of such a pod would be a mistake.
-fn is_nowhere(pod: &Tree, starting: Starting) -> bool {
+/// Whether a pod is not scheduled yet, or holds its addresses no longer. A manifest of such a pod would be a mistake.
+fn is_nowhere(pod: &Tree) -> bool {
     let has = |path: [&str; 2]| pod.entry(path[0]).is_some_and(|tree| tree.entry(path[1]).is_some());
     let phase = pod.entry("status").and_then(|status| status.text("phase"));
-    let without_address = starting == Starting::IsNothing && !has(["status", "podIPs"]);
-    !has(["spec", "nodeName"]) || without_address || matches!(phase, Some("Succeeded" | "Failed"))
+    !has(["spec", "nodeName"]) || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// What stands for an unreadable object: nothing where its absence opens nothing, or where it is not for connections.
@@ -102,41 +92,30 @@ mod tests {
 
     fn meaning(kind: Kind, object: &Value) -> Meaning {
         let received: Received = serde_json::from_value(object.clone()).unwrap();
-        Meaning::of(kind, &received.tree, Starting::IsNothing)
+        Meaning::of(kind, &received.tree)
     }
 
     fn pod(change: impl Fn(&mut Value)) -> Meaning {
-        meaning(Kind::Pod, &pod_object(change))
-    }
-
-    fn pod_object(change: impl Fn(&mut Value)) -> Value {
         let mut pod = json!({
             "metadata": {"name": "a", "namespace": "shop", "uid": "1a", "creationTimestamp": "2026-01-31T12:00:00Z"},
             "spec": {"nodeName": "east", "containers": [{"name": "a", "env": [{"name": "A"}]}]},
             "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "conditions": [{"type": "Ready", "status": "True"}]},
         });
         change(&mut pod);
-        pod
+        meaning(Kind::Pod, &pod)
     }
 
     #[test]
-    fn to_its_node_a_pod_without_an_address_is_one_whose_network_is_being_made() {
-        let as_created = |pod: &mut Value| pod["status"] = json!({"phase": "Pending"});
-        assert_eq!(pod(as_created), Meaning::Nothing);
-        let received: Received = serde_json::from_value(pod_object(as_created)).unwrap();
-        let Meaning::Read(Object::Pod(read)) = Meaning::of(Kind::Pod, &received.tree, Starting::Counts)
-        else {
+    fn a_pod_without_an_address_is_one_whose_network_is_being_made() {
+        let Meaning::Read(Object::Pod(read)) = pod(|pod| pod["status"] = json!({"phase": "Pending"})) else {
             panic!("not read")
         };
         assert_eq!((read.node.as_str(), read.ready, read.ended), ("east", false, false));
         assert!(read.addresses.is_empty());
-        let ended = pod_object(|pod| pod["status"] = json!({"phase": "Failed"}));
-        let received: Received = serde_json::from_value(ended).unwrap();
-        assert_eq!(Meaning::of(Kind::Pod, &received.tree, Starting::Counts), Meaning::Nothing);
     }
 
     #[test]
-    fn a_pod_is_read_once_it_is_somewhere_and_until_it_has_ended() {
+    fn a_pod_is_read_once_it_has_a_node_and_until_it_has_ended() {
         let Meaning::Read(Object::Pod(read)) = pod(|_| {}) else { panic!("not read") };
         assert_eq!(
             (read.node.as_str(), read.ready, &read.metadata.origin),
@@ -144,7 +123,6 @@ mod tests {
         );
         for (name, path, value) in [
             ("not scheduled", "/spec/nodeName", Value::Null),
-            ("without an address", "/status/podIPs", Value::Null),
             ("ended well", "/status/phase", "Succeeded".into()),
             ("ended", "/status/phase", "Failed".into()),
         ] {

@@ -56,3 +56,39 @@ fn state(objects: &Objects, node: &str, settings: &Settings) -> NodeState {
     let outside = all.filter(|uid| !inside.contains(uid.as_str())).collect();
     NodeState { outside, namespaces: namespaces_of_the_mesh(objects), pods }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_node_its_pods_are_told_inside_and_outside_and_of_all_namespaces_those_of_the_mesh() {
+        let namespace = |name: &str, mode: &str| {
+            format!(
+                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{istio.io/dataplane-mode: {mode}}}}}\n---\n"
+            )
+        };
+        let pod = |uid: &str, namespace: &str, node: &str, label: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p-{uid}, namespace: {namespace}, uid: {uid}, labels: {{{label}}}}}\n\
+                 spec: {{nodeName: {node}}}\n\
+                 status: {{podIPs: [{{ip: 10.0.0.1}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n---\n"
+            )
+        };
+        let text = [
+            namespace("shop", "ambient"),
+            namespace("plain", "none"),
+            pod("a", "shop", "east", ""),
+            pod("b", "shop", "east", "istio.io/dataplane-mode: none"),
+            pod("c", "plain", "east", "istio.io/dataplane-mode: ambient"),
+            pod("d", "plain", "east", ""),
+            pod("e", "shop", "west", ""),
+        ];
+        let objects = Objects::read(std::path::Path::new("a.yaml"), &text.concat()).unwrap();
+        let state = state(&objects, "east", &Settings::default());
+        let inside: Vec<&str> = state.pods.iter().map(|(uid, _)| uid.as_str()).collect();
+        assert_eq!(inside, ["a", "c"]);
+        assert_eq!(state.outside, ["b", "d"].map(str::to_owned).into());
+        assert_eq!(state.namespaces, ["shop".to_owned()].into());
+    }
+}

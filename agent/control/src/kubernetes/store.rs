@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::runtime::watcher::Event;
 
 use super::decode::Received;
-use super::meaning::{Meaning, Starting};
+use super::meaning::Meaning;
 use crate::manifests::{Kind, Objects};
 
 /// Namespace and name.
@@ -14,10 +14,7 @@ type Key = (String, String);
 
 /// The objects of some kinds.
 #[derive(Debug)]
-pub(super) struct Store {
-    kinds: BTreeMap<Kind, Known>,
-    starting: Starting,
-}
+pub(super) struct Store(BTreeMap<Kind, Known>);
 
 /// What is known of a kind.
 #[derive(Debug, Default)]
@@ -30,21 +27,20 @@ struct Known {
 
 impl Store {
     /// Nothing yet of these kinds.
-    pub(super) fn new(kinds: impl IntoIterator<Item = Kind>, starting: Starting) -> Self {
-        Self { kinds: kinds.into_iter().map(|kind| (kind, Known::default())).collect(), starting }
+    pub(super) fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
+        Self(kinds.into_iter().map(|kind| (kind, Known::default())).collect())
     }
 
     /// Takes what a watch says; whether that changes what is known.
     pub(super) fn take(&mut self, kind: Kind, event: Event<Received>) -> bool {
-        let starting = self.starting;
-        let known = self.kinds.entry(kind).or_default();
+        let known = self.0.entry(kind).or_default();
         match event {
             Event::Init => {
                 known.listed.clear();
                 false
             }
             Event::InitApply(object) => {
-                let meaning = Meaning::of(kind, &object.tree, starting);
+                let meaning = Meaning::of(kind, &object.tree);
                 if meaning != Meaning::Nothing {
                     known.listed.insert(key(&object), meaning);
                 }
@@ -56,7 +52,7 @@ impl Store {
                 known.objects = now;
                 changed
             }
-            Event::Apply(object) => known.put(key(&object), Meaning::of(kind, &object.tree, starting)),
+            Event::Apply(object) => known.put(key(&object), Meaning::of(kind, &object.tree)),
             Event::Delete(object) => known.put(key(&object), Meaning::Nothing),
         }
     }
@@ -64,7 +60,7 @@ impl Store {
     /// Takes note that the API server does not have the kind. What it said of it earlier stays: objects end one by one, not with their kind,
     /// and a policy must not end by an API server's passing mistake.
     pub(super) fn lacks(&mut self, kind: Kind) -> bool {
-        let known = self.kinds.entry(kind).or_default();
+        let known = self.0.entry(kind).or_default();
         let first = known.objects.is_none();
         known.objects.get_or_insert_default();
         first
@@ -72,15 +68,13 @@ impl Store {
 
     /// Whether every kind was listed. What is known before is a part, and must not be taken for the whole.
     pub(super) fn is_complete(&self) -> bool {
-        self.kinds.values().all(|known| known.objects.is_some())
+        self.0.values().all(|known| known.objects.is_some())
     }
 
     /// All of it, sorted.
     pub(super) fn objects(&self) -> Objects {
         let mut objects = Objects::default();
-        for meaning in
-            self.kinds.values().filter_map(|known| known.objects.as_ref()).flat_map(BTreeMap::values)
-        {
+        for meaning in self.0.values().filter_map(|known| known.objects.as_ref()).flat_map(BTreeMap::values) {
             match meaning {
                 Meaning::Nothing => {}
                 Meaning::Read(object) => objects.add(object.clone()),
@@ -128,7 +122,7 @@ mod tests {
     }
 
     fn listed() -> Store {
-        let mut store = Store::new([Kind::Namespace], Starting::IsNothing);
+        let mut store = Store::new([Kind::Namespace]);
         for event in [
             Event::Init,
             Event::InitApply(namespace("b", "ambient")),
@@ -176,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_kind_that_the_api_server_lacks_is_empty_unless_it_said_otherwise_before() {
-        let mut store = Store::new([Kind::Namespace], Starting::IsNothing);
+        let mut store = Store::new([Kind::Namespace]);
         assert!(store.lacks(Kind::Namespace));
         assert!(store.is_complete() && names(&store).is_empty());
         let mut store = listed();

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::Cluster;
 use super::decode::Received;
-use super::meaning::Starting;
 use super::pauses::Pauses;
 use super::store::Store;
 use crate::manifests::{Kind, Objects};
@@ -41,14 +40,6 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// What a pod is whose network is still being made.
-    fn starting(&self) -> Starting {
-        match self {
-            Self::Mesh => Starting::IsNothing,
-            Self::Node(_) => Starting::Counts,
-        }
-    }
-
     /// The kinds, and which objects of them.
     fn kinds(&self) -> Vec<(Kind, watcher::Config)> {
         let config = || watcher::Config::default().timeout(WATCH_SECONDS);
@@ -108,7 +99,7 @@ impl Watches {
     /// Begins to watch when it is asked for the first state.
     pub fn new(cluster: &Cluster, scope: &Scope) -> Self {
         let kinds = scope.kinds();
-        let store = Store::new(kinds.iter().map(|(kind, _)| *kind), scope.starting());
+        let store = Store::new(kinds.iter().map(|(kind, _)| *kind));
         let said = kinds.into_iter().map(|(kind, config)| watch(cluster.client(), kind, config)).collect();
         Self { said, store, changed: false, told: BTreeMap::new() }
     }

@@ -88,7 +88,7 @@ pub struct Enrolled {
 /// The mesh state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Translation {
-    /// Every pod that has not ended, and endpoints of Services that are no pods.
+    /// Every pod that has not ended, of those without an address only the ones that are in the mesh, and endpoints of Services that are no pods.
     pub workloads: Vec<Workload>,
     /// Every Service.
     pub services: Vec<Service>,
@@ -185,8 +185,15 @@ pub fn translate(objects: &Objects, settings: &Settings) -> Translation {
     let mut pods = Vec::new();
     let mut strict_policies = BTreeMap::new();
     for pod in objects.pods.iter().filter(|pod| !pod.ended) {
+        // One whose network is being made can be called by nobody; its own node's proxy has to know it before it calls others.
+        let starts = pod.addresses.is_empty();
+        if starts && !workload::is_enrolled(pod, &surroundings) {
+            continue;
+        }
         let mut workload = workload::workload(pod, &surroundings, settings, &mut warnings);
-        workload.services = service::memberships(pod, &selectors, &mut warnings);
+        if !starts {
+            workload.services = service::memberships(pod, &selectors, &mut warnings);
+        }
         workload.authorization_policies = authorization::selecting(pod, &authorizations);
         let effective = modes.of_pod(pod);
         if let Some(policy) = effective.policy() {

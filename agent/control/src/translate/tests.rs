@@ -55,6 +55,23 @@ fn a_pod_is_in_the_mesh_when_its_namespace_or_itself_says_so() {
 }
 
 #[test]
+fn a_pod_of_the_mesh_is_known_before_it_has_an_address_and_is_nobodys_endpoint_until_then() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+        spec: {clusterIP: 10.1.0.1, selector: {app: web}, publishNotReadyAddresses: true, ports: [{port: 80}]}\n---\n";
+    let inside = pod("in", "10.0.0.1", ", labels: {app: web, istio.io/dataplane-mode: ambient}", "");
+    let outside = pod("out", "10.0.0.2", ", labels: {app: web}", "");
+    let text = format!("{service}{inside}{outside}");
+    let mut objects = Objects::read(std::path::Path::new("a.yaml"), &text).unwrap();
+    let endpoints = |objects: &Objects| {
+        let workloads = translate(objects, &Settings::default()).workloads;
+        workloads.iter().map(|pod| (pod.name.clone(), pod.services.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(endpoints(&objects), [("in".to_owned(), 1), ("out".to_owned(), 1)]);
+    objects.pods.iter_mut().for_each(|pod| pod.addresses.clear());
+    assert_eq!(endpoints(&objects), [("in".to_owned(), 0)]);
+}
+
+#[test]
 fn the_agent_is_told_all_it_needs_of_a_pod() {
     let metadata = ", uid: u-1, labels: {istio.io/dataplane-mode: ambient}, annotations: {culvert.dev/netns: /run/netns/x}";
     let spec = ", serviceAccountName: web, containers: [{livenessProbe: {tcpSocket: {port: 81}}, readinessProbe: {httpGet: {port: 80}}}]";

@@ -74,6 +74,8 @@ pub enum Ztunnels {
     /// As Istio's: of pods, and nothing but them, by their node's agent, so that they make the listeners there by themselves;
     /// configuration and certificates they have from the control plane.
     AsIstios,
+    /// Of pods and certificates by their node's agent, and what the mesh is by [`Mesh::local_file`].
+    OfAFile,
 }
 
 /// How a mesh is started.
@@ -252,6 +254,9 @@ impl Mesh {
             Ztunnels::Ours => program
                 .env("XDS_ADDRESS", "unix:///run/culvert/xds.sock")
                 .env("CA_ADDRESS", "unix:///run/culvert/xds.sock"),
+            Ztunnels::OfAFile => program
+                .env("LOCAL_XDS_PATH", self.local_file())
+                .env("CA_ADDRESS", "unix:///run/culvert/xds.sock"),
             Ztunnels::AsIstios => {
                 let control = format!("https://{}", self.control_address);
                 program
@@ -269,6 +274,16 @@ impl Mesh {
         let process = program.spawn(&node.place("ztunnel")?, &self.ztunnel_log(node.name()))?;
         self.ztunnels.insert(node.name().to_owned(), process);
         Ok(())
+    }
+
+    /// By whom the ztunnels that are started from now on are told of the mesh.
+    pub fn set_ztunnels(&mut self, ztunnels: Ztunnels) {
+        self.options.ztunnels = ztunnels;
+    }
+
+    /// What ztunnels are told the mesh is, where that is not the control plane's to say.
+    pub fn local_file(&self) -> PathBuf {
+        self.directory.join("local.yaml")
     }
 
     /// Sets a variable for the ztunnels that are started from now on.

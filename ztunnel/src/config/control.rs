@@ -52,7 +52,8 @@ pub(crate) struct Control {
     #[arg(long, env = "LOCAL_XDS", value_name = "YAML")]
     local_xds_text: Option<String>,
     /// Whether workloads and services are asked for when a pod calls them, instead of all at the start. The xDS address must offer
-    /// it, as istiod does; ours offers everything at once alone.
+    /// it, as istiod does; ours offers everything at once alone. DNS is answered of what is known: the name of a service of which nothing has
+    /// been called yet goes to the pod's own DNS servers.
     #[arg(long, env = "XDS_ON_DEMAND", default_value_t = false, action = clap::ArgAction::Set)]
     pub(crate) xds_on_demand: bool,
     #[arg(skip)]

@@ -80,7 +80,7 @@ fn a_mesh_config_that_is_none_stops_the_start_with_its_place() {
 
 /// Every variable that Istio's ztunnel reads (contract 1.5 and where else it names one), but for families, which have a text of their own
 /// in the help.
-const ISTIOS: [&str; 63] = [
+const ISTIOS: [&str; 66] = [
     "ADMIN_ADDR",
     "ALT_CA_HOSTNAME",
     "ALT_XDS_HOSTNAME",
@@ -129,9 +129,11 @@ const ISTIOS: [&str; 63] = [
     "PROXY_CONFIG",
     "PROXY_MODE",
     "PROXY_WORKLOAD_INFO",
+    "READINESS_ADDR",
     "RUST_LOG",
     "SECRET_TTL",
     "SERVICE_ACCOUNT",
+    "STATS_ADDR",
     "TERMINATION_GRACE_PERIOD_SECONDS",
     "TLS12_ENABLED",
     "TRUST_DOMAIN",
@@ -143,6 +145,7 @@ const ISTIOS: [&str; 63] = [
     "XDS_ROOT_CA",
     "ZTUNNEL_CPU_LIMIT",
     "ZTUNNEL_RESOURCE_CPU_LIMIT",
+    "ZTUNNEL_RESOURCE_CPU_REQUEST",
     "ZTUNNEL_WORKER_THREADS",
 ];
 

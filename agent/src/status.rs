@@ -197,11 +197,10 @@ impl Board {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn status(state: State, error: Option<&str>) -> PodStatus {
-        PodStatus {
+impl PodStatus {
+    /// A pod of which only that matters.
+    pub(crate) fn in_state(state: State, error: Option<&str>) -> Self {
+        Self {
             name: "web".into(),
             namespace: "shop".into(),
             service_account: "web".into(),
@@ -222,20 +221,25 @@ mod tests {
             }),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn the_length_of_a_state_and_of_a_failure_carry_on() {
         let board = Board::default();
         let uid = PodUid::from("a");
-        board.post(&uid, status(State::Searching, Some("no_process")));
+        board.post(&uid, PodStatus::in_state(State::Searching, Some("no_process")));
         let first = board.all()[&uid].clone();
-        board.post(&uid, status(State::Searching, Some("no_process")));
+        board.post(&uid, PodStatus::in_state(State::Searching, Some("no_process")));
         let second = board.all()[&uid].clone();
         assert_eq!(second.since, first.since);
         let (was, now) = (first.last_error.unwrap(), second.last_error.unwrap());
         assert_eq!((now.since, now.attempts), (was.since, 2));
 
-        board.post(&uid, status(State::Searching, Some("port_in_use")));
+        board.post(&uid, PodStatus::in_state(State::Searching, Some("port_in_use")));
         assert_eq!(board.all()[&uid].last_error.as_ref().unwrap().attempts, 1, "another failure begins anew");
         assert_eq!((board.count(State::Searching), board.count(State::Enrolled)), (1, 0));
     }

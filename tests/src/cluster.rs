@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sandbox::{interrupt, wait};
 
 use crate::places::{binary, workspace};
@@ -15,11 +19,13 @@ pub const SETTLE: Duration = Duration::from_secs(30);
 /// The nodes.
 pub const NODES: [&str; 2] = ["east", "west"];
 
-/// The cluster; it goes with this value.
+/// How the cluster is reached.
 #[derive(Clone, Debug)]
 struct Handle {
     xtask: PathBuf,
     directory: PathBuf,
+    /// What brings it up, while that runs.
+    running: Arc<Mutex<Option<Pid>>>,
 }
 
 /// The cluster; it goes with this value.
@@ -30,18 +36,24 @@ impl Cluster {
     /// Brings it up, with the mesh and the example, and applies the manifests `tests/manifests/cluster/later.yaml`.
     pub fn start() -> anyhow::Result<Self> {
         let directory = workspace().join("target/test-cluster");
-        let handle = Handle { xtask: binary("XTASK_BIN")?, directory };
+        let handle = Handle { xtask: binary("XTASK_BIN")?, directory, running: Arc::default() };
         // What a run left that was ended by force.
         handle.run(&["down"])?;
         let cluster = Self(handle.clone());
         std::thread::spawn(move || {
             let asked = interrupt::wait(Duration::MAX, || Ok::<_, sandbox::Error>(()));
+            // It takes down what it has begun, and would go on otherwise.
+            if let Some(running) = *handle.running.lock().unwrap_or_else(PoisonError::into_inner) {
+                let _ = kill(running, Signal::SIGTERM);
+                let ended = || (kill(running, None) == Err(Errno::ESRCH)).then_some(());
+                let _ = wait::until(SETTLE, || "the end of what brings it up".to_owned(), ended);
+            }
             if let Err(error) = asked.map_err(anyhow::Error::from).and_then(|()| handle.run(&["down"])) {
                 eprintln!("taking the cluster down: {error:#}");
             }
             std::process::exit(130);
         });
-        cluster.0.run(&["up"])?;
+        cluster.0.up()?;
         cluster.apply_file("later.yaml")?;
         let pods = ["wait", "--namespace=later", "--for=condition=Ready", "pod", "--all", "--timeout=30s"];
         cluster.kubectl(&pods)?;
@@ -132,10 +144,26 @@ impl Drop for Cluster {
 }
 
 impl Handle {
-    fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.xtask);
-        command.arg("cluster").arg("--directory").arg(&self.directory).args(arguments);
-        let output = command.stdin(Stdio::null()).output().context("starting xtask")?;
+        command.arg("cluster").arg("--directory").arg(&self.directory).stdin(Stdio::null());
+        command
+    }
+
+    fn up(&self) -> anyhow::Result<()> {
+        let mut up = self.command();
+        let up =
+            up.arg("up").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("starting xtask")?;
+        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        *running() = Some(Pid::from_raw(up.id().try_into()?));
+        let output = up.wait_with_output()?;
+        *running() = None;
+        anyhow::ensure!(output.status.success(), "up failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.command().args(arguments).output().context("starting xtask")?;
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         anyhow::ensure!(output.status.success(), "{} failed: {errors}", arguments.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -211,13 +211,12 @@ async fn answered<Q: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
-    use std::time::SystemTime;
 
     use cni::members::Members;
     use tokio::sync::watch;
 
     use super::*;
-    use crate::status::{LastError, PodStatus};
+    use crate::status::PodStatus;
 
     struct Stage {
         service: Arc<Service>,
@@ -239,27 +238,7 @@ mod tests {
         }
 
         fn post(&self, state: State, netns: &str, error: Option<&str>) {
-            let now = SystemTime::now();
-            let status = PodStatus {
-                name: "web".into(),
-                namespace: "shop".into(),
-                service_account: "web".into(),
-                addresses: vec![],
-                strict: false,
-                state,
-                since: now,
-                netns: Some(netns.to_owned()),
-                devices: vec![],
-                links: vec![],
-                listeners: vec![],
-                pre_mesh: vec![],
-                last_error: error.map(|message| LastError {
-                    message: message.into(),
-                    reason: message.into(),
-                    since: now,
-                    attempts: 1,
-                }),
-            };
+            let status = PodStatus { netns: Some(netns.to_owned()), ..PodStatus::in_state(state, error) };
             self.service.board.post(&PodUid::from("1a"), status);
         }
     }

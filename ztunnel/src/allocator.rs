@@ -19,10 +19,13 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static JEMALLOC: Jemalloc = Jemalloc;
 
-/// jemalloc's options (its manual, section "TUNING"). Freed pages go back to the system after a second in place of ten, also when nobody
-/// allocates any more: what a burst took must not stay with an idle proxy.
+/// jemalloc's options (its manual, section "TUNING"). Freed pages go back to the system after 0.2 s in place of ten, also when nobody
+/// allocates any more: what a burst took must not stay with an idle proxy. A thread keeps freed pieces of 20 KiB at most, which a TLS
+/// record fits, and not of 32. With a second and 32 KiB the two proxies between nodes held 38 MiB under pings on 64 connections in place
+/// of 32, 34 in place of 30 while connections came and went, 47 in place of 38 under eight streams; processor time, in turns, was the same
+/// for connections and streams of one, and 2 % more for eight.
 // SAFETY: jemalloc declares a pointer to a string that ends with a zero byte under this name, which nothing else defines; a reference
 // to an array is such a pointer, and what it refers to is never freed.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static OPTIONS: &[u8; 85] =
-    b"background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+static OPTIONS: &[u8; 101] =
+    b"background_thread:true,max_background_threads:1,dirty_decay_ms:200,muzzy_decay_ms:0,tcache_max:20480\0";

@@ -185,10 +185,12 @@ pub(super) fn urgent(world: &mut World) -> anyhow::Result<()> {
                         "the urgent byte was not sent"
                     );
                     (&one).write_all(b"after")?;
+                    // All of it comes without an end that follows.
+                    let mut received = [0; b"before!after".len()];
+                    other.read_exact(&mut received)?;
+                    ensure!(&received == b"before!after", "{:?}", received.escape_ascii().to_string());
                     one.shutdown(std::net::Shutdown::Write)?;
-                    let mut received = String::new();
-                    other.read_to_string(&mut received)?;
-                    ensure!(received == "before!after", "{received:?}");
+                    ensure!(other.read(&mut received)? == 0, "more than was sent");
                     Ok(())
                 };
                 check().with_context(|| {

@@ -198,8 +198,10 @@ async fn end_of<C>(
         // Who has ended as well, and is gone for good, may answer what comes after that with a reset: it misses nothing.
         Broken::AfterEnd(error) => match last_bytes(progress, other).await {
             Some(Broken::Reader(error)) => End::Broken { side: to, error },
-            _ if progress.is_done() => End::Finished,
-            _ => End::Broken { side: to, error },
+            Some(Broken::Writer(error)) => End::Broken { side: from, error },
+            Some(Broken::AfterEnd(_)) => End::Finished,
+            None if progress.is_done() => End::Finished,
+            None => End::Broken { side: to, error },
         },
     }
 }

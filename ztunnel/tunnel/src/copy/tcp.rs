@@ -5,7 +5,6 @@ use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::buf::Limit;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -57,7 +56,9 @@ impl Reader for TcpReader<'_> {
     fn take(&mut self, limit: usize) -> io::Result<Taken> {
         let size = self.next.min(limit);
         let mut buffer = BytesMut::with_capacity(size).limit(size);
-        let read = match self.read(&mut buffer, size) {
+        // Read until the kernel has no more: a read that does not fill its buffer need not have emptied the socket. It stops before a
+        // byte that was sent as urgent, and nothing tells of what is behind that.
+        let read = match self.stream.try_read_buf(&mut buffer) {
             Ok(0) => return Ok(Taken::End),
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -75,19 +76,6 @@ impl Reader for TcpReader<'_> {
     }
 
     fn release(&mut self, _count: usize) {}
-}
-
-impl TcpReader<'_> {
-    /// Reads up to `size` bytes. Fewer mean that the socket is empty: the runtime is told, and waits for the kernel's next word in place
-    /// of asking once more for nothing. (An end of the stream is a word of its own, which is not forgotten.)
-    fn read(&self, buffer: &mut Limit<BytesMut>, size: usize) -> io::Result<usize> {
-        let mut read = 0;
-        let all = self.stream.try_io(Interest::READABLE, || {
-            read = self.stream.try_read_buf(buffer)?;
-            if 0 < read && read < size { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(read) }
-        });
-        if read > 0 { Ok(read) } else { all }
-    }
 }
 
 /// Waits for an error of the socket.

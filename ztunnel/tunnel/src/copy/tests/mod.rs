@@ -4,7 +4,6 @@
 
 mod endings;
 mod fairness;
-mod readiness;
 mod transfer;
 
 use std::io;

@@ -16,6 +16,9 @@ pub enum ChainError {
     /// It is no object, or without plugins.
     #[error("it has no plugins")]
     NoPlugins,
+    /// It has no name, without which container runtimes do not take it.
+    #[error("it has no name")]
+    NoName,
 }
 
 /// What the plugin is told.
@@ -36,12 +39,14 @@ impl Told<'_> {
 /// A list of plugins, read from a `.conflist`, or made of the one of a `.conf` or `.json`.
 ///
 /// # Errors
-/// It is neither.
+/// It is neither, or has no name.
 pub fn read(text: &str) -> Result<Map<String, Value>, ChainError> {
     let content = serde_json::from_str(text).map_err(|error| ChainError::Unreadable(error.to_string()))?;
     let Value::Object(mut content) = content else { return Err(ChainError::NoPlugins) };
+    let is_named = content.get("name").is_some_and(Value::is_string);
+    let named = |list| if is_named { Ok(list) } else { Err(ChainError::NoName) };
     if content.get("plugins").and_then(Value::as_array).is_some_and(|plugins| !plugins.is_empty()) {
-        return Ok(content);
+        return named(content);
     }
     if !content.get("type").is_some_and(Value::is_string) {
         return Err(ChainError::NoPlugins);
@@ -50,7 +55,7 @@ pub fn read(text: &str) -> Result<Map<String, Value>, ChainError> {
     let mut list: Map<String, Value> =
         common.filter_map(|key| Some((key.to_owned(), content.remove(key)?))).collect();
     list.insert("plugins".to_owned(), Value::Array(vec![Value::Object(content)]));
-    Ok(list)
+    named(list)
 }
 
 /// The list with the plugin at its end, told this; none where that is so already.
@@ -140,6 +145,8 @@ mod tests {
             ("[]", ChainError::NoPlugins),
             ("{}", ChainError::NoPlugins),
             (r#"{"plugins": []}"#, ChainError::NoPlugins),
+            (r#"{"plugins": [{"type": "bridge"}]}"#, ChainError::NoName),
+            (r#"{"type": "bridge"}"#, ChainError::NoName),
         ] {
             assert_eq!(read(text), Err(expected), "{text}");
         }

@@ -14,6 +14,14 @@ pub const BESIDE: &str = ".new";
 /// # Errors
 /// A system call's. The file is as it was.
 pub fn write(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    write_if(path, mode, content, || true).map(drop)
+}
+
+/// As [`write`], if it is `still` right once all is on the disk, just before it is moved; returns whether it was.
+///
+/// # Errors
+/// A system call's. The file is as it was.
+pub fn write_if(path: &Path, mode: u32, content: &[u8], still: impl FnOnce() -> bool) -> io::Result<bool> {
     let mut name = OsString::from(path);
     name.push(format!(".{}{BESIDE}", std::process::id()));
     let beside = PathBuf::from(name);
@@ -27,10 +35,19 @@ pub fn write(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        if !still() {
+            fs::remove_file(&beside)?;
+            return Ok(false);
+        }
+        fs::rename(&beside, path)?;
+        Ok(true)
     };
-    fill().inspect_err(|_| drop(fs::remove_file(&beside)))?;
-    File::open(path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()
+    if !fill().inspect_err(|_: &io::Error| drop(fs::remove_file(&beside)))? {
+        return Ok(false);
+    }
+    let directory = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -58,6 +75,16 @@ mod tests {
         fs::create_dir(&path).unwrap();
         write(&path, 0o600, b"x").unwrap_err();
         assert!(path.is_dir());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_right_any_more_is_not_put_in_place_and_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        assert!(write_if(&path, 0o600, b"one", || true).unwrap());
+        assert!(!write_if(&path, 0o600, b"two", || false).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

@@ -164,7 +164,7 @@ impl Observed {
         encoder: &mut DescriptorEncoder<'_>,
         counted: &BTreeMap<PodUid, Counted>,
     ) -> Result<(), std::fmt::Error> {
-        let help = "The same for each pod by the addresses in the packets, without what goes its usual way on a connection";
+        let help = "The same for each pod by the addresses in the packets, since the agent's start, without what goes its usual way on a connection";
         let mut packets = encoder.encode_descriptor("bpf_pod_packets", help, None, MetricType::Counter)?;
         for (uid, pod) in self.board.all() {
             for (counter, count) in counted.get(&uid).into_iter().flatten() {

@@ -197,7 +197,10 @@ impl Programs {
     pub(crate) fn name_address(&mut self, pod: &PodKey, address: IpAddr) -> Result<(), MapError> {
         self.maps.pod_addresses.insert(Address::from(address), 1, 0).map_err(in_map("POD_ADDRESSES"))?;
         let before = self.addresses.insert(address, pod.clone());
-        self.begin_counts(address, before.is_some_and(|owner| owner != *pod))
+        if let Err(error) = self.begin_counts(address, pod_counters::is_anew(before.as_ref(), pod)) {
+            tracing::warn!(%address, %pod, %error, "what is done with the packets of this address is not counted for its pod");
+        }
+        Ok(())
     }
 
     /// Names the listener on 15001 of the namespace that has `address`, for connections that reuse the ends of one in TIME_WAIT at

@@ -19,7 +19,7 @@ const NOT_IF_THERE: u64 = 1;
 pub(crate) type Counted = BTreeMap<Counter, u64>;
 
 impl Programs {
-    /// Counts for `address` from now on, or goes on counting, over a restart of the agent too; `anew` if it was another pod's.
+    /// Counts for `address`: from now on if `anew`, else since it was last called so.
     pub(super) fn begin_counts(&mut self, address: std::net::IpAddr, anew: bool) -> Result<(), MapError> {
         let cpus = nr_cpus().map_err(|(_, error)| in_map(MAP)(error.into()))?;
         let none: PodCounts = [0; Counter::COUNT as usize];
@@ -54,6 +54,12 @@ impl Programs {
     }
 }
 
+/// Whether the counts for an address begin when it is named as the pod's. For an agent that has just started they do: nothing says whose
+/// the ones were that its predecessor left.
+pub(super) fn is_anew(before: Option<&PodKey>, pod: &PodKey) -> bool {
+    before != Some(pod)
+}
+
 /// The sums over CPUs and addresses.
 fn sums<'a>(counts: impl IntoIterator<Item = (&'a PodKey, PodCounts)>) -> BTreeMap<PodKey, Counted> {
     let mut pods: BTreeMap<PodKey, Counted> = BTreeMap::new();
@@ -81,6 +87,14 @@ mod tests {
         let mut counts = [0; Counter::COUNT as usize];
         of.iter().for_each(|(counter, count)| counts[*counter as usize] = *count);
         counts
+    }
+
+    #[test]
+    fn counts_begin_when_an_address_is_first_named_and_when_it_becomes_another_pods() {
+        let (web, db) = (PodKey::new("web"), PodKey::new("db"));
+        assert!(is_anew(None, &web));
+        assert!(is_anew(Some(&db), &web));
+        assert!(!is_anew(Some(&web), &web));
     }
 
     #[test]

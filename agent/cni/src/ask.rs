@@ -2,11 +2,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A pod, as the container runtime names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +89,50 @@ impl Question {
 
 /// Beyond the patience that the agent is told of: what it says when that is over has to arrive, too.
 const GRACE: Duration = Duration::from_secs(1);
+/// An answer is not longer, bytes.
+const LIMIT: u64 = 64 * 1024;
 
-/// Asks the agent at `socket`.
+/// A connection that is over at a time, whatever the other side does.
+struct Timed {
+    stream: UnixStream,
+    deadline: Instant,
+}
+
+impl Timed {
+    fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // Linux waits so long for a place in a full backlog, too (unix(7) does not say it; `unix_stream_connect` does).
+        socket.set_write_timeout(Some(left(deadline)?))?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(Self { stream: OwnedFd::from(socket).into(), deadline })
+    }
+}
+
+impl io::Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl io::Write for Timed {
+    fn write(&mut self, content: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write(content)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// The time until then, if there is any.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// Asks the agent at `socket`; it takes `patience` and a second at most.
 ///
 /// # Errors
 /// Nobody is there, or the answer is late or none.
@@ -98,16 +142,14 @@ pub fn ask<Q: Serialize, A: for<'a> Deserialize<'a>>(
     content: &Q,
     patience: Duration,
 ) -> io::Result<A> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience + GRACE))?;
-    stream.set_write_timeout(Some(GRACE))?;
+    let mut stream = Timed::connect(socket, Instant::now() + patience + GRACE)?;
     let content = serde_json::to_vec(content)?;
     let head = format!("POST {} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", question.path(), content.len());
     stream.write_all(head.as_bytes())?;
     stream.write_all(&content)?;
     // The answer ends with the connection.
     let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream.take(LIMIT).read_to_string(&mut answer)?;
     let (head, body) =
         answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("it ended the connection"))?;
     if !head.lines().next().is_some_and(|line| line.contains(" 200 ")) {
@@ -159,5 +201,54 @@ mod tests {
         let content = Sandboxes { containers: vec![] };
         let error = ask::<_, Answer>(&nobody, Question::Keep, &content, Duration::from_secs(5)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn an_agent_that_takes_no_connection_is_waited_for_no_longer_than_patience_lasts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cni.sock");
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _only = UnixStream::connect(&path).unwrap();
+        let content = Sandboxes { containers: vec![] };
+        let error = ask::<_, Answer>(&path, Question::Keep, &content, Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_answer_that_trickles_in_is_waited_for_no_longer_than_patience_lasts() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("cni.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // A byte at a time, until the other side goes: never is there none for longer than patience lasts.
+            stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            while !matches!(stream.read(&mut [0; 1024]), Ok(0)) && stream.write_all(b"x").is_ok() {}
+        });
+        let content = Sandboxes { containers: vec![] };
+        let error = ask::<_, Answer>(&socket, Question::Keep, &content, Duration::ZERO).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        agent.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_without_an_end_is_read_to_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("cni.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut written = 0;
+            while stream.write_all(&[b'x'; 1024]).is_ok() {
+                written += 1024;
+            }
+            written
+        });
+        let content = Sandboxes { containers: vec![] };
+        let error = ask::<_, Answer>(&socket, Question::Keep, &content, Duration::from_secs(60)).unwrap_err();
+        assert_eq!(error.to_string(), "it ended the connection");
+        assert!(agent.join().unwrap() < 1024 * 1024, "what is in the socket's buffer is beside it");
     }
 }

@@ -85,4 +85,13 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn who_leaves_a_cluster_and_forgets_to_say_so_does_not_clear_this_node() {
+        let parsed = |args: &[&str]| Cli::try_parse_from(["culvert", "uninstall"].iter().chain(args));
+        assert!(parsed(&["--namespace", "culvert"]).is_err());
+        assert!(parsed(&["--cluster", "end-agents"]).is_err());
+        assert!(parsed(&["--cluster", "end-agents", "--namespace", "culvert"]).is_ok());
+        assert!(parsed(&[]).is_ok());
+    }
 }

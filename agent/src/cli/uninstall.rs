@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, requires = "namespace")]
     cluster: Option<ClusterStep>,
     /// With --cluster: the namespace of the agents.
-    #[arg(long)]
+    #[arg(long, requires = "cluster")]
     namespace: Option<String>,
 }
 

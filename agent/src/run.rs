@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::cni::members::Members;
 use anyhow::Context as _;
 use api::ca::CaClient;
 use api::channel::{Credentials, Roots, Server, ServerAddress};
@@ -258,27 +259,44 @@ fn with_sandboxes(
     (merged, attachments)
 }
 
-/// Takes pods from the API server, if that is where they come from, and has the CNI plugin for them; returns who is in the mesh.
+/// Takes pods from the API server, if that is where they come from, and has the CNI plugin for them; returns what is known of who is in the mesh.
 fn follow_api_server(
     config: &AgentConfig,
     copy: Arc<Copy>,
     readiness: &Readiness,
     tasks: &mut Tasks,
-) -> cni::Membership {
+) -> cni::Knowledge {
     let PodSource::ApiServer { cluster, root_namespace } = &config.pods else {
-        return watch::Sender::new(None).subscribe();
+        return cni::Knowledge::none();
     };
     let last = config.plugin.as_ref().and_then(|plugin| block_in_place(|| cni::last_members(&plugin.places)));
-    let (sender, members) = watch::channel(last);
+    let (sender, told) = watch::channel(None);
     let node_pods = NodePods::new(cluster, &config.node, root_namespace);
+    let heard = node_pods.heard();
     tasks.spawn("pods of the API server", async move { copy.follow_api_server(node_pods, sender).await });
     if let Some(plugin) = &config.plugin {
         let unready = readiness.block("the CNI plugin");
         let socket = config.run_dir.join("cni.sock");
-        let kept = cni::keep_installed(plugin.clone(), socket, members.clone(), unready, tasks.stop());
+        let written = written_members(last.clone(), told.clone(), tasks);
+        let kept = cni::keep_installed(plugin.clone(), socket, written, unready, tasks.stop());
         tasks.spawn_told("the CNI plugin", kept);
     }
-    members
+    cni::Knowledge { told, last, heard }
+}
+
+/// What the file of members has to say: what a predecessor left, until the API server has told of all.
+fn written_members(
+    last: Option<Arc<Members>>,
+    mut told: cni::Membership,
+    tasks: &mut Tasks,
+) -> cni::Membership {
+    let (sender, written) = watch::channel(last);
+    tasks.spawn("members", async move {
+        while told.changed().await.is_ok() {
+            sender.send_replace(told.borrow_and_update().clone());
+        }
+    });
+    written
 }
 
 /// Who is taken for this node's ztunnel.

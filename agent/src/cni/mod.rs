@@ -10,7 +10,7 @@ mod service;
 
 pub(crate) use attachments::Attachments;
 pub(crate) use install::{Installation, keep_installed, last_members};
-pub(crate) use service::Service;
+pub(crate) use service::{Knowledge, Service};
 
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use futures::stream::{self, BoxStream, SelectAll};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Cluster;
@@ -93,6 +94,7 @@ pub struct Watches {
     changed: bool,
     /// When a failure with a kind was told last.
     told: BTreeMap<Kind, Instant>,
+    heard: watch::Sender<bool>,
 }
 
 impl Watches {
@@ -101,7 +103,12 @@ impl Watches {
         let kinds = scope.kinds();
         let store = Store::new(kinds.iter().map(|(kind, _)| *kind));
         let said = kinds.into_iter().map(|(kind, config)| watch(cluster.client(), kind, config)).collect();
-        Self { said, store, changed: false, told: BTreeMap::new() }
+        Self { said, store, changed: false, told: BTreeMap::new(), heard: watch::Sender::new(false) }
+    }
+
+    /// Whether the last that came was a word of the API server's, and no failure to hear from it.
+    pub fn heard(&self) -> watch::Receiver<bool> {
+        self.heard.subscribe()
     }
 
     /// Waits for the next state that differs from the last one returned; the first is returned once every kind was listed.
@@ -126,7 +133,13 @@ impl Watches {
             return std::future::pending().await;
         };
         match said {
-            Ok(event) => self.changed |= self.store.take(kind, event),
+            Ok(event) => {
+                // That a list begins is said without asking the API server.
+                if !matches!(event, Event::Init) {
+                    self.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
+                }
+                self.changed |= self.store.take(kind, event);
+            }
             Err(error) => self.fail(kind, &error),
         }
     }
@@ -144,6 +157,7 @@ impl Watches {
             }
             return;
         }
+        self.heard.send_if_modified(|heard| std::mem::replace(heard, false));
         let now = Instant::now();
         if self.told.get(&kind).is_none_or(|told| now.duration_since(*told) >= TELL) {
             self.told.insert(kind, now);

@@ -33,6 +33,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; more wait in the kernel's queue. The metrics port is open to the network, and must not
 /// cost the process its descriptors.
 const MAX_CONNECTIONS: usize = 64;
+/// The same on a unix socket, where only our own user is let in. The CNI plugin asks on one, for each pod that starts, and waits with
+/// a connection open until it is captured: more than kubelet starts at once (110 pods a node, unless it is told otherwise).
+const MAX_LOCAL_CONNECTIONS: usize = 512;
 /// The largest request body, bytes.
 const MAX_BODY: usize = 1024 * 1024;
 /// How long the acceptor rests when the kernel refuses a connection, mostly for want of descriptors.
@@ -196,7 +199,10 @@ impl Admin {
     pub async fn serve(self, routes: Routes, stop: impl Future<Output = ()> + Send) {
         let routes = Arc::new(routes);
         let connections = GracefulShutdown::new();
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(match self.listener {
+            Listener::Tcp(_) => MAX_CONNECTIONS,
+            Listener::Unix(..) => MAX_LOCAL_CONNECTIONS,
+        }));
         let mut stop = pin!(stop);
         loop {
             let next = async {

@@ -145,6 +145,13 @@ pub(crate) fn build_tests(end_to_end: bool) -> anyhow::Result<Vec<TestProgram>> 
     Ok(programs(compile("building the tests", &arguments)?))
 }
 
+/// Builds the unit tests of these libraries with the features that they have without the rest of the workspace.
+pub(crate) fn build_tests_alone(libraries: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+    let mut arguments = vec!["test", "--no-run", "--release", "--locked", "--lib"];
+    arguments.extend(libraries.iter().flat_map(|library| ["--package", library]));
+    Ok(programs(compile(&format!("building the tests of {}", libraries.join(" and ")), &arguments)?))
+}
+
 /// Builds and runs a benchmark of a crate, which prints its own figures; whether it ended well.
 pub(crate) fn bench(package: &str, name: &str) -> anyhow::Result<bool> {
     let arguments = ["bench", "--no-run", "--locked", "--package", package, "--bench", name];
